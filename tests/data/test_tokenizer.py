@@ -1,0 +1,124 @@
+"""Vocabularies trained and read: reversible, deterministic, and deaf to special tokens spelled out in documents."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import sysconfig
+import textwrap
+
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers
+
+from wsm_jax.data.tokenizer import EOT, Tokenizer, load_tokenizer, train_bpe
+from wsm_jax.errors import UsageError
+
+_LIBRARY = pathlib.Path(sysconfig.get_path("stdlib"))
+_SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers"
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return [path.read_text(encoding="utf-8") for path in sorted((_LIBRARY / "json").glob("*.py"))]
+
+
+@pytest.fixture(scope="module")
+def bpe(texts) -> Tokenizer:
+    return train_bpe(texts, 600)
+
+
+def test_size_end_of_text_and_compression(bpe, texts):
+    assert bpe.vocab_size == 600 and bpe.decode([bpe.eot]) == EOT
+    ids = bpe.encode(texts[0])
+    assert max(ids) < 600 and bpe.eot not in ids and len(ids) < 0.5 * len(texts[0].encode())
+
+
+@given(st.text() | st.lists(st.sampled_from([EOT, " ", "\n", "a", "<|"]), max_size=6).map("".join))
+def test_any_text_comes_back_and_never_ends_itself(bpe, text):
+    ids = bpe.encode(text)
+    assert bpe.eot not in ids
+    assert bpe.decode(ids) == text
+    assert bpe.encode_batch([text, text]) == [ids, ids]
+
+
+def test_saved_and_loaded_is_the_same(bpe, texts, tmp_path):
+    bpe.save(tmp_path / "tokenizer.json")
+    for place in (tmp_path, tmp_path / "tokenizer.json"):
+        loaded = load_tokenizer(place)
+        assert (loaded.hash, loaded.vocab_size, loaded.eot) == (bpe.hash, bpe.vocab_size, bpe.eot)
+        assert loaded.encode_batch(texts) == bpe.encode_batch(texts)
+
+
+def test_training_is_deterministic_across_processes(bpe):
+    code = f"""
+        import pathlib
+        from wsm_jax.data.tokenizer import train_bpe
+        paths = sorted(pathlib.Path("{_LIBRARY}/json").glob("*.py"))
+        print(train_bpe([path.read_text(encoding="utf-8") for path in paths], 600).hash)
+    """
+    for threads in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            env={"RAYON_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == bpe.hash
+
+
+def test_few_texts_give_a_small_vocabulary():
+    small = train_bpe(["aa aa"], 4096)
+    assert 257 < small.vocab_size < 265
+    with pytest.raises(UsageError, match="bpe:256 is too small"):
+        train_bpe([], 256)
+
+
+def test_gpt2_pair_of_files(tmp_path):
+    # GPT-2's form in small: a map of the byte alphabet, one merge and the end-of-text token.
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate(alphabet)} | {"th": 256, EOT: 257}
+    (tmp_path / "encoder.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\nt h\n")
+    loaded = load_tokenizer(tmp_path)
+    assert (loaded.vocab_size, loaded.eot) == (258, 257)
+    assert loaded.encode("the") == [256, vocabulary["e"]]
+    assert loaded.decode(loaded.encode(f"thé {EOT}")) == f"thé {EOT}" and 257 not in loaded.encode(EOT)
+
+
+def test_end_of_text_listed_as_ordinary_token_is_not_found_in_text(bpe, tmp_path):
+    bpe.save(tmp_path / "tokenizer.json")
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["added_tokens"][0]["special"] = False
+    content["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.eot not in loaded.encode(f"a{EOT}b")
+    assert len(loaded.encode("x1" * 50)) > 3
+
+
+@pytest.mark.skipif(not _SHARED.is_dir(), reason="../shared/data is not beside this checkout")
+def test_public_vocabularies():
+    gpt2 = load_tokenizer(_SHARED / "gpt2")
+    assert (gpt2.vocab_size, gpt2.eot) == (50257, 50256)
+    assert gpt2.encode("Hello world") == [15496, 995]
+    neox = load_tokenizer(_SHARED / "gpt_neox")
+    assert (neox.vocab_size, neox.eot) == (50280, 50279)
+    for one in (gpt2, neox):
+        text = f"def f(x):\n        return x{EOT} + 1\n"
+        assert one.decode(one.encode(text)) == text and one.eot not in one.encode(text)
+
+
+def test_errors(tmp_path):
+    with pytest.raises(UsageError, match="neither a tokenizer.json, nor a folder"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"tokenizer.json is not a tokenizer that can be read"):
+        load_tokenizer(tmp_path)
+    plain = tokenizers.Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
+    plain.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UsageError, match=r"tokenizer.json has no end-of-text token; its vocabulary needs one of"):
+        load_tokenizer(tmp_path)

@@ -1,0 +1,50 @@
+"""Branching: a run that starts from another run's full state, e.g. to decay the rate for real (WSD)."""
+
+from pathlib import Path
+
+from wsm_jax import checkpoints, config as config_lib
+from wsm_jax.config import Config
+from wsm_jax.errors import UsageError
+from wsm_jax.run import Run
+
+
+def parse_branch(text: str) -> tuple[Run, int]:
+    """The run and step of ``RUN@STEP``.
+
+    Raises:
+      UsageError: another form, no such run, or no full state at that step, naming the steps there are.
+    """
+    path, at, step = text.rpartition("@")
+    if not at or not step.isdigit():
+        raise UsageError(f"--branch_from={text!r} is not of the form RUN@STEP, e.g. runs/tiny@750")
+    run = Run(path)
+    steps = checkpoints.complete_steps(run.resume_stream)
+    if int(step) not in steps:
+        raise UsageError(
+            f"{path} has no full state at step {step}; it has {steps or 'none'} "
+            "(checkpoint.branch_points names steps whose state is kept for ever)"
+        )
+    return run, int(step)
+
+
+# What the parameters and optimizer state of a branch must share with its parent.
+_SAME = ("model.", "optimizer.name", "data.tokenizer")
+# What must be equal for a branch to read the tokens its parent would have read.
+_SAME_TOKENS = ("batch_size", "seed", "data.source", "data.switch_", "data.validation_fraction", "data.test_fraction")
+_NUMERICS = ("model.compute_dtype", "model.attention", "model.scan_unroll", "model.remat")
+
+
+def check_branch(parent: Run, step: int, config: Config) -> list[str]:
+    """Fields in which a branch departs from its parent such that it reads other tokens.
+
+    Raises:
+      UsageError: the parent's state does not fit the configuration, or the run ends before the branch.
+    """
+    if step >= config.steps:
+        raise UsageError(f"the branch starts at step {step}, but duration={config.duration!r} ends at {config.steps}")
+    old = config_lib.flat_fields(parent.config)
+    different = [name for name, (value, _) in config_lib.flat_fields(config).items() if old[name][0] != value]
+    for name in different:
+        if name.startswith(_SAME) and name not in _NUMERICS:
+            raise UsageError(f"{name} differs from that of {Path(parent.path)} ({old[name][0]!r}): its state does not fit")
+    return [name for name in different if name.startswith(_SAME_TOKENS)]

@@ -1,0 +1,24 @@
+"""Peak dense bf16 rates of accelerators, for MFU.
+
+Sources: vendors' data sheets (NVIDIA A100, H100 SXM, H200: dense, without sparsity; Google Cloud TPU v4, v5e, v5p, v6e).
+"""
+
+import jax
+
+# Longest matching name first: "NVIDIA H100 80GB HBM3" contains "H100".
+PEAK_BF16_FLOPS = {
+    "TPU v6 lite": 918e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v4": 275e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+}
+
+
+def peak_flops(device: jax.Device | None = None) -> float | None:
+    """Dense bf16 FLOP/s of ``device`` (default: the first), or None where it is not known (CPUs)."""
+    kind = (device or jax.devices()[0]).device_kind
+    return next((peak for name, peak in PEAK_BF16_FLOPS.items() if name in kind), None)

@@ -1,0 +1,225 @@
+"""Run configuration: typed dataclasses, each field declared once with its unit and one line of help.
+
+A file under ``configs/`` defines ``get_config() -> Config``; any field is overridden on the command line as
+``--config.optimizer.peak_lr=1e-3`` (ml_collections.config_flags). Durations are strings with a unit, because a
+union-typed field rejects every override: ``100steps``, ``2Mtok``, ``0.1run``.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from typing import Any
+
+from wsm_jax.errors import UsageError
+
+
+def setting(default: Any, text: str) -> Any:
+    """A dataclass field with its default and one line of help (shown by ``wsm train --help``)."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """Shape and numerics of the network; counts and presets are in ``wsm_jax.models.presets``."""
+
+    family: str = setting("gpt2", "architecture: gpt2")
+    layers: int = setting(4, "transformer blocks")
+    d_model: int = setting(128, "width of the residual stream")
+    heads: int = setting(4, "attention heads; d_model must be a multiple of it")
+    context: int = setting(256, "tokens in one training sequence")
+    vocab_size: int = setting(0, "rows of the embedding; 0 = the tokenizer's size; padded to a multiple of 128")
+    compute_dtype: str = setting("float32", "float32 or bfloat16; parameters are always float32")
+    attention: str = setting("xla", "implementation for jax.nn.dot_product_attention: xla or cudnn")
+    scan_unroll: int = setting(1, "layers unrolled in one iteration of the layer scan")
+    remat: bool = setting(False, "recompute each block in the backward pass to save memory")
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Where documents come from and how they become tokens."""
+
+    source: str = setting(
+        "stdlib",
+        "documents, comma-separated SOURCE[=WEIGHT]: stdlib | text:PATH_OR_GLOB | tfds:NAME | hf:NAME",
+    )
+    switch_source: str = setting("", "documents from data.switch_at on, same form; empty = no switch")
+    switch_at: str = setting("", "duration at which the mixture switches (the paper's T_switch), e.g. 0.8run")
+    tokenizer: str = setting(
+        "bpe:4096", "bpe:SIZE trained on data.source | a tokenizer.json | a folder with encoder.json and vocab.bpe"
+    )
+    store: str = setting("", "folder of prepared tokens; empty = $WSM_DATA, else ~/.cache/wsm_jax")
+    validation_fraction: float = setting(0.02, "share of the documents held out for validation")
+    test_fraction: float = setting(0.02, "share of the documents held out for test")
+    workers: int = setting(2, "threads that read batches ahead of the loop")
+
+
+@dataclasses.dataclass
+class ScheduleConfig:
+    """The learning rate as a function of the step; see ``wsm_jax.schedules``."""
+
+    name: str = setting("constant", "constant (WSM) | wsd | cosine | inverse_sqrt | cooldown (from the branch step)")
+    warmup: str = setting("0.02run", "duration of the linear warm-up")
+    curve: str = setting("linear", "decay curve of wsd and cooldown, a name of wsm_jax.DECAYS")
+    decay: str = setting("0.2run", "duration of the decay of wsd, the last part of the run")
+    end_fraction: float = setting(0.0, "cosine: final rate over peak rate")
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    """The update rule; defaults are the papers' AdamW."""
+
+    name: str = setting("adamw", "adamw | lion | muon | sgd")
+    peak_lr: float = setting(1e-3, "peak learning rate")
+    b1: float = setting(0.9, "first-moment decay (momentum for sgd and muon)")
+    b2: float = setting(0.95, "second-moment decay (lion: of its momentum)")
+    eps: float = setting(1e-8, "added to the root of the second moment")
+    weight_decay: float = setting(0.1, "decoupled decay of the matrices, multiplied by the learning rate")
+    clip_norm: float = setting(1.0, "global-norm gradient clipping; 0 = none")
+
+
+@dataclasses.dataclass
+class CheckpointConfig:
+    """What is kept: `resume` (full state) and `merge` (parameters only, float32)."""
+
+    merge_interval: str = setting("0.02run", "duration between checkpoints of the merge stream")
+    merge_keep: int = setting(0, "newest merge checkpoints kept; 0 = all")
+    resume_interval: str = setting("0.1run", "duration between saves of the full state")
+    resume_keep: int = setting(2, "newest full states kept")
+    branch_points: str = setting("", "comma-separated durations whose full state is kept for ever, e.g. 0.75run,0.9run")
+
+
+@dataclasses.dataclass
+class EvaluationConfig:
+    """Validation inside the training loop."""
+
+    interval: str = setting("0.1run", "duration between validations; empty = never")
+    tokens: int = setting(65536, "validation tokens read each time, from the start of the split; 0 = all")
+    batch_size: int = setting(16, "sequences in one evaluation batch")
+
+
+@dataclasses.dataclass
+class LogConfig:
+    """Where metrics go, beside metrics.jsonl."""
+
+    interval: str = setting("10steps", "duration between fetches of metrics from the device")
+    tensorboard: bool = setting(False, "also write TensorBoard events (needs the extra `tensorboard`)")
+    wandb: str = setting("", "also log to this Weights & Biases project (needs the extra `wandb`)")
+
+
+@dataclasses.dataclass
+class Config:
+    """Everything a training run depends on."""
+
+    duration: str = setting("1000steps", "length of the run: steps or tokens, e.g. 1000steps, 2.5Mtok")
+    batch_size: int = setting(8, "sequences in one update, over all devices")
+    accumulate: int = setting(1, "micro-batches summed into one update")
+    seed: int = setting(0, "seeds the initialisation and the order of the data")
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens predicted in one update."""
+        return self.batch_size * self.model.context
+
+    @property
+    def steps(self) -> int:
+        """Updates in the whole run."""
+        return self.duration_steps("duration", self.duration, whole_run=None)
+
+    def duration_steps(self, field: str, text: str, whole_run: int | None = -1) -> int:
+        """Updates in the duration ``text`` of the field named ``field`` (for the error).
+
+        Raises:
+          UsageError: not a number with one of the units ``steps``, ``tok`` (k, M, B, T before it) or ``run``.
+        """
+        steps = self.steps if whole_run == -1 else whole_run
+        return parse_duration(text, tokens_per_step=self.tokens_per_step, run_steps=steps, field=field)
+
+
+_DURATION = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(steps?|[kMBT]?tok|run)\s*$")
+_SCALE = {"tok": 1.0, "ktok": 1e3, "Mtok": 1e6, "Btok": 1e9, "Ttok": 1e12}
+
+
+def parse_duration(text: str, *, tokens_per_step: int, run_steps: int | None, field: str = "duration") -> int:
+    """Updates in a duration: ``100steps``, ``2Btok`` (rounded up to whole updates) or ``0.1run`` (rounded to nearest).
+
+    Args:
+      text: number and unit.
+      tokens_per_step: tokens in one update.
+      run_steps: updates in the whole run, or None where a share of the run makes no sense.
+      field: config field named in the error.
+
+    Raises:
+      UsageError: another form, or a share of the run where ``run_steps`` is None.
+    """
+    match = _DURATION.match(text)
+    if match is None:
+        raise UsageError(f"{field}={text!r} is not a duration; write e.g. 100steps, 2Mtok or 0.1run")
+    number, unit = float(match[1]), match[2]
+    if unit.startswith("step"):
+        if number != int(number):
+            raise UsageError(f"{field}={text!r}: steps must be a whole number")
+        return int(number)
+    if unit == "run":
+        if run_steps is None:
+            raise UsageError(f"{field}={text!r} cannot be a share of the run; write steps or tokens")
+        return round(number * run_steps)
+    # The small slack keeps 1.024ktok at 1,024 tokens a step from becoming two steps through rounding.
+    return -int(-(number * _SCALE[unit] / tokens_per_step - 1e-9) // 1)
+
+
+def parse_list(text: str) -> list[str]:
+    """The items of a comma-separated list; an empty text gives an empty list."""
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as nested plain dictionaries (JSON-ready)."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The inverse of :func:`to_dict`.
+
+    Raises:
+      UsageError: a field that this version does not know.
+    """
+    return _build(Config, values, "config")
+
+
+def _build(cls: type, values: dict[str, Any], path: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise UsageError(f"{path}.{unknown[0]} is not a field of this version; known: {', '.join(sorted(fields))}")
+    made = {}
+    for name, value in values.items():
+        kind = fields[name].type
+        made[name] = _build(kind, value, f"{path}.{name}") if dataclasses.is_dataclass(kind) else value
+    return cls(**made)
+
+
+def config_hash(config: Config) -> str:
+    """Twelve hexadecimal digits that identify the configuration, for result files."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def flat_fields(config: Config) -> dict[str, tuple[Any, str]]:
+    """``{"optimizer.peak_lr": (value, help), ...}`` in order of declaration."""
+    return dict(_flat(config, ""))
+
+
+def _flat(node: Any, prefix: str):
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _flat(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", (value, field.metadata["help"])

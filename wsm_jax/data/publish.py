@@ -1,0 +1,68 @@
+"""Folders that appear whole or not at all: written under a temporary name beside their place, then renamed."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+_PREFIX = ".tmp-"
+# A killed writer leaves its temporary folder behind. Nobody writes for a day, so older ones are swept.
+_STALE_SECONDS = 24 * 3600
+
+
+def data_folder(setting: str = "") -> pathlib.Path:
+    """The folder of prepared data: ``setting`` if given, else ``$WSM_DATA``, else ``~/.cache/wsm_jax``."""
+    chosen = setting or os.environ.get("WSM_DATA", "") or "~/.cache/wsm_jax"
+    return pathlib.Path(chosen).expanduser().absolute()
+
+
+@contextlib.contextmanager
+def published(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary folder to write into, which becomes ``folder`` when the block ends without an exception.
+
+    Where another process was faster, its folder stays and the one written here is dropped: both hold the same, because
+    the name of a published folder is a hash of what decides its content.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder.parent)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp makes it private; a shared store must be readable by others.
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Write ``value`` as JSON; readers see the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=_PREFIX, dir=path.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, sort_keys=True)
+    os.chmod(name, 0o644)
+    os.replace(name, path)
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The JSON value in ``path``, or None where there is no such file or it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _sweep(parent: pathlib.Path) -> None:
+    for path in parent.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,154 @@
+"""A token store: the documents of one source, encoded, split by document, and kept on disk."""
+
+import contextlib
+import hashlib
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from wsm_jax.data.publish import published, read_json, write_json
+from wsm_jax.data.sources import Document
+from wsm_jax.data.tokenizer import Tokenizer
+from wsm_jax.errors import UsageError
+
+SPLITS = ("train", "validation", "test")
+# Part of every key and hash: raise it when the same documents would become other tokens.
+FORMAT = 1
+# Characters encoded at once: enough to keep all cores busy, little enough to hold in memory.
+_CHUNK = 1 << 22
+
+
+class TokenStore:
+    """The tokens of one source.
+
+    Args:
+      path: a folder that :func:`write_store` published.
+
+    Attributes:
+      path: that folder.
+      manifest: source, hashes, vocabulary and, under ``splits``, documents, tokens and UTF-8 bytes of each split.
+      hash: identifies the tokens and their splits exactly; losses are compared only between equal hashes.
+
+    Raises:
+      UsageError: not a token store, or damaged.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        manifest = read_json(path / "manifest.json")
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise UsageError(f"{path} is not a token store of this version; delete it and run wsm prepare")
+        self.manifest: dict[str, Any] = manifest
+        self.hash: str = manifest["hash"]
+        for split in SPLITS:
+            expected = manifest["splits"][split]["tokens"] * np.dtype(manifest["dtype"]).itemsize
+            file = path / split / "tokens.bin"
+            if not file.is_file() or file.stat().st_size != expected:
+                raise UsageError(
+                    f"{file} is damaged: it should hold {expected} bytes; delete {path} and run wsm prepare"
+                )
+
+    def tokens(self, split: str) -> np.ndarray:
+        """The documents of a split, each followed by end-of-text: [tokens], uint16 or uint32, mapped from disk."""
+        dtype, count = np.dtype(self.manifest["dtype"]), self.manifest["splits"][split]["tokens"]
+        if count == 0:  # nothing to map
+            return np.zeros(0, dtype)
+        return np.memmap(self.path / split / "tokens.bin", dtype=dtype, mode="r", shape=(count,))
+
+    def offsets(self, split: str) -> np.ndarray:
+        """Where each document starts, and the end: int64 [documents + 1], in tokens."""
+        return np.load(self.path / split / "offsets.npy")
+
+    def document_bytes(self, split: str) -> np.ndarray:
+        """UTF-8 length of each document's text: int64 [documents]."""
+        return np.load(self.path / split / "bytes.npy")
+
+
+def split_of(text: str, validation_fraction: float, test_fraction: float) -> str:
+    """The split of a document: a function of its text alone.
+
+    So a copy in another source falls in the same split, no document moves when others come or go, and the two held-out
+    shares are independent of each other: test is cut from one end of the hash's range, validation from the other.
+    """
+    place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    if place < test_fraction:
+        return "test"
+    return "validation" if place >= 1 - validation_fraction else "train"
+
+
+def write_store(
+    path: pathlib.Path,
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    fractions: tuple[float, float],
+    manifest: dict[str, Any],
+) -> TokenStore:
+    """Encode documents into a store that appears whole or not at all.
+
+    Args:
+      path: its folder; where another process has published it meanwhile, that one stays.
+      documents: what to encode, read once.
+      tokenizer: encodes; its end-of-text token follows each document.
+      fractions: share of the documents for validation and for test.
+      manifest: fields to keep beside the counts; must hold ``hash``.
+    """
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    with published(path) as folder:
+        manifest = manifest | {
+            "format": FORMAT,
+            "tokenizer_hash": tokenizer.hash,
+            "vocab_size": tokenizer.vocab_size,
+            "eot": tokenizer.eot,
+            "dtype": dtype.name,
+            "validation_fraction": fractions[0],
+            "test_fraction": fractions[1],
+            "python": sys.version.split()[0],
+            "splits": _write_splits(folder, documents, tokenizer, fractions, dtype),
+        }
+        tokenizer.save(folder / "tokenizer.json")
+        write_json(folder / "manifest.json", manifest)
+    return TokenStore(path)
+
+
+def _write_splits(
+    folder: pathlib.Path,
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    fractions: tuple[float, float],
+    dtype: np.dtype,
+) -> dict[str, dict[str, int]]:
+    lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
+    sizes: dict[str, list[int]] = {split: [] for split in SPLITS}
+    with contextlib.ExitStack() as stack:
+        out = {}
+        for split in SPLITS:
+            (folder / split).mkdir()
+            out[split] = stack.enter_context((folder / split / "tokens.bin").open("wb"))
+        for texts in _chunks(documents):
+            for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+                split = split_of(text, *fractions)
+                ids.append(tokenizer.eot)
+                out[split].write(np.asarray(ids, dtype).tobytes())
+                lengths[split].append(len(ids))
+                sizes[split].append(len(text.encode()))
+    counts = {}
+    for split in SPLITS:
+        np.save(folder / split / "offsets.npy", np.cumsum([0, *lengths[split]], dtype=np.int64))
+        np.save(folder / split / "bytes.npy", np.asarray(sizes[split], np.int64))
+        counts[split] = {"documents": len(lengths[split]), "tokens": sum(lengths[split]), "bytes": sum(sizes[split])}
+    return counts
+
+
+def _chunks(documents: Iterable[Document]) -> Iterator[list[str]]:
+    texts, held = [], 0
+    for document in documents:
+        texts.append(document.text)
+        held += len(document.text)
+        if held >= _CHUNK:
+            yield texts
+            texts, held = [], 0
+    if texts:
+        yield texts

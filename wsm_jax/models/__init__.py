@@ -1,0 +1,1 @@
+"""Architectures as pure functions on nested dictionaries; see ``model.py``."""

@@ -1,0 +1,68 @@
+"""Layers shared by the model families, as Flax NNX modules with float32 parameters.
+
+Shapes in names: B batch, T sequence, D d_model, F feed-forward width, H heads, K head dimension, V vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+INIT_STD = 0.02
+
+
+def normal(key: jax.Array, shape: tuple[int, ...], std: float = INIT_STD) -> nnx.Param:
+    """A float32 parameter drawn from N(0, std^2)."""
+    return nnx.Param(std * jax.random.normal(key, shape, jnp.float32))
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm without bias; statistics in float32 whatever the compute dtype."""
+
+    def __init__(self, d_model: int, eps: float = 1e-5):
+        self.scale = nnx.Param(jnp.ones((d_model,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        x = x_BxTxD.astype(jnp.float32)
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        scale = jnp.reshape(self.scale[...], (1, 1, -1))
+        return (centred * jax.lax.rsqrt(variance + self.eps) * scale).astype(x_BxTxD.dtype)
+
+
+class Linear(nnx.Module):
+    """Matrix product without bias, computed in the dtype of its input."""
+
+    def __init__(self, d_in: int, d_out: int, rngs: nnx.Rngs, std: float = INIT_STD):
+        self.kernel = normal(rngs.params(), (d_in, d_out), std)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x @ self.kernel[...].astype(x.dtype)
+
+
+class CausalAttention(nnx.Module):
+    """Multi-head causal self-attention with one fused projection for queries, keys and values."""
+
+    def __init__(self, d_model: int, heads: int, implementation: str, out_std: float, rngs: nnx.Rngs):
+        self.qkv = Linear(d_model, 3 * d_model, rngs)
+        self.out = Linear(d_model, d_model, rngs, out_std)
+        self.heads = heads
+        self.implementation = implementation
+
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        B, T, D = x_BxTxD.shape
+        qkv = self.qkv(x_BxTxD).reshape(B, T, 3, self.heads, D // self.heads)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        y_BxTxHxK = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=self.implementation)  # pyright: ignore[reportArgumentType]
+        return self.out(y_BxTxHxK.reshape(B, T, D))
+
+
+class GeluMLP(nnx.Module):
+    """Two linear layers of width 4 D with an exact GELU between them."""
+
+    def __init__(self, d_model: int, out_std: float, rngs: nnx.Rngs):
+        self.up = Linear(d_model, 4 * d_model, rngs)
+        self.down = Linear(4 * d_model, d_model, rngs, out_std)
+
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        return self.down(jax.nn.gelu(self.up(x_BxTxD), approximate=False))

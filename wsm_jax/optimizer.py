@@ -1,0 +1,78 @@
+"""The update rules of the papers as optax chains: clip, direction, decoupled weight decay on matrices, rate."""
+
+from typing import Any
+
+import jax
+import optax
+
+from wsm_jax.config import OptimizerConfig
+from wsm_jax.errors import UsageError
+
+NAMES = ("adamw", "lion", "muon", "sgd")
+
+
+def decay_mask(params: Any) -> Any:
+    """A tree of booleans: True for the matrices, which weight decay shrinks; False for norms and biases.
+
+    The leading axis of the leaves under ``blocks`` counts layers and does not make a vector a matrix.
+    """
+
+    def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
+        stacked = bool(path) and getattr(path[0], "key", None) == "blocks"
+        return leaf.ndim - stacked >= 2
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+
+def make(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The optimizer of ``config`` with the given rate.
+
+    Every rule has the form theta <- theta - lr (u + wd theta), with ``u`` the direction of AdamW, Lion, Muon or
+    momentum SGD, so one decay mask and one weight-decay-aware merge serve all of them.
+
+    Raises:
+      UsageError: unknown name or a value out of range.
+    """
+    if not config.peak_lr > 0:
+        raise UsageError(f"optimizer.peak_lr is {config.peak_lr}; it must be positive")
+    if config.weight_decay < 0 or config.clip_norm < 0:
+        raise UsageError("optimizer.weight_decay and optimizer.clip_norm must not be negative")
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        _direction(config),
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask) if config.weight_decay else optax.identity(),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
+    match config.name:
+        case "adamw":
+            return optax.scale_by_adam(config.b1, config.b2, config.eps)
+        case "lion":
+            return optax.scale_by_lion(config.b1, config.b2)
+        case "sgd":
+            return optax.trace(config.b1)
+        case "muon":
+            muon = optax.contrib.muon(
+                1.0,
+                beta=config.b1,
+                eps=config.eps,
+                adam_b1=config.b1,
+                adam_b2=config.b2,
+                muon_weight_dimension_numbers=_muon_dimensions,
+                consistent_rms=0.2,  # matches AdamW's update size, so rates carry over (Liu et al. 2025)
+            )
+            return optax.chain(muon, optax.scale(-1.0))  # back from a step to a direction
+    raise UsageError(f"unknown optimizer.name {config.name!r}; known: {', '.join(NAMES)}")
+
+
+def _muon_dimensions(params: Any) -> Any:
+    """Muon for the stacked matrices of the blocks (layer, in, out); Adam for embeddings and norms."""
+
+    def dimensions(path: tuple[Any, ...], leaf: Any) -> Any:
+        if leaf.ndim == 3 and getattr(path[0], "key", None) == "blocks":
+            return optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+        return None
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)

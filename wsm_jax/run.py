@@ -1,0 +1,218 @@
+"""A run directory: what is in it, and the plan of a run with every duration resolved to steps.
+
+    config.json    the configuration as it was given
+    run.json       what it resolved to: plan, data, decay mask, parent, versions, machine, command
+    metrics.jsonl  one record a line
+    checkpoints/   the streams resume/ and merge/
+    merged/NAME    merged parameters
+    report/        tables and figures
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from wsm_jax import config as config_lib
+from wsm_jax.config import Config
+from wsm_jax.errors import UsageError
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run's durations in steps (updates). A checkpoint at step s holds the parameters after s updates."""
+
+    steps: int
+    tokens_per_step: int
+    switch_step: int | None
+    merge_interval: int
+    resume_interval: int
+    branch_points: tuple[int, ...]
+    evaluation_interval: int
+    log_interval: int
+
+    def merge_steps(self) -> list[int]:
+        """Steps of the merge stream over the whole run."""
+        return list(range(self.merge_interval, self.steps + 1, self.merge_interval))
+
+    def resume_steps(self) -> list[int]:
+        """Steps of the resume stream over the whole run."""
+        return sorted({*range(self.resume_interval, self.steps + 1, self.resume_interval), *self.branch_points, self.steps})
+
+
+def plan(config: Config) -> Plan:
+    """Resolves every duration of ``config``.
+
+    Raises:
+      UsageError: a duration that is malformed, below one step, or outside the run.
+    """
+
+    def at_least_one(field: str, text: str) -> int:
+        steps = config.duration_steps(field, text)
+        if steps < 1:
+            raise UsageError(f"{field}={text!r} is {steps} steps of a run of {config.steps}; it must be at least 1")
+        return steps
+
+    for field in ("batch_size", "accumulate"):
+        if getattr(config, field) < 1:
+            raise UsageError(f"{field} is {getattr(config, field)}; it must be at least 1")
+    if config.batch_size % config.accumulate:
+        raise UsageError(f"batch_size={config.batch_size} is not a multiple of accumulate={config.accumulate}")
+    if config.steps < 1:
+        raise UsageError(f"duration={config.duration!r} is {config.steps} steps; it must be at least 1")
+    points = tuple(
+        at_least_one("checkpoint.branch_points", text) for text in config_lib.parse_list(config.checkpoint.branch_points)
+    )
+    beyond = [point for point in points if point > config.steps]
+    if beyond:
+        raise UsageError(f"checkpoint.branch_points has step {beyond[0]}, after the run's end at {config.steps}")
+    if config.checkpoint.resume_keep < 1 or config.checkpoint.merge_keep < 0:
+        raise UsageError("checkpoint.resume_keep must be at least 1 and checkpoint.merge_keep at least 0 (0 = all)")
+    if bool(config.data.switch_source) != bool(config.data.switch_at):
+        raise UsageError("data.switch_source and data.switch_at go together; give both or neither")
+    return Plan(
+        steps=config.steps,
+        tokens_per_step=config.tokens_per_step,
+        switch_step=config.duration_steps("data.switch_at", config.data.switch_at) if config.data.switch_at else None,
+        merge_interval=at_least_one("checkpoint.merge_interval", config.checkpoint.merge_interval),
+        resume_interval=at_least_one("checkpoint.resume_interval", config.checkpoint.resume_interval),
+        branch_points=points,
+        evaluation_interval=(
+            at_least_one("evaluation.interval", config.evaluation.interval) if config.evaluation.interval else 0
+        ),
+        log_interval=at_least_one("log.interval", config.log.interval),
+    )
+
+
+class Run:
+    """Paths and saved facts of a run directory.
+
+    Raises:
+      UsageError: ``path`` holds no run.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        if not (self.path / "config.json").is_file():
+            raise UsageError(f"{path} is not a run directory: it has no config.json (wsm train --run={path} makes one)")
+        self.config = config_lib.from_dict(read_json(self.path / "config.json"))
+        self.facts: dict[str, Any] = read_json(self.path / "run.json")
+
+    @property
+    def plan(self) -> Plan:
+        return plan(self.config)
+
+    @property
+    def resume_stream(self) -> Path:
+        return resume_stream(self.path)
+
+    @property
+    def merge_stream(self) -> Path:
+        return merge_stream(self.path)
+
+    def merged(self, name: str) -> Path:
+        """Folder of the merged parameters of that name."""
+        return self.path / "merged" / name
+
+    def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Records of metrics.jsonl, all or those of one kind (``train``, ``validation``, ...)."""
+        records = read_jsonl(self.path / "metrics.jsonl")
+        return [r for r in records if kind is None or r["kind"] == kind]
+
+
+def resume_stream(path: str | os.PathLike) -> Path:
+    """Folder of the full states under the run directory ``path``."""
+    return Path(path) / "checkpoints" / "resume"
+
+
+def merge_stream(path: str | os.PathLike) -> Path:
+    """Folder of the parameters to merge under the run directory ``path``."""
+    return Path(path) / "checkpoints" / "merge"
+
+
+def begin(path: Path, config: Config, facts: dict[str, Any]) -> None:
+    """Writes config.json and run.json, or checks that the run that is there is the same one.
+
+    Raises:
+      UsageError: the folder holds a run whose configuration differs, naming the first field.
+    """
+    if (path / "config.json").is_file():
+        check_same(path, config, facts)
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "run.json", facts)
+    write_json(path / "config.json", config_lib.to_dict(config))  # last: its presence makes the folder a run
+
+
+# May change when a run goes on: they touch neither the parameters nor what a merge reads.
+FREE_FIELDS = ("log.", "evaluation.", "data.workers", "data.store", "checkpoint.resume_", "checkpoint.branch_points")
+
+
+def check_same(path: Path, config: Config, facts: dict[str, Any]) -> None:
+    """Raises UsageError where the run at ``path`` was made with another configuration, branch or data."""
+    old = {name: value for name, (value, _) in config_lib.flat_fields(Run(path).config).items()}
+    for name, (value, _) in config_lib.flat_fields(config).items():
+        if old[name] != value and not name.startswith(FREE_FIELDS):
+            raise UsageError(
+                f"{path} was made with {name}={old[name]!r}, now it is {value!r}; "
+                "use another --run, or --branch_from to start from one of its checkpoints"
+            )
+    saved = read_json(path / "run.json")
+    for name in ("branch_from", "branch_step", "data_hash"):
+        if saved.get(name) != facts.get(name):
+            raise UsageError(f"{path} was made with {name}={saved.get(name)!r}, now it is {facts.get(name)!r}")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and command: the provenance of every result."""
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        "wsm_jax": metadata.version("wsm-jax"),
+        "versions": {name: metadata.version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+        "machine": f"{jax.device_count()} x {device.device_kind}, {os.cpu_count()} CPU cores, {platform.machine()}",
+        "platform": device.platform,
+        "command": " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+    }
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in ``path``.
+
+    Raises:
+      UsageError: missing or malformed.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that ``path`` holds the old or the new text, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; a last line cut by a crash is left out; no file gives none."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().splitlines()
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise UsageError(f"{path}:{number}: not a JSON record ({error})") from error
+    return records

@@ -1,0 +1,125 @@
+"""Learning rates as optax schedules: update count -> rate, built on the curves of ``wsm_jax.decay``.
+
+The update that takes theta_s to theta_{s+1} has count s. A schedule holds the peak up to and including the update
+at which a decay starts, follows peak * f(t) after it, and holds its last value past its end. Rates are never negative.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from wsm_jax.config import Config
+from wsm_jax.decay import Curve, get_decay
+from wsm_jax.errors import UsageError
+
+
+def warmup_then(schedule: optax.Schedule, peak: float, warmup_steps: int) -> optax.Schedule:
+    """Linear warm-up over ``warmup_steps`` updates, then ``schedule`` (which sees the whole run's count).
+
+    Update s of the warm-up has the rate peak * (s + 1) / (warmup_steps + 1), so the first update already moves.
+    """
+    if warmup_steps <= 0:
+        return schedule
+
+    def rate(count: Any) -> Any:
+        warm = peak * (count + 1) / (warmup_steps + 1)
+        return jnp.where(count < warmup_steps, warm, schedule(count))
+
+    return rate
+
+
+def constant(peak: float, warmup_steps: int = 0) -> optax.Schedule:
+    """WSM: linear warm-up, then ``optax.constant_schedule(peak)`` for ever."""
+    return warmup_then(optax.constant_schedule(peak), peak, warmup_steps)
+
+
+def cooldown(base: optax.Schedule, curve: str | Curve, start: int, steps: int) -> optax.Schedule:
+    """``base`` up to and including update ``start``, then base(start) * f((count - start) / steps).
+
+    Args:
+      base: the schedule that is left.
+      curve: a name in DECAYS or a callable on (0, 1].
+      start: count of the last update at the full rate, the step of the checkpoint branched from.
+      steps: updates after which f(1) is reached and held.
+
+    Raises:
+      UsageError: unknown curve, negative start, steps below 1.
+    """
+    f = get_decay(curve)
+    if start < 0 or steps < 1:
+        raise UsageError(f"a cooldown needs start >= 0 and at least 1 step, got start {start} and {steps} steps")
+
+    def rate(count: Any) -> Any:
+        # t is kept positive because a curve is only defined on (0, 1]; where() hides that branch before the start.
+        t = jnp.clip((count - start) / steps, 1.0 / steps, 1.0)
+        return jnp.where(count <= start, base(jnp.minimum(count, start)), base(start) * jnp.maximum(f(t), 0.0))
+
+    return rate
+
+
+def wsd(peak: float, curve: str | Curve, total_steps: int, decay_steps: int, warmup_steps: int = 0) -> optax.Schedule:
+    """Warmup-Stable-Decay: constant, then ``curve`` over the last ``decay_steps`` of ``total_steps`` updates."""
+    if decay_steps > total_steps - warmup_steps:
+        raise UsageError(
+            f"a decay of {decay_steps} steps does not fit after a warm-up of {warmup_steps} in {total_steps} steps"
+        )
+    return cooldown(constant(peak, warmup_steps), curve, total_steps - decay_steps, decay_steps)
+
+
+def cosine(peak: float, total_steps: int, warmup_steps: int = 0, end_fraction: float = 0.0) -> optax.Schedule:
+    """Cosine from the end of the warm-up to ``end_fraction * peak`` at ``total_steps``."""
+    decay_steps = max(total_steps - warmup_steps, 1)
+    base = optax.cosine_decay_schedule(peak, decay_steps, alpha=end_fraction)
+    return warmup_then(lambda count: base(jnp.maximum(count - warmup_steps, 0)), peak, warmup_steps)
+
+
+def inverse_sqrt(peak: float, warmup_steps: int) -> optax.Schedule:
+    """peak * sqrt(warmup / count) after the warm-up: the Transformer's schedule, without an end.
+
+    Raises:
+      UsageError: no warm-up, which sets its time scale.
+    """
+    if warmup_steps < 1:
+        raise UsageError("schedule inverse_sqrt needs a warm-up of at least 1 step: it sets its time scale")
+    return warmup_then(
+        lambda count: peak * jnp.sqrt(warmup_steps / jnp.maximum(count, warmup_steps)), peak, warmup_steps
+    )
+
+
+NAMES = ("constant", "wsd", "cosine", "inverse_sqrt", "cooldown")
+
+
+def from_config(config: Config, branch_step: int | None = None) -> optax.Schedule:
+    """The schedule that ``config.schedule`` describes.
+
+    Args:
+      config: the run's configuration.
+      branch_step: step of the checkpoint this run was branched from; ``cooldown`` starts there and ends with the run.
+
+    Raises:
+      UsageError: unknown name, or durations that do not fit.
+    """
+    settings, peak, total = config.schedule, config.optimizer.peak_lr, config.steps
+    warmup = config.duration_steps("schedule.warmup", settings.warmup)
+    if warmup >= total:
+        raise UsageError(f"schedule.warmup={settings.warmup!r} ({warmup} steps) leaves nothing of {total} steps")
+    match settings.name:
+        case "constant":
+            return constant(peak, warmup)
+        case "wsd":
+            decay = config.duration_steps("schedule.decay", settings.decay)
+            if branch_step is not None and total - decay < branch_step:
+                raise UsageError(
+                    f"schedule.decay={settings.decay!r} starts at step {total - decay}, before the branch at {branch_step}"
+                )
+            return wsd(peak, settings.curve, total, decay, warmup)
+        case "cosine":
+            return cosine(peak, total, warmup, settings.end_fraction)
+        case "inverse_sqrt":
+            return inverse_sqrt(peak, warmup)
+        case "cooldown":
+            if branch_step is None:
+                raise UsageError("schedule.name=cooldown starts where a run is branched: add --branch_from=RUN@STEP")
+            return cooldown(constant(peak, warmup), settings.curve, branch_step, total - branch_step)
+    raise UsageError(f"unknown schedule.name {settings.name!r}; known: {', '.join(NAMES)}")

@@ -1,0 +1,243 @@
+"""The trainer: one loop at whatever rate the schedule says, two streams of checkpoints, exact resume and branches."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wsm_jax import (
+    branch as branch_lib,
+)
+from wsm_jax import (
+    checkpoints,
+    evaluate,
+    schedules,
+    sharding,
+    train_state,
+)
+from wsm_jax import config as config_lib
+from wsm_jax import metrics as metrics_lib
+from wsm_jax import optimizer as optimizer_lib
+from wsm_jax import run as run_lib
+from wsm_jax.config import Config
+from wsm_jax.data import pipeline, tokens
+from wsm_jax.errors import NonFiniteError, Preempted, UsageError
+from wsm_jax.models import model as model_lib
+from wsm_jax.models import presets
+from wsm_jax.progress import Progress
+from wsm_jax.run import Plan, Run
+from wsm_jax.signals import StopSignals
+from wsm_jax.train_step import jit_train_step
+
+
+def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet: bool = False) -> Run:
+    """Trains the run in ``directory`` to its end: from where it stopped, from a branch point, or from scratch.
+
+    The same call again resumes from the newest full state, bit for bit.
+
+    Args:
+      config: the whole configuration.
+      directory: the run directory, made if missing.
+      branch_from: ``RUN@STEP``: start from that run's parameters, optimizer state and step, e.g. with another schedule.
+      quiet: no progress bar and no messages.
+
+    Returns:
+      the finished run.
+
+    Raises:
+      UsageError: bad input, before any work starts.
+      NonFiniteError: a NaN or infinity; the checkpoints before it are kept, none after it is written.
+      Preempted: SIGINT or SIGTERM came; the state is saved.
+    """
+    directory = Path(directory)
+    say = _silent if quiet or jax.process_index() else _say
+    plan = run_lib.plan(config)
+    parent, branch_step = branch_lib.parse_branch(branch_from) if branch_from else (None, None)
+    if parent is not None and branch_step is not None:
+        for field in branch_lib.check_branch(parent, branch_step, config):
+            say(f"note: {field} differs from the parent's, so the branch reads other tokens")
+    schedule = schedules.from_config(config, branch_step)
+    optimizer = optimizer_lib.make(config.optimizer, schedule)
+    mesh = sharding.make_mesh()
+    if config.batch_size % (config.accumulate * mesh.size):
+        raise UsageError(
+            f"batch_size={config.batch_size} is not a multiple of accumulate x devices = {config.accumulate} x {mesh.size}"
+        )
+
+    corpus = tokens.prepare(config.data, progress=not quiet)
+    model = model_lib.build(presets.with_vocabulary(config.model, corpus.vocab_size))
+    abstract = train_state.abstract(model, optimizer, mesh)
+    facts = {
+        "parameters": model_lib.parameter_count(abstract["params"]),
+        "steps": plan.steps,
+        "tokens_per_step": plan.tokens_per_step,
+        "merge_interval": plan.merge_interval,
+        "branch_from": branch_from or None,
+        "branch_step": branch_step,
+        "data_hash": corpus.hash,
+        "data": corpus.manifest(),
+        "config_hash": config_lib.config_hash(config),
+        # A weight-decay-aware merge needs to know which leaves the optimizer shrinks.
+        "decay_mask": {
+            sharding.path_name(path): bool(decayed)
+            for path, decayed in jax.tree_util.tree_leaves_with_path(optimizer_lib.decay_mask(abstract["params"]))
+        },
+        **run_lib.environment(),
+    }
+    say(_forecast(directory, config, plan, abstract, branch_step or 0))
+    if jax.process_index() == 0:
+        run_lib.begin(directory, config, facts)
+
+    resume = checkpoints.Stream(
+        run_lib.resume_stream(directory),
+        mergeable=False,
+        keep=config.checkpoint.resume_keep,
+        keep_steps=plan.branch_points,
+    )
+    merge = checkpoints.Stream(run_lib.merge_stream(directory), mergeable=True, keep=config.checkpoint.merge_keep)
+    with resume, merge:
+        if resume.steps:
+            state = _load(resume, resume.steps[-1], abstract)
+            say(f"resuming {directory} at step {resume.steps[-1]}")
+        elif parent is not None and branch_step is not None:
+            with checkpoints.Stream(parent.resume_stream, mergeable=False, read_only=True) as stream:
+                state = _load(stream, branch_step, abstract)
+            say(f"branching from {parent.path} at step {branch_step}")
+        else:
+            state = train_state.initialise(model, optimizer, config.seed, mesh)
+        start = int(state["step"])
+        if start >= plan.steps:
+            say(f"{directory} is complete at step {start}")
+            return Run(directory)
+        batches = pipeline.batches(
+            corpus,
+            context=config.model.context,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            switch_step=plan.switch_step,
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=config.data.workers,
+        )
+        batch = sharding.global_batch(mesh, next(batches))
+        clock = time.perf_counter()
+        # Compiled before the loop, so that no interval's tokens/s holds the compilation.
+        step = jit_train_step(model, optimizer, mesh, abstract, accumulate=config.accumulate).lower(state, batch).compile()
+        compile_seconds = time.perf_counter() - clock
+        validate = _validator(config, plan, model, mesh, corpus)
+        writer = metrics_lib.Writer(
+            directory,
+            config.log,
+            start_step=start,
+            settings=config_lib.to_dict(config),
+            enabled=jax.process_index() == 0,
+        )
+        writer.write("start", start, compile_seconds=round(compile_seconds, 3), **run_lib.environment())
+        progress = Progress(
+            writer,
+            schedule,
+            tokens_per_step=plan.tokens_per_step,
+            flops_per_token=model_lib.flops_per_token(model.config, facts["parameters"]),
+            start=start,
+            total=plan.steps,
+            name=directory.name,
+            quiet=quiet or jax.process_index() != 0,
+        )
+        merge_steps, resume_steps = set(plan.merge_steps()), set(plan.resume_steps())
+        try:
+            with StopSignals() as signals:
+                for done in range(start + 1, plan.steps + 1):
+                    state, metrics = step(state, batch)
+                    progress.add(metrics)
+                    if done < plan.steps:
+                        batch = sharding.global_batch(mesh, next(batches))  # read while the device computes
+                    stopping = signals.stopping(done)
+                    saving = done in merge_steps or done in resume_steps or stopping
+                    validating = validate is not None and done % plan.evaluation_interval == 0
+                    if saving or validating or done % plan.log_interval == 0 or done == plan.steps:
+                        progress.flush()
+                    if saving:
+                        _check_finite(state["params"], done)
+                    if done in merge_steps:
+                        merge.save(done, {checkpoints.PARAMS: state["params"]}, {"tokens": done * plan.tokens_per_step})
+                    if done in resume_steps or stopping:
+                        merge.wait()  # a full state on disk promises that every merge checkpoint before it is there
+                        resume.save(done, {name: state[name] for name in ("params", "opt_state")})
+                    if validating and validate is not None:
+                        result = validate(state["params"]).summary()
+                        writer.write("validation", done, **{**result, "tokens": done * plan.tokens_per_step})
+                        progress.say(f"step {done}: validation loss {result['loss']:.4f} ± {result['loss_stderr']:.4f}")
+                    if saving or validating:
+                        progress.restart()
+                    if stopping:
+                        resume.wait()
+                        raise Preempted(f"stopped at step {done} of {plan.steps}; the same command again goes on from there")
+        finally:
+            progress.close()
+            writer.close()
+    return Run(directory)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _silent(message: str) -> None:
+    del message
+
+
+def _load(stream: checkpoints.Stream, step: int, abstract: train_state.TrainState) -> train_state.TrainState:
+    """The full state at ``step``; the step itself is the checkpoint's name."""
+    items = stream.load(step, {name: abstract[name] for name in ("params", "opt_state")})
+    return {**items, "step": jax.device_put(jnp.asarray(step, jnp.int32), abstract["step"].sharding)}
+
+
+def _forecast(directory: Path, config: Config, plan: Plan, abstract: train_state.TrainState, start: int) -> str:
+    """What the streams will hold at most, as a line to print.
+
+    Raises:
+      UsageError: the disk has less room than that.
+    """
+    settings = config.checkpoint
+    merge_saves = [step for step in plan.merge_steps() if step > start]
+    resume_saves = [step for step in plan.resume_steps() if step > start]
+    full = {name: abstract[name] for name in ("params", "opt_state")}
+    merge = checkpoints.stream_bytes(abstract["params"], merge_saves, settings.merge_keep)
+    resume = checkpoints.stream_bytes(full, resume_saves, settings.resume_keep, plan.branch_points)
+    checkpoints.check_disk(directory, merge + resume)
+    kept = min(len(merge_saves), settings.merge_keep or len(merge_saves))
+    return (
+        f"disk: up to {(merge + resume) / 1e9:.3f} GB under {directory} "
+        f"(merge stream {kept} x {checkpoints.tree_bytes(abstract['params']) / 1e6:.1f} MB, one every "
+        f"{plan.merge_interval} steps; full states {resume / 1e9:.3f} GB)"
+    )
+
+
+def _validator(
+    config: Config, plan: Plan, model: model_lib.Model, mesh: Any, corpus: tokens.Corpus
+) -> Callable[[Any], evaluate.Evaluation] | None:
+    if not plan.evaluation_interval:
+        return None
+    return evaluate.make_evaluator(
+        model,
+        mesh,
+        evaluate.held_out_stores(corpus),
+        "validation",
+        batch_size=config.evaluation.batch_size,
+        limit_tokens=config.evaluation.tokens,
+    )
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+
+
+def _check_finite(params: Any, step: int) -> None:
+    if not _all_finite(params):
+        raise NonFiniteError(step, f"step {step}: the parameters are not finite; they were not saved")
