@@ -1,6 +1,6 @@
 """A model of about 1M parameters on the running interpreter's standard library: minutes on two CPU cores, offline.
 
-    wsm train --config=configs/tiny.py --run=runs/tiny
+wsm train --config=configs/tiny.py --run=runs/tiny
 """
 
 from wsm_jax.config import CheckpointConfig, Config, OptimizerConfig, ScheduleConfig

@@ -1,1 +1,58 @@
-"""WSM-JAX: train at a constant learning rate, merge checkpoints, get the effect of a learning-rate decay."""
+"""WSM-JAX: train at a constant learning rate, merge checkpoints, get the effect of a learning-rate decay.
+
+The names below are imported when first used, so that ``import wsm_jax`` and ``wsm --help`` stay fast.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsm_jax.coefficients import checkpoint_weights, merge_weights, schedule_weights, update_weights
+    from wsm_jax.config import Config
+    from wsm_jax.decay import DECAYS
+    from wsm_jax.errors import NonFiniteError, Preempted, UsageError
+    from wsm_jax.evaluate import Evaluation, paired_difference
+    from wsm_jax.merging.offline import merge, merge_checkpoints, merge_many
+    from wsm_jax.run import Run
+
+_HOMES = {
+    "DECAYS": "decay",
+    "checkpoint_weights": "coefficients",
+    "update_weights": "coefficients",
+    "merge_weights": "coefficients",
+    "schedule_weights": "coefficients",
+    "merge": "merging.offline",
+    "merge_checkpoints": "merging.offline",
+    "merge_many": "merging.offline",
+    "Config": "config",
+    "Run": "run",
+    "Evaluation": "evaluate",
+    "paired_difference": "evaluate",
+    "UsageError": "errors",
+    "NonFiniteError": "errors",
+    "Preempted": "errors",
+}
+
+__all__ = [
+    "DECAYS",
+    "Config",
+    "Evaluation",
+    "NonFiniteError",
+    "Preempted",
+    "Run",
+    "UsageError",
+    "checkpoint_weights",
+    "merge",
+    "merge_checkpoints",
+    "merge_many",
+    "merge_weights",
+    "paired_difference",
+    "schedule_weights",
+    "update_weights",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"wsm_jax.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'wsm_jax' has no attribute {name!r}")

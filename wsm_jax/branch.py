@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from wsm_jax import checkpoints, config as config_lib
+from wsm_jax import checkpoints
+from wsm_jax import config as config_lib
 from wsm_jax.config import Config
 from wsm_jax.errors import UsageError
 from wsm_jax.run import Run
@@ -46,5 +47,7 @@ def check_branch(parent: Run, step: int, config: Config) -> list[str]:
     different = [name for name, (value, _) in config_lib.flat_fields(config).items() if old[name][0] != value]
     for name in different:
         if name.startswith(_SAME) and name not in _NUMERICS:
-            raise UsageError(f"{name} differs from that of {Path(parent.path)} ({old[name][0]!r}): its state does not fit")
+            raise UsageError(
+                f"{name} differs from that of {Path(parent.path)} ({old[name][0]!r}): its state does not fit"
+            )
     return [name for name in different if name.startswith(_SAME_TOKENS)]

@@ -7,7 +7,6 @@ renames, so a folder named by a step is whole.
 """
 
 import json
-import logging
 import os
 import shutil
 import warnings
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
@@ -25,19 +25,17 @@ PARAMS = "params"
 CHUNK_BYTES = 64 * 10**6
 
 # Orbax logs every save and restore, and warns when a sharding is read from the file; neither tells a user anything.
-logging.getLogger("absl").setLevel(logging.ERROR)
+logging.set_verbosity(logging.ERROR)
 warnings.filterwarnings("ignore", message="Sharding info not provided when restoring", module="orbax")
 
 
 def _context(mergeable: bool) -> ocp.Context:
     """How arrays are stored: ``mergeable`` is uncompressed in chunks that a merge can read one by one."""
-    saving = ocp.options.ArrayOptions.Saving
-    if not mergeable:
-        return ocp.Context()
-    storage = saving.StorageOptions(chunk_byte_size=CHUNK_BYTES)
-    return ocp.Context(
-        array_options=ocp.options.ArrayOptions(saving=saving(use_compression=False, storage_options=storage))
-    )
+    context = ocp.Context()
+    if mergeable:
+        context.array.saving.use_compression = False
+        context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
+    return context
 
 
 class Stream:

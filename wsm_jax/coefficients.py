@@ -87,7 +87,10 @@ def curve_update_weights(curve: str | Curve, count: int) -> Vector:
     """
     _check_count(count)
     f = get_decay(curve)
-    return np.asarray([float(f(i / count)) for i in range(1, count)], dtype=np.float64)
+    w = np.asarray([float(f(i / count)) for i in range(1, count)], dtype=np.float64)
+    if count > 1:
+        checkpoint_weights(w)  # for its errors
+    return w
 
 
 def _check_count(count: Any) -> None:
@@ -183,9 +186,12 @@ def decayed_checkpoint_weights(
     shrink = float(learning_rate) * float(weight_decay)
     if not 0.0 < shrink < 1.0:
         raise UsageError(f"learning_rate * weight_decay is {shrink}; it must lie between 0 and 1")
-    steps = np.broadcast_to(np.asarray(steps_per_interval, dtype=np.float64), w.shape)
-    if np.any(steps < 1):
+    steps = np.asarray(steps_per_interval, dtype=np.float64)
+    if not np.all(steps >= 1):
         raise UsageError(f"steps_per_interval must be at least 1, got {steps_per_interval!r}")
+    if steps.shape not in ((), w.shape):
+        raise UsageError(f"steps_per_interval has {steps.size} values for {w.size} intervals")
+    steps = np.broadcast_to(steps, w.shape)
     rho = np.exp(steps * np.log1p(-shrink))
     # expm1/log1p keep s_i -> w_i accurate to rounding as lr * wd -> 0.
     one_minus_rho_i = -np.expm1(steps * np.log1p(-w * shrink))
@@ -197,7 +203,7 @@ def decayed_checkpoint_weights(
     c[1:-1] = target[:-1] - rho[1:] * target[1:]
     c[-1] = target[-1]
     c[0] = after[0] - rho[0] * target[0]
-    return c
+    return np.maximum(c, 0.0)  # where w_i = w_{i+1} = 1 the difference may round to -1e-16
 
 
 def schedule_weights(schedule: Callable[[Any], Any], steps: Sequence[int], peak: float) -> Vector:

@@ -8,6 +8,7 @@ union-typed field rejects every override: ``100steps``, ``2Mtok``, ``0.1run``.
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from typing import Any
 
@@ -159,8 +160,8 @@ def parse_duration(text: str, *, tokens_per_step: int, run_steps: int | None, fi
     Raises:
       UsageError: another form, or a share of the run where ``run_steps`` is None.
     """
-    match = _DURATION.match(text)
-    if match is None:
+    match = _DURATION.match(text) if isinstance(text, str) else None
+    if match is None or not math.isfinite(float(match[1])):
         raise UsageError(f"{field}={text!r} is not a duration; write e.g. 100steps, 2Mtok or 0.1run")
     number, unit = float(match[1]), match[2]
     if unit.startswith("step"):
@@ -195,6 +196,8 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 
 def _build(cls: type, values: dict[str, Any], path: str) -> Any:
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} is {values!r}, not a group of fields")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(fields))
     if unknown:

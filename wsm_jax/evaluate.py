@@ -3,17 +3,20 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from wsm_jax import sharding
+from wsm_jax import checkpoints, sharding
 from wsm_jax.data.pipeline import evaluation_batches
-from wsm_jax.data.tokens import Corpus, TokenStore
+from wsm_jax.data.tokens import Corpus, TokenStore, prepare
 from wsm_jax.errors import UsageError
-from wsm_jax.models.model import Model, loss_per_token
+from wsm_jax.models.model import Model, build, loss_per_token
+from wsm_jax.models.presets import with_vocabulary
+from wsm_jax.run import Run
 
 Z95 = 1.959963984540054
 
@@ -149,6 +152,7 @@ def make_evaluator(
     data_hash = "-".join([split, str(limit_tokens), *(store.hash[:16] for store in stores)])
 
     def evaluate(params: Any) -> Evaluation:
+        params = jax.device_put(params, sharding.replicated(mesh))
         nats = np.zeros(len(sizes))
         # Every batch is dispatched before the first result is waited for.
         losses = [step(params, batch) for batch in batches]
@@ -158,3 +162,56 @@ def make_evaluator(
         return Evaluation(nats, np.asarray(counts, np.int64), np.asarray(sizes, np.int64), data_hash)
 
     return evaluate
+
+
+def run_evaluator(run: Run, split: str, *, batch_size: int = 0, limit_tokens: int = 0) -> Evaluator:
+    """params -> Evaluation on a split of the data a run was trained on.
+
+    Args:
+      run: says which data and which model.
+      split: ``validation``, ``test`` or ``train``.
+      batch_size: sequences in one batch; 0 = the run's own.
+      limit_tokens: tokens of each store; 0 = all.
+
+    Raises:
+      UsageError: the data are not those the run was trained on.
+    """
+    corpus = prepare(run.config.data)
+    if corpus.hash != run.facts["data_hash"]:
+        raise UsageError(
+            f"the data of {run.path} have changed since it was trained (hash {corpus.hash[:12]}, "
+            f"then {run.facts['data_hash'][:12]}); losses would not be comparable"
+        )
+    return make_evaluator(
+        build(with_vocabulary(run.config.model, corpus.vocab_size)),
+        sharding.make_mesh(),
+        held_out_stores(corpus),
+        split,
+        batch_size=batch_size or run.config.evaluation.batch_size,
+        limit_tokens=limit_tokens,
+    )
+
+
+def checkpoint_path(run: Run, *, step: int | None = None, merged: str | None = None) -> Path:
+    """Folder of a run's parameters: a merge by name, a step of either stream, or the newest of the merge stream.
+
+    Raises:
+      UsageError: not there, naming what is.
+    """
+    if merged is not None:
+        path = run.merged(merged)
+        if not checkpoints.is_checkpoint(path):
+            names = sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else []
+            raise UsageError(f"{run.path} has no merge {merged!r}; it has {', '.join(names) or 'none'}")
+        return path
+    there = {
+        there: stream / str(there)
+        for stream in (run.resume_stream, run.merge_stream)
+        for there in checkpoints.complete_steps(stream)
+    }
+    if not there:
+        raise UsageError(f"{run.path} holds no complete checkpoint")
+    step = max(there) if step is None else step
+    if step not in there:
+        raise UsageError(f"{run.path} has no checkpoint at step {step}; it has {', '.join(map(str, sorted(there)))}")
+    return there[step]

@@ -35,8 +35,9 @@ def make(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTra
     """
     if not config.peak_lr > 0:
         raise UsageError(f"optimizer.peak_lr is {config.peak_lr}; it must be positive")
-    if config.weight_decay < 0 or config.clip_norm < 0:
-        raise UsageError("optimizer.weight_decay and optimizer.clip_norm must not be negative")
+    for field in ("weight_decay", "clip_norm"):
+        if not getattr(config, field) >= 0:
+            raise UsageError(f"optimizer.{field} is {getattr(config, field)}; it must not be negative")
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         _direction(config),

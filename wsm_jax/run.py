@@ -1,11 +1,11 @@
 """A run directory: what is in it, and the plan of a run with every duration resolved to steps.
 
-    config.json    the configuration as it was given
-    run.json       what it resolved to: plan, data, decay mask, parent, versions, machine, command
-    metrics.jsonl  one record a line
-    checkpoints/   the streams resume/ and merge/
-    merged/NAME    merged parameters
-    report/        tables and figures
+config.json    the configuration as it was given
+run.json       what it resolved to: plan, data, decay mask, parent, versions, machine, command
+metrics.jsonl  one record a line
+checkpoints/   the streams resume/ and merge/
+merged/NAME    merged parameters
+report/        tables and figures
 """
 
 import dataclasses
@@ -43,7 +43,9 @@ class Plan:
 
     def resume_steps(self) -> list[int]:
         """Steps of the resume stream over the whole run."""
-        return sorted({*range(self.resume_interval, self.steps + 1, self.resume_interval), *self.branch_points, self.steps})
+        return sorted(
+            {*range(self.resume_interval, self.steps + 1, self.resume_interval), *self.branch_points, self.steps}
+        )
 
 
 def plan(config: Config) -> Plan:
@@ -67,7 +69,8 @@ def plan(config: Config) -> Plan:
     if config.steps < 1:
         raise UsageError(f"duration={config.duration!r} is {config.steps} steps; it must be at least 1")
     points = tuple(
-        at_least_one("checkpoint.branch_points", text) for text in config_lib.parse_list(config.checkpoint.branch_points)
+        at_least_one("checkpoint.branch_points", text)
+        for text in config_lib.parse_list(config.checkpoint.branch_points)
     )
     beyond = [point for point in points if point > config.steps]
     if beyond:

@@ -68,7 +68,13 @@ def wsd(peak: float, curve: str | Curve, total_steps: int, decay_steps: int, war
 
 
 def cosine(peak: float, total_steps: int, warmup_steps: int = 0, end_fraction: float = 0.0) -> optax.Schedule:
-    """Cosine from the end of the warm-up to ``end_fraction * peak`` at ``total_steps``."""
+    """Cosine from the end of the warm-up to ``end_fraction * peak`` at ``total_steps``.
+
+    Raises:
+      UsageError: ``end_fraction`` outside [0, 1].
+    """
+    if not 0.0 <= end_fraction <= 1.0:
+        raise UsageError(f"schedule.end_fraction is {end_fraction}; it must lie in [0, 1]")
     decay_steps = max(total_steps - warmup_steps, 1)
     base = optax.cosine_decay_schedule(peak, decay_steps, alpha=end_fraction)
     return warmup_then(lambda count: base(jnp.maximum(count - warmup_steps, 0)), peak, warmup_steps)

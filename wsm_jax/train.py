@@ -127,7 +127,9 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
         batch = sharding.global_batch(mesh, next(batches))
         clock = time.perf_counter()
         # Compiled before the loop, so that no interval's tokens/s holds the compilation.
-        step = jit_train_step(model, optimizer, mesh, abstract, accumulate=config.accumulate).lower(state, batch).compile()
+        step = (
+            jit_train_step(model, optimizer, mesh, abstract, accumulate=config.accumulate).lower(state, batch).compile()
+        )
         compile_seconds = time.perf_counter() - clock
         validate = _validator(config, plan, model, mesh, corpus)
         writer = metrics_lib.Writer(
@@ -176,7 +178,9 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
                         progress.restart()
                     if stopping:
                         resume.wait()
-                        raise Preempted(f"stopped at step {done} of {plan.steps}; the same command again goes on from there")
+                        raise Preempted(
+                            f"stopped at step {done} of {plan.steps}; the same command again goes on from there"
+                        )
         finally:
             progress.close()
             writer.close()

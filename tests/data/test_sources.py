@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import textwrap
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -67,7 +68,7 @@ def test_mixture_forms():
     ],
 )
 def test_mixture_errors(text, message):
-    with pytest.raises(UsageError, match="data.switch_source") as caught:
+    with pytest.raises(UsageError, match=r"data\.switch_source") as caught:
         parse_mixture(text, "data.switch_source")
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
@@ -219,7 +220,7 @@ class WsmPrepared(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.2.0")
 
     def _info(self):
-        features = tfds.features.FeaturesDict({"body": tfds.features.Text(), "stars": tfds.features.Scalar("int32")})
+        features = tfds.features.FeaturesDict({"body": tfds.features.Text(), "stars": tfds.features.Scalar(np.int32)})
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager):
@@ -249,7 +250,7 @@ class WsmNeedsTensorflow(WsmPrepared):
     """One whose preparation imports TensorFlow, as many of the catalogue do."""
 
     def _examples(self, texts):
-        import tensorflow  # pyright: ignore[reportMissingImports]
+        import tensorflow  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
 
         yield 0, {"body": str(tensorflow.constant(1)), "stars": 0}
 

@@ -113,12 +113,12 @@ def test_public_vocabularies():
 
 
 def test_errors(tmp_path):
-    with pytest.raises(UsageError, match="neither a tokenizer.json, nor a folder"):
+    with pytest.raises(UsageError, match=r"neither a tokenizer\.json, nor a folder"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"tokenizer.json is not a tokenizer that can be read"):
+    with pytest.raises(UsageError, match=r"tokenizer\.json is not a tokenizer that can be read"):
         load_tokenizer(tmp_path)
     plain = tokenizers.Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
     plain.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UsageError, match=r"tokenizer.json has no end-of-text token; its vocabulary needs one of"):
+    with pytest.raises(UsageError, match=r"tokenizer\.json has no end-of-text token; its vocabulary needs one of"):
         load_tokenizer(tmp_path)

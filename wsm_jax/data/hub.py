@@ -112,8 +112,8 @@ def open_hf(name: str) -> tuple[Reader, str]:
         ``text`` (or the only string column). Two parts are owner and name.
 
     Returns:
-      a function that yields (id, text), and a signature: the name itself, so that what was prepared once stays as it
-      is even when the hub changes.
+      a function that yields (id, text), and a signature: of the files where the folder is local, else always the same,
+      so that what was prepared once stays as it is even when the hub changes.
 
     Raises:
       UsageError: `datasets` is not installed, the data set cannot be loaded, or it has no such field.
@@ -143,6 +143,8 @@ def open_hf(name: str) -> tuple[Reader, str]:
                 known = record[identity] if identity else None
                 yield f"{split}:{number}" if known is None else str(known), record[chosen]
 
+    if os.path.isdir(path):
+        return read, stat_signature(sorted((str(p), p) for p in pathlib.Path(path).rglob("*") if p.is_file()))
     return read, "as first prepared"
 
 

@@ -1,0 +1,35 @@
+# `make demo` and `make test` set up .venv by themselves; PYTHON chooses the interpreter, SEED the demo's seed.
+PYTHON ?= python3
+SEED ?= 0
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# Where huge pages can be had, XLA on CPU spares itself most of the page faults of its temporaries.
+export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
+
+.PHONY: demo test slow lint setup clean
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"WSM-JAX needs Python 3.11 or newer, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python -m experiments.demo --seed=$(SEED) --output=runs/demo-$(SEED)
+
+test: setup lint
+	$(BIN)/python -m pytest -q -n 2
+
+slow: setup
+	$(BIN)/python -m pytest -q -n 2 -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""One file a table or figure: the protocol as data, one command, one expected table."""

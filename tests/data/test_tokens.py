@@ -1,0 +1,279 @@
+"""The token store: what is in it, that it is made once, and that nothing half-made is ever taken for whole."""
+
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsm_jax.config import DataConfig
+from wsm_jax.data import sources
+from wsm_jax.data.publish import published
+from wsm_jax.data.store import TokenStore
+from wsm_jax.data.tokenizer import train_bpe
+from wsm_jax.data.tokens import SPLITS, prepare, split_of
+from wsm_jax.errors import UsageError
+
+
+def test_store_holds_every_document_in_its_split(config, corpus):
+    for (store, _), (spec, _) in zip(corpus.stable, sources.parse_mixture(config.source), strict=True):
+        documents = list(sources.documents(spec, config.store))
+        assert store.manifest["source"] == spec and store.manifest["source_hash"] == sources.fingerprint(documents)
+        for split in SPLITS:
+            texts = [d.text for d in documents if split_of(d.text, 0.2, 0.2) == split]
+            tokens, offsets = store.tokens(split), store.offsets(split)
+            assert tokens.dtype == np.uint16 and offsets.dtype == store.document_bytes(split).dtype == np.int64
+            ends = itertools.pairwise(offsets)
+            assert [corpus.tokenizer.decode(tokens[a : b - 1]) for a, b in ends] == texts
+            assert (tokens[offsets[1:] - 1] == corpus.tokenizer.eot).all()
+            assert (tokens == corpus.tokenizer.eot).sum() == len(texts)
+            assert store.document_bytes(split).tolist() == [len(text.encode()) for text in texts]
+            assert store.manifest["splits"][split] == {
+                "documents": len(texts),
+                "tokens": len(tokens),
+                "bytes": sum(len(text.encode()) for text in texts),
+            }
+
+
+def test_vocabulary_is_trained_on_the_train_split_of_the_stable_sources(config, corpus):
+    texts = [
+        document.text
+        for spec, _ in sources.parse_mixture(config.source)
+        for document in sources.documents(spec, config.store)
+        if split_of(document.text, 0.2, 0.2) == "train"
+    ]
+    assert train_bpe(texts, 512).hash == corpus.tokenizer.hash == corpus.manifest()["tokenizer_hash"]
+
+
+def test_second_time_is_quick_and_the_same(config, corpus):
+    before = sorted(str(path) for path in pathlib.Path(config.store).rglob("*"))
+    start = time.perf_counter()
+    again = prepare(config)
+    assert time.perf_counter() - start < 1
+    assert sorted(str(path) for path in pathlib.Path(config.store).rglob("*")) == before
+    assert again.hash == corpus.hash and json.loads(json.dumps(again.manifest())) == corpus.manifest()
+    assert again.stable[0][0].hash == again.switch[1][0].hash
+    other_weights = dataclasses.replace(config, source=config.source.replace("0.75", "0.5"))
+    assert prepare(other_weights).hash != corpus.hash
+
+
+def test_hash_is_of_content_not_of_place(config, corpus, tmp_path):
+    moved = prepare(dataclasses.replace(config, store=str(tmp_path)))
+    assert moved.hash == corpus.hash
+    for store, twin in zip(moved.stable, corpus.stable, strict=True):
+        assert store[0].path.name == twin[0].path.name
+        assert (store[0].tokens("train") == twin[0].tokens("train")).all()
+
+
+@given(st.text(), st.floats(0, 0.5), st.floats(0, 0.49))
+def test_split_depends_on_the_text_and_shares_are_independent(text, validation, test):
+    split = split_of(text, validation, test)
+    assert split_of(text, validation, test) == split
+    assert (split == "validation") == (split_of(text, validation, 0.0) == "validation")
+    assert (split == "test") == (split_of(text, 0.0, test) == "test")
+    if split != "train":  # a larger share keeps what it had
+        assert split_of(text, 0.5, 0.5) == split
+
+
+def test_split_shares():
+    drawn = [split_of(str(i), 0.1, 0.3) for i in range(20_000)]
+    assert drawn.count("validation") / 20_000 == pytest.approx(0.1, abs=0.01)
+    assert drawn.count("test") / 20_000 == pytest.approx(0.3, abs=0.015)
+
+
+def _texts(folder: pathlib.Path, count: int) -> str:
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number:04}.txt").write_text(f"document number {number} of some\n" * 20)
+    return f"text:{folder}"
+
+
+def _small(spec: str, store: pathlib.Path, **fields) -> DataConfig:
+    fields = {"tokenizer": "bpe:300", "validation_fraction": 0.2, "test_fraction": 0.2} | fields
+    return DataConfig(source=spec, store=str(store), **fields)
+
+
+def test_a_changed_file_makes_another_store_and_moves_no_document(tmp_path):
+    spec = _texts(tmp_path / "in", 60)
+    first = prepare(_small(spec, tmp_path / "store")).stable[0][0]
+    (tmp_path / "in" / "new.txt").write_text("one more document\n" * 5)
+    second = prepare(_small(spec, tmp_path / "store")).stable[0][0]
+    assert second.hash != first.hash and second.path != first.path and first.path.is_dir()
+    (changed,) = (
+        s for s in SPLITS if first.manifest["splits"][s]["documents"] != second.manifest["splits"][s]["documents"]
+    )
+    assert changed == split_of("one more document\n" * 5, 0.2, 0.2)
+
+
+def test_store_folder_comes_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("WSM_DATA", str(tmp_path / "there"))
+    spec = _texts(tmp_path / "in", 60)
+    store = prepare(dataclasses.replace(_small(spec, tmp_path), store="")).stable[0][0]
+    assert store.path.parent == tmp_path / "there" / "tokens"
+
+
+def test_tokenizer_from_a_file(config, corpus, tmp_path):
+    corpus.tokenizer.save(tmp_path / "tokenizer.json")
+    spec = _texts(tmp_path / "in", 60)
+    made = prepare(_small(spec, tmp_path / "store", tokenizer=str(tmp_path)))
+    assert made.tokenizer.hash == corpus.tokenizer.hash
+    assert prepare(_small(spec, tmp_path / "store", tokenizer=str(tmp_path))).hash == made.hash
+
+
+def test_large_vocabulary_takes_four_bytes_a_token(tmp_path):
+    tokenizer = train_bpe(["words"], 300)
+    content = json.loads(tokenizer._json())
+    content["model"]["vocab"] |= {f"unused{number}": number for number in range(tokenizer.vocab_size, 70_000)}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    made = prepare(_small(_texts(tmp_path / "in", 60), tmp_path / "store", tokenizer=str(tmp_path / "tokenizer.json")))
+    assert made.vocab_size == 70_000 and made.stable[0][0].tokens("train").dtype == np.uint32
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"validation_fraction": -0.1}, "data.validation_fraction=-0.1 must be"),
+        ({"test_fraction": 1.0}, "data.test_fraction=1.0 must be"),
+        ({"validation_fraction": 0.5, "test_fraction": 0.5}, "leaves nothing to train on"),
+        ({"tokenizer": "bpe:256"}, "data.tokenizer='bpe:256': bpe: takes a vocabulary size of at least 257"),
+        ({"tokenizer": "bpe:many"}, "data.tokenizer='bpe:many'"),
+        ({"tokenizer": "/no/such/file"}, "tokenizer /no/such/file is neither"),
+        ({"switch_source": "nowhere"}, "data.switch_source: source 'nowhere' is unknown"),
+        ({"switch_source": "text:/no/such/file"}, "text:/no/such/file matches nothing"),
+        ({"validation_fraction": 1e-9}, "documents falls in the validation split with data.validation_fraction=1e-09"),
+        ({"test_fraction": 1e-9}, "documents falls in the test split"),
+    ],
+)
+def test_errors_come_before_any_tokens(tmp_path, fields, message):
+    spec = _texts(tmp_path / "in", 60)
+    with pytest.raises(UsageError) as caught:
+        prepare(_small(spec, tmp_path / "store", **fields))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("store/tokens/*"))
+
+
+def test_equal_sources_are_refused(tmp_path):
+    spec = _texts(tmp_path / "in", 60)
+    shutil.copytree(tmp_path / "in", tmp_path / "copy")
+    with pytest.raises(UsageError, match="hold the same documents"):
+        prepare(_small(f"{spec},text:{tmp_path}/copy", tmp_path / "store"))
+
+
+def test_switch_source_needs_no_held_out_documents_but_a_stable_one_does(tmp_path):
+    spec = _texts(tmp_path / "in", 60)
+    (tmp_path / "one.txt").write_text(next(t for i in range(99) if split_of(t := f"single {i}", 0.2, 0.2) == "train"))
+    one = f"text:{tmp_path}/one.txt"
+    made = prepare(_small(spec, tmp_path / "store", switch_source=one))
+    assert made.switch[0][0].manifest["splits"]["test"] == {"documents": 0, "tokens": 0, "bytes": 0}
+    assert len(made.switch[0][0].tokens("test")) == 0
+    with pytest.raises(UsageError, match=r"one\.txt': none of its 1 documents falls in the validation split"):
+        prepare(_small(one, tmp_path / "store"))
+
+
+def test_damaged_store_is_named(tmp_path):
+    spec = _texts(tmp_path / "in", 60)
+    store = prepare(_small(spec, tmp_path / "store")).stable[0][0]
+    with (store.path / "train" / "tokens.bin").open("r+b") as file:
+        file.truncate(10)
+    with pytest.raises(UsageError, match=r"train/tokens\.bin is damaged: it should hold \d+ bytes; delete"):
+        prepare(_small(spec, tmp_path / "store"))
+    with pytest.raises(UsageError, match="is not a token store"):
+        TokenStore(tmp_path)
+
+
+def test_published_folder_is_whole_or_absent_and_the_first_stays(tmp_path):
+    with pytest.raises(RuntimeError), published(tmp_path / "a") as folder:
+        (folder / "part").write_text("half")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    with published(tmp_path / "a") as slow:
+        with published(tmp_path / "a") as fast:
+            (fast / "x").write_text("fast")
+        (slow / "x").write_text("slow")
+    assert (tmp_path / "a" / "x").read_text() == "fast" and [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_old_remains_of_killed_writers_are_swept(tmp_path):
+    (tmp_path / ".tmp-old").mkdir()
+    (tmp_path / ".tmp-new").mkdir()
+    os.utime(tmp_path / ".tmp-old", (0, 0))
+    with published(tmp_path / "a"):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".tmp-new", "a"]
+
+
+_PREPARE = """
+import json, sys
+from wsm_jax.config import DataConfig
+from wsm_jax.data.tokens import prepare
+print("ready", flush=True)
+sys.stdin.readline()
+print(prepare(DataConfig(**json.loads(sys.argv[1]))).hash, flush=True)
+"""
+
+
+def _start(config: DataConfig) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _PREPARE, json.dumps(dataclasses.asdict(config))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+def _go(process: subprocess.Popen) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def test_two_processes_at_once_both_end_well(config, corpus, tmp_path):
+    twins = [_start(dataclasses.replace(config, store=str(tmp_path))) for _ in range(2)]
+    for twin in twins:
+        _go(twin)
+    assert [twin.communicate(timeout=60)[0].strip() for twin in twins] == [corpus.hash] * 2
+    assert [twin.returncode for twin in twins] == [0, 0]
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize("moment", ["arrayrecord/.tmp-*", "tokens/.tmp-*/train"])
+def test_killed_prepare_leaves_nothing_that_looks_whole(config, corpus, tmp_path, moment):
+    # A source large enough that the kill falls in the middle of the work.
+    alone = dataclasses.replace(config, source="stdlib", switch_source="", tokenizer=str(corpus.stable[0][0].path))
+    alone = dataclasses.replace(alone, store=str(tmp_path))
+    process = _start(alone)
+    _go(process)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(moment)):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    place = moment.split("/")[0]
+    assert all(path.name.startswith(".tmp-") for path in (tmp_path / place).iterdir())
+    assert not list(tmp_path.glob("tokens/*/manifest.json")) and not (tmp_path / "index").exists()
+
+
+def test_after_a_kill_the_next_prepare_ends_well(config, corpus, tmp_path):
+    process = _start(dataclasses.replace(config, store=str(tmp_path)))
+    _go(process)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("tokens/.tmp-*")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert prepare(dataclasses.replace(config, store=str(tmp_path))).hash == corpus.hash

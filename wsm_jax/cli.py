@@ -1,0 +1,231 @@
+"""The command line: ``wsm prepare | train | merge | weights | eval | report``.
+
+Heavy libraries are imported by the verbs that need them. Exit status: 0 done; 2 bad input (one line on stderr);
+3 stopped at a NaN; 75 stopped by a signal, resumable.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from wsm_jax import config_flags
+from wsm_jax.errors import NonFiniteError, Preempted, UsageError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} ({self.prog} --help tells more)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        # --config.field=value belongs to ml_collections; argparse sees the rest.
+        settings = [a for a in arguments if a.split("=")[0].split(".")[0] == "--config"]
+        options = _parser().parse_args([a for a in arguments if a not in settings])
+        if settings and not options.takes_config:
+            raise UsageError(f"wsm {options.verb} takes no {settings[0].split('=')[0]}")
+        return options.run(options, settings) or 0
+    except UsageError as error:
+        print(f"wsm: {error}", file=sys.stderr)
+        return 2
+    except NonFiniteError as error:
+        print(f"wsm: stopped at a value that is not finite: {error}", file=sys.stderr)
+        return 3
+    except Preempted as error:
+        print(f"wsm: {error}", file=sys.stderr)
+        return 75
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="wsm", description="Train at a constant rate, merge checkpoints, compare with a real decay.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
+
+    def verb(name: str, run: Callable[..., int | None], help: str, config: bool = False) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(
+            name,
+            help=help,
+            description=help,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=config_flags.help_text() if config else None,
+        )
+        if config:
+            sub.add_argument_group("configuration").add_argument(
+                "--config", metavar="FILE", help="a Python file with get_config(), e.g. configs/tiny.py"
+            )
+        sub.set_defaults(run=run, takes_config=config)
+        return sub
+
+    verb("prepare", prepare, "Read the documents, train or load the tokenizer, write the token store.", config=True)
+
+    sub = verb("train", train, "Train a run, or go on with one that stopped.", config=True)
+    sub.add_argument("--run", required=True, dest="directory", metavar="DIR", help="the run directory")
+    sub.add_argument("--branch_from", default="", metavar="RUN@STEP", help="start from this full state, e.g. to decay")
+    sub.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
+    sub.add_argument("--distributed", action="store_true", help="one process of several: jax.distributed.initialize()")
+
+    sub = verb("merge", merge, "Merge checkpoints given as IN[:WEIGHT] ..., or a window of a run's.")
+    sub.add_argument("inputs", nargs="*", metavar="IN[:WEIGHT]", help="Orbax checkpoint folders; no weights = uniform")
+    sub.add_argument("--output", metavar="OUT", help="where to write; for --run default RUN/merged/NAME")
+    sub.add_argument("--run", dest="directory", metavar="DIR", help="merge a window of this run's merge stream")
+    sub.add_argument("--curve", metavar="C", help="decay curve to emulate; inputs are oldest first")
+    sub.add_argument("--count", type=int, metavar="N", help="checkpoints in the window")
+    sub.add_argument("--last_step", type=int, metavar="S", help="step of the newest checkpoint (default: the newest)")
+    sub.add_argument("--interval", type=int, metavar="K", help="steps between checkpoints (default: the stream's)")
+    sub.add_argument("--name", help="default <curve>-<count>x<interval>-at-<step>")
+    sub.add_argument("--weight_decay_aware", action="store_true", help="correct for AdamW's decay, leaf by leaf")
+    sub.add_argument("--item", help="item of the checkpoints to read (default: params, else the only one)")
+    sub.add_argument("--non_floating", default="error", choices=("error", "last", "first"), help="integer leaves")
+    sub.add_argument("--json", action="store_true", help="print the record as JSON")
+
+    sub = verb("weights", weights, "Print the merge weights of a decay curve.")
+    sub.add_argument("--curve", required=True, metavar="C", help="a name of wsm_jax.DECAYS")
+    sub.add_argument("--count", required=True, type=int, metavar="N", help="checkpoints")
+    sub.add_argument("--learning_rate", type=float, metavar="LR", help="for the weight-decay-aware form")
+    sub.add_argument("--weight_decay", type=float, default=0.0, metavar="WD", help="AdamW's decay; 0 = plain form")
+    sub.add_argument("--steps_per_interval", type=int, metavar="T", help="updates between checkpoints")
+    sub.add_argument("--plot", metavar="FILE", help="also draw them: FILE.png and FILE.svg")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = verb("eval", evaluate, "Loss of a run's checkpoint or merge on held-out documents.")
+    sub.add_argument("--run", required=True, dest="directory", metavar="DIR", help="the run directory")
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, metavar="S", help="a saved step (default: the newest)")
+    which.add_argument("--merged", metavar="NAME", help="a merge of the run")
+    sub.add_argument("--split", default="validation", choices=("validation", "test"), help="default: validation")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = verb("report", report, "Tables and figures of a constant-rate run beside its real decays.")
+    sub.add_argument("runs", nargs="+", metavar="RUN", help="the constant run first, then runs branched from it")
+    sub.add_argument("--output", metavar="DIR", help="default: RUN/report of the first run")
+    sub.add_argument("--json", action="store_true", help="print the table as JSON")
+    return parser
+
+
+def prepare(options: argparse.Namespace, settings: list[str]) -> None:
+    """``wsm prepare``: the token store of a configuration, with a line for each source and split."""
+    config = config_flags.load(settings)
+    from wsm_jax.data import tokens
+
+    corpus = tokens.prepare(config.data, progress=True)
+    stores = {store.hash: store for store, _ in [*corpus.stable, *corpus.switch]}.values()
+    rows = [
+        [store.manifest["source"], split, f"{n['documents']:,}", f"{n['tokens']:,}", f"{n['bytes']:,}"]
+        for store in stores
+        for split, n in store.manifest["splits"].items()
+    ]
+    _table(["source", "split", "documents", "tokens", "UTF-8 bytes"], rows, title=f"data {corpus.hash[:12]}")
+
+
+def train(options: argparse.Namespace, settings: list[str]) -> None:
+    """``wsm train``: see :func:`wsm_jax.train.train`."""
+    config = config_flags.load(settings)
+    if options.distributed:
+        import jax
+
+        jax.distributed.initialize()
+    from wsm_jax.train import train as run_training
+
+    run_training(config, options.directory, branch_from=options.branch_from, quiet=options.quiet)
+
+
+def merge(options: argparse.Namespace, settings: list[str]) -> None:
+    """``wsm merge``: from explicit inputs or a window of a run."""
+    from wsm_jax.merging import command
+
+    if bool(options.directory) == bool(options.inputs):
+        raise UsageError("wsm merge takes either checkpoint folders or --run=DIR")
+    record = command.merge_run(options) if options.directory else command.merge_inputs(options)
+    if options.json:
+        print(json.dumps(record, indent=2))
+    else:
+        print(f"merged {len(record['inputs'])} checkpoints into {record['output']}")
+
+
+def weights(options: argparse.Namespace, settings: list[str]) -> None:
+    """``wsm weights``: the checkpoint and update weights of a curve."""
+    from wsm_jax import coefficients
+
+    vector = coefficients.merge_weights(
+        options.curve,
+        options.count,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        steps_per_interval=options.steps_per_interval,
+    )
+    scales = coefficients.update_weights(vector)
+    if options.plot:
+        from wsm_jax import plots
+
+        plots.save(plots.weights_figure([options.curve], options.count, {options.curve: vector}), options.plot)
+    if options.json:
+        values = {"curve": options.curve, "count": options.count}
+        print(json.dumps({**values, "weights": vector.tolist(), "update_weights": scales.tolist()}))
+        return
+    rows = [
+        [str(i), f"{c:.6f}", f"{w:.6f}" if i else ""]
+        for i, (c, w) in enumerate(zip(vector, [1.0, *scales], strict=True))
+    ]
+    _table(["checkpoint (0 = oldest)", "weight c", "scale w of the updates before it"], rows, title=options.curve)
+
+
+def evaluate(options: argparse.Namespace, settings: list[str]) -> None:
+    """``wsm eval``: loss, standard error, perplexity and bits per byte."""
+    from wsm_jax import checkpoints
+    from wsm_jax import evaluate as evaluate_lib
+    from wsm_jax.run import Run
+
+    run = Run(options.directory)
+    path = evaluate_lib.checkpoint_path(run, step=options.step, merged=options.merged)
+    evaluator = evaluate_lib.run_evaluator(run, options.split)
+    figures = {"checkpoint": str(path), "split": options.split, **evaluator(checkpoints.load_tree(path)).summary()}
+    if options.json:
+        print(json.dumps(figures))
+    else:
+        _table(["figure", "value"], [[name, _shown(value)] for name, value in figures.items()])
+
+
+def report(options: argparse.Namespace, settings: list[str]) -> None:
+    """``wsm report``: see :func:`wsm_jax.report.write`."""
+    from wsm_jax import comparison
+    from wsm_jax import report as report_lib
+    from wsm_jax.run import Run
+
+    runs = [Run(path) for path in options.runs]
+    result = comparison.compare(runs[0], runs[1:], say=lambda text: print(text, file=sys.stderr, flush=True))
+    folder = report_lib.write(result, options.output or runs[0].path / "report")
+    if options.json:
+        print(json.dumps(report_lib.to_json(result), indent=2))
+        return
+    header, *rows = report_lib.table(result)
+    _table(header, rows, title="test loss, nats per token")
+    print("\n".join(report_lib.findings(result)))
+    print(f"report: {folder}/report.md")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=title, title_justify="left")
+    for name in header:
+        shown.add_column(name, justify="left" if name == header[0] else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    console = Console()
+    # Redirected to a file there is no width to keep to, and wrapped columns are hard to read back.
+    (console if console.is_terminal else Console(width=160)).print(shown)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

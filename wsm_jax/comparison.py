@@ -1,0 +1,196 @@
+"""A constant-rate run against real decays: the merges that emulate them, chosen on validation, measured on test."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from wsm_jax import checkpoints, coefficients, evaluate, schedules
+from wsm_jax.decay import DECAYS
+from wsm_jax.errors import UsageError
+from wsm_jax.evaluate import Difference, Evaluation
+from wsm_jax.merging import offline, selection
+from wsm_jax.run import Run
+
+# Candidate windows, as multiples of the decay's length.
+WINDOW_SHARES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+SERIES_POINTS = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+      name: what it is.
+      group: ``raw``, ``merge`` (at the decay's window), ``chosen`` (curve and window chosen on validation) or ``decay``.
+      window: steps of the window or of the decay; 0 for the raw checkpoint.
+      test: evaluation on the test split.
+      difference: test loss minus the raw checkpoint's, paired by document.
+      tokens: tokens the parameters have seen.
+      extra_tokens: of them, trained on for this row alone.
+      seconds: time this row took beside the constant run: reading and adding, or the decay's updates.
+    """
+
+    name: str
+    group: str
+    window: int
+    test: Evaluation
+    difference: Difference
+    tokens: int
+    extra_tokens: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Everything a report shows.
+
+    Attributes:
+      base: the constant-rate run.
+      decays: runs branched from it.
+      rows: the table.
+      windows: curve -> [(window in steps, validation loss)], the candidates.
+      chosen: (curve, count) of the candidate with the lowest validation loss.
+      series: [(step, validation loss)] of the mean over the decay's window, along the run.
+      rates: name -> [(step, learning rate)].
+      branch_step: where the decays start.
+      count: checkpoints in a window as long as the decay.
+    """
+
+    base: Run
+    decays: tuple[Run, ...]
+    rows: tuple[Row, ...]
+    windows: dict[str, list[tuple[int, float]]]
+    references: dict[str, float]
+    chosen: tuple[str, int]
+    series: list[tuple[int, float]]
+    rates: dict[str, list[tuple[int, float]]]
+    branch_step: int
+    count: int
+
+
+def compare(base: Run, decays: Sequence[Run], *, say: Callable[[str], None] = lambda _: None) -> Comparison:
+    """Merges the newest checkpoints of ``base`` along every curve and compares them with real decays.
+
+    Curve and window are chosen by validation loss (on ``evaluation.tokens`` of the run's configuration) among all
+    curves and windows of 1/4 to 2 times the decay; the table is of the whole test split.
+
+    Args:
+      base: a finished constant-rate run.
+      decays: finished runs branched from it at one step, on the same data; at least one.
+      say: told what is being done.
+
+    Raises:
+      UsageError: runs that cannot be compared, naming the run.
+    """
+    branch_step = _check(base, decays)
+    interval, last = base.plan.merge_interval, base.plan.steps
+    count = round((last - branch_step) / interval)
+    if last % interval or count < 2:
+        raise UsageError(
+            f"{base.path}: merge_interval={interval} steps must divide the run ({last} steps) and leave at least 2 "
+            f"checkpoints in the decay's {last - branch_step} steps"
+        )
+    first = base.config.duration_steps("schedule.warmup", base.config.schedule.warmup)
+    most = sum(step > first for step in checkpoints.complete_steps(base.merge_stream))
+    counts = sorted({min(max(round(count * share), 2), most) for share in WINDOW_SHARES} | {count})
+    whole = selection.select(base, max(counts), last_step=last)
+
+    say(f"merging {len(DECAYS)} curves x {len(counts)} windows in one pass over {whole.count} checkpoints")
+    candidates = {
+        (curve, n): np.concatenate([np.zeros(whole.count - n), coefficients.merge_weights(curve, n)])
+        for curve in DECAYS
+        for n in counts
+    }
+    merges = offline.merge_many(whole.paths, {f"{c} {n}": w for (c, n), w in candidates.items()})
+    tokens = base.config.evaluation.tokens
+    validate = evaluate.run_evaluator(base, "validation", limit_tokens=tokens)
+    validation = {}
+    for number, (curve, n) in enumerate(candidates, 1):
+        validation[curve, n] = validate(merges.pop(f"{curve} {n}")).loss
+        if number % 10 == 0 or number == len(candidates):
+            say(f"validated {number} of {len(candidates)} merges")
+    chosen = min(validation, key=lambda key: validation[key])
+    windows = {curve: [(n * interval, validation[curve, n]) for n in counts] for curve in DECAYS}
+
+    say("measuring on test")
+    test = evaluate.run_evaluator(base, "test")
+    raw_params = checkpoints.load_tree(whole.paths[-1])
+    raw = test(raw_params)
+    rows = [_row("constant rate, last checkpoint", "raw", 0, raw, raw, base, 0, 0.0)]
+    for curve in DECAYS:
+        rows.append(_merge_row(base, curve, count, "merge", test, raw))
+    rows.append(_merge_row(base, *chosen, "chosen", test, raw))
+    references = {"constant rate": validate(raw_params).loss}
+    for run in decays:
+        params = checkpoints.load_tree(evaluate.checkpoint_path(run, step=run.plan.steps))
+        seconds = sum(record["seconds"] for record in run.metrics("train"))
+        extra = (run.plan.steps - branch_step) * base.plan.tokens_per_step
+        name = f"real decay, {run.config.schedule.curve}"
+        rows.append(_row(name, "decay", run.plan.steps - branch_step, test(params), raw, run, extra, seconds))
+        references[name] = validate(params).loss
+
+    say("following the merge along the run")
+    series = _series(base, count, first, validate)
+    rates = {"constant": _rates(base)} | {run.config.schedule.curve: _rates(run) for run in decays}
+    return Comparison(base, tuple(decays), tuple(rows), windows, references, chosen, series, rates, branch_step, count)
+
+
+def _check(base: Run, decays: Sequence[Run]) -> int:
+    if base.config.schedule.name != "constant":
+        raise UsageError(f"{base.path} has schedule.name={base.config.schedule.name!r}; the first run must be constant")
+    if not decays:
+        raise UsageError("nothing to compare with: name at least one run branched from the first, with a real decay")
+    for run in (base, *decays):
+        done = checkpoints.complete_steps(run.resume_stream)
+        if not done or done[-1] < run.plan.steps:
+            raise UsageError(f"{run.path} is at step {done[-1] if done else 0} of {run.plan.steps}; finish it first")
+    branch_steps = {run.facts["branch_step"] for run in decays}
+    if len(branch_steps) > 1 or None in branch_steps:
+        raise UsageError(f"the decays must be branched at one step, they start at {sorted(map(str, branch_steps))}")
+    for run in decays:
+        if run.facts["data_hash"] != base.facts["data_hash"]:
+            raise UsageError(f"{run.path} was trained on other data than {base.path}")
+    return branch_steps.pop()
+
+
+def _row(
+    name: str, group: str, window: int, test: Evaluation, raw: Evaluation, run: Run, extra: int, seconds: float
+) -> Row:
+    difference = evaluate.paired_difference(test, raw)
+    return Row(name, group, window, test, difference, run.plan.steps * run.plan.tokens_per_step, extra, seconds)
+
+
+def _merge_row(base: Run, curve: str, count: int, group: str, test: evaluate.Evaluator, raw: Evaluation) -> Row:
+    window = selection.select(base, count, last_step=base.plan.steps)
+    clock = time.perf_counter()
+    merged = jax.block_until_ready(
+        offline.merge_checkpoints(window.paths, selection.curve_weights(base, window, curve))
+    )
+    seconds = time.perf_counter() - clock
+    label = "merge" if group == "merge" else "merge chosen on validation:"
+    return _row(f"{label} {curve}", group, count * window.interval, test(merged), raw, base, 0, seconds)
+
+
+def _series(base: Run, count: int, first: int, validate: evaluate.Evaluator) -> list[tuple[int, float]]:
+    """Validation loss of the mean over ``count`` checkpoints at up to SERIES_POINTS steps of the run."""
+    steps = [step for step in checkpoints.complete_steps(base.merge_stream) if step > first]
+    ends = range(count - 1, len(steps))
+    ends = sorted({int(round(end)) for end in np.linspace(ends[0], ends[-1], min(SERIES_POINTS, len(ends)))})
+    uniform = np.full(count, 1.0 / count)
+    weights: dict[str, Any] = {
+        str(steps[end]): np.concatenate([np.zeros(end - count + 1), uniform, np.zeros(len(steps) - end - 1)])
+        for end in ends
+    }
+    merged = offline.merge_many([base.merge_stream / str(step) for step in steps], weights)
+    return [(int(step), validate(tree).loss) for step, tree in merged.items()]
+
+
+def _rates(run: Run) -> list[tuple[int, float]]:
+    schedule = schedules.from_config(run.config, run.facts["branch_step"])
+    steps = np.unique(np.linspace(0, run.plan.steps - 1, 400).astype(int))
+    return [(int(step), float(schedule(step))) for step in steps]

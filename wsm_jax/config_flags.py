@@ -1,0 +1,96 @@
+"""``--config=FILE --config.field=value`` read by ml_collections.config_flags into a :class:`Config`, one-line errors."""
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wsm_jax.config import Config, flat_fields
+from wsm_jax.errors import UsageError
+
+
+def load(arguments: Sequence[str]) -> Config:
+    """The configuration that ``--config=...`` and ``--config.*=...`` arguments describe.
+
+    Raises:
+      UsageError: no ``--config``, a file that is missing or does not make a Config, an unknown field, a bad value.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    check_fields(arguments)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["wsm", *arguments])
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # absl explains itself there at length; one line is ours
+            values(["wsm", *arguments])
+    except (FileNotFoundError, ImportError) as error:
+        raise UsageError(f"--config: {_line(error)}") from error
+    except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UsageError(_line(error)) from error
+    config = values["config"].value
+    if not isinstance(config, Config):
+        raise UsageError(f"--config: get_config() must return a wsm_jax.Config, not {type(config).__name__}")
+    return config
+
+
+def check_fields(arguments: Sequence[str]) -> None:
+    """Raises UsageError for a ``--config`` that is missing or no file, or an unknown ``--config.field``."""
+    known = flat_fields(Config())
+    names = [argument.lstrip("-").split("=", 1)[0] for argument in arguments]
+    for name, argument in zip(names, arguments, strict=True):
+        if "=" not in argument:
+            raise UsageError(f"{argument}: write {argument.split('=')[0]}=VALUE")
+        if name == "config":
+            path = argument.split("=", 1)[1].split(":")[0]
+            if not Path(path).is_file():
+                raise UsageError(f"--config: no file {path}")
+        elif name.removeprefix("config.") not in known:
+            raise UsageError(f"unknown option --{name}{_nearest(name, known)}")
+    if "config" not in names:
+        raise UsageError("--config=FILE is missing; e.g. --config=configs/tiny.py")
+
+
+def _nearest(name: str, known: dict[str, Any]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name.removeprefix("config."), known, n=1, cutoff=0.5)
+    return f"; did you mean --config.{close[0]}?" if close else "; wsm train --help lists all fields"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def help_text() -> str:
+    """All fields with type, default and help, for ``--help``."""
+    lines = ["configuration fields (--config.FIELD=VALUE):"]
+    for name, (value, text) in flat_fields(Config()).items():
+        shown = repr(value) if isinstance(value, str) else str(value)
+        lines.append(f"  {name}: {type(value).__name__} = {shown}\n      {text}")
+    return "\n".join(lines)
+
+
+def with_fields(config: Config, **fields: Any) -> Config:
+    """A deep copy with fields replaced by dotted name, ``.`` written ``__``: ``optimizer__peak_lr=1e-3``."""
+    copy = _copy(config)
+    for name, value in fields.items():
+        *path, last = name.split("__")
+        node = copy
+        for part in path:
+            node = getattr(node, part)
+        if last not in {field.name for field in dataclasses.fields(node)}:
+            raise UsageError(f"{name.replace('__', '.')} is not a field")
+        setattr(node, last, value)
+    return copy
+
+
+def _copy(node: Any) -> Any:
+    return type(node)(
+        **{
+            field.name: _copy(value) if dataclasses.is_dataclass(value := getattr(node, field.name)) else value
+            for field in dataclasses.fields(node)
+        }
+    )

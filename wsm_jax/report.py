@@ -1,0 +1,204 @@
+"""A comparison as files: report.md, table.csv, table.json and figures (PNG and SVG)."""
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wsm_jax import config as config_lib
+from wsm_jax import plots
+from wsm_jax import run as run_lib
+from wsm_jax.comparison import Comparison, Row
+from wsm_jax.decay import DECAYS
+
+HEADER = ("", "window (steps)", "test loss", "minus raw [95%]", "tokens", "extra tokens", "extra seconds")
+
+
+def table(result: Comparison) -> list[list[str]]:
+    """Header and rows of the table as text."""
+    return [list(HEADER), *(_cells(row) for row in result.rows)]
+
+
+def _cells(row: Row) -> list[str]:
+    low, high = row.difference.interval
+    return [
+        row.name,
+        f"{row.window:,}" if row.window else "–",
+        f"{row.test.loss:.4f}",
+        "–" if row.group == "raw" else f"{row.difference.loss:+.4f} [{low:+.4f}, {high:+.4f}]",
+        f"{row.tokens:,}",
+        f"{row.extra_tokens:,}",
+        f"{row.seconds:.1f}",
+    ]
+
+
+def to_json(result: Comparison) -> dict[str, Any]:
+    """The comparison with its provenance, JSON-ready."""
+    base = result.base
+    return {
+        "rows": [
+            {
+                "name": row.name,
+                "group": row.group,
+                "window": row.window,
+                "test": row.test.summary(),
+                "difference": row.difference.loss,
+                "difference_stderr": row.difference.stderr,
+                "difference_interval": list(row.difference.interval),
+                "tokens": row.tokens,
+                "extra_tokens": row.extra_tokens,
+                "seconds": round(row.seconds, 3),
+            }
+            for row in result.rows
+        ],
+        "chosen": {"curve": result.chosen[0], "count": result.chosen[1]},
+        "validation_windows": result.windows,
+        "validation_references": result.references,
+        "merged_series": result.series,
+        "branch_step": result.branch_step,
+        "count_at_equal_window": result.count,
+        "interval": base.plan.merge_interval,
+        "seed": base.config.seed,
+        "config": config_lib.to_dict(base.config),
+        "config_hash": config_lib.config_hash(base.config),
+        "data_hash": base.facts["data_hash"],
+        "parameters": base.facts["parameters"],
+        "training_seconds": round(sum(record["seconds"] for record in base.metrics("train")), 1),
+        **run_lib.environment(),
+    }
+
+
+def findings(result: Comparison) -> list[str]:
+    """How far the merges are from the real decays, as sentences."""
+    raw = result.rows[0]
+    by_group = {group: [row for row in result.rows if row.group == group] for group in ("merge", "chosen", "decay")}
+    best_decay = min(by_group["decay"], key=lambda row: row.test.loss)
+    gain = -best_decay.difference.loss
+    lines = [
+        f"The best real decay ({best_decay.name.removeprefix('real decay, ')}) changes the test loss of the last "
+        f"checkpoint ({raw.test.loss:.4f}) by {best_decay.difference.loss:+.4f} nats a token."
+    ]
+    if gain > 0:
+        best_merge = min(by_group["merge"], key=lambda row: row.test.loss)
+        for row, how in (
+            (best_merge, "the best merge at the decay's window"),
+            (by_group["chosen"][0], "the merge chosen on validation"),
+        ):
+            lines.append(
+                f"{how[0].upper()}{how[1:]} ({row.name.split()[-1]}, {row.window} steps) changes it by "
+                f"{row.difference.loss:+.4f}: {-row.difference.loss / gain:.0%} of the decay's gain."
+            )
+    return lines
+
+
+def write(result: Comparison, directory: str | Path) -> Path:
+    """Writes the report into ``directory`` (made if missing; files of an earlier report are replaced).
+
+    Returns:
+      the directory.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    figures = _figures(result)
+    for name, (figure, _) in figures.items():
+        plots.save(figure, directory / name)
+    text = io.StringIO()
+    csv.writer(text).writerows(table(result))
+    _replace(directory / "table.csv", text.getvalue())
+    run_lib.write_json(directory / "table.json", to_json(result))
+    _replace(directory / "report.md", _markdown(result, {name: caption for name, (_, caption) in figures.items()}))
+    return directory
+
+
+def _figures(result: Comparison) -> dict[str, tuple[Any, str]]:
+    base, tokens = result.base, result.base.plan.tokens_per_step
+    interval, count = base.plan.merge_interval, result.count
+    validation = {
+        "constant": [(r["step"], r["loss"]) for r in base.metrics("validation")],
+        f"mean of {count}": result.series,
+        **{
+            f"decay, {run.config.schedule.curve}": [(r["step"], r["loss"]) for r in run.metrics("validation")]
+            for run in result.decays
+        },
+    }
+    train = [(r["step"], r["loss"]) for r in base.metrics("train")]
+    gains = [
+        {"name": r.name, "group": r.group, "difference": r.difference.loss, "low": r.difference.interval[0],
+         "high": r.difference.interval[1]}
+        for r in result.rows
+        if r.group != "raw"
+    ]  # fmt: skip
+    return {
+        "loss": (
+            plots.loss_figure(
+                train,
+                validation,
+                tokens_per_step=tokens,
+                merged_name=f"mean of {count}",
+                branch_step=result.branch_step,
+            ),
+            f"Loss along the run. The merged curve is what an anneal would give now: the mean of {count} checkpoints, "
+            f"{interval} steps apart.",
+        ),
+        "schedules": (
+            plots.schedules_figure(result.rates, branch_step=result.branch_step),
+            "Learning rates (the paper's Figure 1).",
+        ),
+        "weights": (
+            plots.weights_figure(list(DECAYS), count),
+            f"Merge weights of {count} checkpoints and the decays they emulate (the paper's Figure 2).",
+        ),
+        "gains": (plots.gains_figure(gains), "Test loss minus that of the last constant-rate checkpoint."),
+        "windows": (
+            plots.window_figure(result.windows, references=result.references, tokens_per_step=tokens),
+            "Validation loss of the merges over their windows.",
+        ),
+    }
+
+
+def _markdown(result: Comparison, captions: dict[str, str]) -> str:
+    base, interval = result.base, result.base.plan.merge_interval
+    facts = to_json(result)
+    lines = [
+        f"# {base.path.name}: merging against real decays",
+        "",
+        *markdown_table(table(result)),
+        "",
+        f"Test split: {facts['rows'][0]['test']['tokens']:,} tokens, {facts['rows'][0]['test']['documents']:,} documents; "
+        "intervals are over documents, paired with the last checkpoint of the constant-rate run (one training seed).",
+        f"A window counts count x interval: {result.count} checkpoints x {interval} steps = the decay's "
+        f"{result.count * interval}; the oldest lies {(result.count - 1) * interval} steps before the newest, so the "
+        "emulated decay stops one interval early.",
+        "Curve and window of the chosen merge are those with the lowest validation loss.",
+        "",
+        *findings(result),
+        "",
+    ]
+    for name, caption in captions.items():
+        lines += [f"![{caption}]({name}.png)", "", caption, ""]
+    lines += [
+        "## Provenance",
+        "",
+        f"- {facts['parameters']:,} parameters, {base.plan.steps:,} steps of {base.plan.tokens_per_step:,} tokens, "
+        f"seed {facts['seed']}, config {facts['config_hash']}, data {facts['data_hash'][:12]}",
+        f"- {facts['machine']}; Python {facts['python']}; "
+        + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        f"- `{facts['command']}`",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table; the first row is the header, the first column is text, the others are numbers."""
+    header, *body = rows
+    rule = [":--", *["--:"] * (len(header) - 1)]
+    return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *body)]
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
