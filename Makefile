@@ -21,10 +21,10 @@ demo: setup
 	$(BIN)/python -m experiments.demo --seed=$(SEED) --output=runs/demo-$(SEED)
 
 test: setup lint
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 slow: setup
-	$(BIN)/python -m pytest -q -n 2 -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m slow
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,6 +5,9 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported
 
 import pathlib
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import hypothesis
@@ -26,3 +29,43 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WSM_DATA", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def library_text(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with some modules of the standard library: real text, small enough to tokenize in a second."""
+    folder = tmp_path_factory.mktemp("library")
+    modules = sorted(path for path in pathlib.Path(os.__file__).parent.glob("*.py") if path.stat().st_size < 40_000)
+    for path in modules[:60]:
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def short_demo(library_text: pathlib.Path) -> list[str]:
+    """Overrides that make the demo's configuration take seconds; steps are 1/40 of the demo's."""
+    return [
+        "--config.duration=40steps",
+        "--config.schedule.warmup=4steps",
+        "--config.checkpoint.merge_interval=1steps",
+        "--config.evaluation.tokens=2000",
+        "--config.model.layers=1",
+        "--config.model.d_model=32",
+        "--config.model.context=32",
+        f"--config.data.source=text:{library_text}",
+        "--config.data.tokenizer=bpe:300",
+        "--config.data.validation_fraction=0.1",
+        "--config.data.test_fraction=0.1",
+    ]
+
+
+@pytest.fixture(scope="session")
+def demo_run(store: pathlib.Path, short_demo: list[str], tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The demo, made short: constant/, three decay-*/ and report/ as real processes left them."""
+    folder = tmp_path_factory.mktemp("demo") / "demo-0"
+    root = pathlib.Path(__file__).parent.parent
+    command = [sys.executable, "-m", "experiments.demo", f"--output={folder}", *short_demo]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder

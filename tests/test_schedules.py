@@ -80,7 +80,8 @@ def test_a_cooldown_branches_from_any_schedule_at_the_rate_it_had():
 
 def test_a_branch_sees_its_parents_rates_up_to_the_branch():
     parent, branch = EVERY["constant"], schedules.cooldown(EVERY["constant"], "linear", START, DECAY)
-    assert np.array_equal(parent(np.arange(START + 1)), branch(np.arange(START + 1)))
+    counts = jnp.arange(START + 1)
+    assert np.array_equal(parent(counts), branch(counts))
     assert float(branch(START + 1)) < float(parent(START + 1))
 
 
@@ -120,7 +121,7 @@ def test_under_jit_on_scalars_and_on_vectors_it_is_the_same_rate(name):
     assert vector.shape == counts.shape
     jitted = jax.jit(EVERY[name])
     assert jitted(jnp.int32(3)).shape == ()
-    np.testing.assert_allclose([jitted(jnp.int32(count)) for count in counts], vector, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose([jitted(np.int32(count)) for count in counts[::9]], vector[::9], rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(EVERY[name](START + 7), vector[START + 7], rtol=1e-6, atol=1e-9)
 
 

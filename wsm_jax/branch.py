@@ -5,12 +5,17 @@ from pathlib import Path
 from wsm_jax import checkpoints
 from wsm_jax import config as config_lib
 from wsm_jax.config import Config
+from wsm_jax.data.tokens import Corpus
 from wsm_jax.errors import UsageError
 from wsm_jax.run import Run
 
 
-def parse_branch(text: str) -> tuple[Run, int]:
+def parse_branch(text: str, *, need_state: bool = True) -> tuple[Run, int]:
     """The run and step of ``RUN@STEP``.
+
+    Args:
+      text: what to parse.
+      need_state: whether the full state must be there.
 
     Raises:
       UsageError: another form, no such run, or no full state at that step, naming the steps there are.
@@ -20,7 +25,7 @@ def parse_branch(text: str) -> tuple[Run, int]:
         raise UsageError(f"--branch_from={text!r} is not of the form RUN@STEP, e.g. runs/tiny@750")
     run = Run(path)
     steps = checkpoints.complete_steps(run.resume_stream)
-    if int(step) not in steps:
+    if need_state and int(step) not in steps:
         raise UsageError(
             f"{path} has no full state at step {step}; it has {steps or 'none'} "
             "(checkpoint.branch_points names steps whose state is kept for ever)"
@@ -29,7 +34,7 @@ def parse_branch(text: str) -> tuple[Run, int]:
 
 
 # What the parameters and optimizer state of a branch must share with its parent.
-_SAME = ("model.", "optimizer.name", "data.tokenizer")
+_SAME = ("model.", "optimizer.name")
 # What must be equal for a branch to read the tokens its parent would have read.
 _SAME_TOKENS = ("batch_size", "seed", "data.source", "data.switch_", "data.validation_fraction", "data.test_fraction")
 _NUMERICS = ("model.compute_dtype", "model.attention", "model.scan_unroll", "model.remat")
@@ -51,3 +56,15 @@ def check_branch(parent: Run, step: int, config: Config) -> list[str]:
                 f"{name} differs from that of {Path(parent.path)} ({old[name][0]!r}): its state does not fit"
             )
     return [name for name in different if name.startswith(_SAME_TOKENS)]
+
+
+def check_tokenizer(parent: Run, corpus: Corpus) -> None:
+    """Raises UsageError where ``corpus`` has other tokens than the parent's parameters know.
+
+    ``bpe:SIZE`` is trained on the documents, so other documents give another vocabulary under the same name.
+    """
+    if parent.facts["data"]["tokenizer_hash"] != corpus.tokenizer.hash:
+        place = Path(parent.facts["data"]["stable"][0]["path"]) / "tokenizer.json"
+        raise UsageError(
+            f"the tokenizer differs from that of {parent.path}: its embeddings do not fit; use data.tokenizer={place}"
+        )

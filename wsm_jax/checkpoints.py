@@ -23,6 +23,7 @@ from wsm_jax.errors import UsageError
 
 PARAMS = "params"
 CHUNK_BYTES = 64 * 10**6
+_DELETED = ".deleted-"
 
 # Orbax logs every save and restore, and warns when a sharding is read from the file; neither tells a user anything.
 logging.set_verbosity(logging.ERROR)
@@ -58,16 +59,16 @@ class Stream:
         keep_steps: Collection[int] = (),
         read_only: bool = False,
     ):
-        policies = ocp.training.preservation_policies
-        kept = (
-            policies.AnyPreservationPolicy([policies.LatestN(keep), policies.CustomSteps(sorted(keep_steps))])
-            if keep
-            else policies.PreserveAll()
-        )
+        self._directory = Path(directory).absolute()
+        self._keep, self._keep_steps = keep, frozenset(keep_steps)
+        self._removed: set[int] = set()
+        if not read_only and jax.process_index() == 0:
+            for leftover in self._directory.glob(f"{_DELETED}*"):
+                shutil.rmtree(leftover)
         self._checkpointer = ocp.training.Checkpointer(
-            epath.Path(directory).absolute(),
+            epath.Path(self._directory),
             context=_context(mergeable),
-            preservation_policy=kept,
+            preservation_policy=ocp.training.preservation_policies.PreserveAll(),
             cleanup_tmp_directories=not read_only,
         )
 
@@ -80,7 +81,7 @@ class Stream:
     @property
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
-        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+        return [c.step for c in self._checkpointer.checkpoints if c.step not in self._removed]
 
     def save(self, step: int, items: dict[str, Any], metadata: dict[str, Any] | None = None) -> None:
         """Starts writing ``items`` (name -> pytree) for ``step``; returns once the arrays may be donated.
@@ -89,6 +90,7 @@ class Stream:
         """
         if step in self.steps:
             return
+        self.wait()
         self._checkpointer.save_checkpointables_async(step, items, force=True, custom_metadata=metadata or {})
 
     def load(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
@@ -96,12 +98,28 @@ class Stream:
         return self._checkpointer.load_checkpointables(step, abstract)
 
     def wait(self) -> None:
-        """Returns when the save under way is on disk; raises what it raised."""
+        """Returns when the save under way is on disk and what it replaces is gone; raises what it raised."""
         self._checkpointer.wait()
+        self._remove_old()
 
     def close(self) -> None:
         """Waits, then releases the folder."""
-        self._checkpointer.close()
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
+
+    def _remove_old(self) -> None:
+        """Removes what need not be kept. Orbax would delete in place, and a kill then leaves half a checkpoint that
+        looks whole; so each one is first renamed to what is no step."""
+        for step in self.steps[: -self._keep] if self._keep else []:
+            if step in self._keep_steps:
+                continue
+            self._removed.add(step)
+            if jax.process_index() == 0:
+                doomed = self._directory / f"{_DELETED}{step}"
+                os.replace(self._directory / str(step), doomed)
+                shutil.rmtree(doomed)
 
 
 def complete_steps(directory: str | os.PathLike) -> list[int]:
@@ -209,12 +227,17 @@ def tree_bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def disk_bytes(directory: str | os.PathLike) -> int:
+    """Bytes of the files under ``directory``; 0 where there is none."""
+    return sum(path.stat().st_size for path in Path(directory).rglob("*") if path.is_file())
+
+
 def check_disk(directory: str | os.PathLike, needed: int) -> None:
     """Raises UsageError where the disk under ``directory`` has less than ``needed`` bytes free."""
     free = shutil.disk_usage(_existing_parent(Path(directory).absolute())).free
     if needed > free:
         raise UsageError(
-            f"{directory} needs {needed / 1e9:.2f} GB but its disk has {free / 1e9:.2f} GB free; "
+            f"{directory} needs {needed / 1e9:.3f} GB more but its disk has {free / 1e9:.3f} GB free; "
             "lower checkpoint.merge_keep, raise checkpoint.merge_interval, or choose another disk"
         )
 

@@ -1,6 +1,7 @@
 """Where a run's numbers go: metrics.jsonl always, TensorBoard and Weights & Biases when asked for."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Writer:
         self._file = path.open("a", buffering=1)
         if config.tensorboard:
             self._board = _import("tensorboardX", "tensorboard").SummaryWriter(
-                str(directory / "tensorboard"), purge_step=start_step or None
+                str(directory / "tensorboard"), purge_step=start_step + 1
             )
         if config.wandb:
             self._wandb = _import("wandb", "wandb").init(
@@ -48,6 +49,8 @@ class Writer:
         """One record; ``values`` are JSON-ready."""
         if self._file is None:
             return
+        # JSON knows no NaN (a standard error over one document is one).
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
         if self._board is not None:
@@ -64,6 +67,14 @@ class Writer:
             self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def check_trackers(config: LogConfig) -> None:
+    """Raises UsageError where a tracker was asked for and is not installed."""
+    if config.tensorboard:
+        _import("tensorboardX", "tensorboard")
+    if config.wandb:
+        _import("wandb", "wandb")
 
 
 def _import(module: str, extra: str) -> Any:

@@ -1,7 +1,8 @@
 """Figures of a run and its merges: plain data in, ``matplotlib.figure.Figure`` out; no pyplot, no global state.
 
 Okabe and Ito's colours, which colour-blind readers tell apart: each decay curve has one colour and one marker in every
-figure; black is the constant-rate run without a merge. Full lines are merges, dashed lines real decays.
+figure; black is the constant-rate run without a merge. Full lines are merges, dashed lines real decays. Points that are
+not finite are left out. Every function raises UsageError for input that is empty, does not fit or names no curve.
 """
 
 import functools
@@ -28,7 +29,7 @@ CURVE_COLOURS: dict[str, str] = {
     "cosine": "#E69F00",
     "minus_sqrt": "#D55E00",
     "square": "#56B4E9",
-    "exponential": "#7F6A00",  # Okabe and Ito's yellow, darkened until it can be read on white
+    "exponential": "#332288",  # Tol's indigo, in place of a yellow that cannot be read on white
     "inverse_sqrt": "#CC79A7",
     "ema": "#009E73",
 }
@@ -46,41 +47,49 @@ _STYLE: dict[str, Any] = {
     **{"lines.linewidth": 1.4, "lines.markersize": 4},
 }
 
-Points = Sequence[tuple[float, float]]
+Numbers = Sequence[float] | np.ndarray
+Points = Sequence[tuple[float, float]] | np.ndarray
 P = ParamSpec("P")
 
 
 def _styled(build: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Runs ``build`` under our style over matplotlib's defaults, whatever the user's matplotlibrc says."""
+    """Builds under our style over matplotlib's defaults, whatever the user's matplotlibrc says, and lays out once.
+
+    The layout is then fixed: laid out again at every save it would move by roundings, and no two files be the same.
+    """
 
     @functools.wraps(build)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with matplotlib.style.context(["default", _STYLE]):
-            return build(*args, **kwargs)
+            figure = build(*args, **kwargs)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            return figure
 
     return styled
 
 
 @_styled
 def schedules_figure(
-    schedules: Mapping[str, Points | tuple[Sequence[float], Sequence[float]]], *, branch_step: int | None = None
+    schedules: Mapping[str, Points | tuple[Numbers, Numbers]], *, branch_step: int | None = None
 ) -> Figure:
     """Learning rate against step for the constant run (WSM) and the real decays: the paper's Figure 1 for this run.
 
     Args:
       schedules: name -> list of (step, rate), or a tuple (steps, rates). A name with a curve in it gets its colour.
       branch_step: where the decays leave the constant run; a vertical line.
-
-    Raises:
-      UsageError: no schedule, or one without a finite point.
     """
     _not_empty("schedules", schedules)
     figure = Figure(figsize=(WIDTH, 2.6))
     axes = figure.add_subplot()
     for name, values in schedules.items():
-        look = _look(name, real=True) | {"marker": "", "zorder": 2 if _curve(name) else 3}
-        axes.plot(*_series(name, values), label=_label(name, "{} decay"), linewidth=1.6, **look)
+        steps, rates = _series(name, values)
+        decaying = np.flatnonzero(steps > (0 if branch_step is None else branch_step)) if _curve(name) else []
+        look: dict[str, Any] = _look(name, real=True) | ({"zorder": 2} if _curve(name) else {"zorder": 3, "marker": ""})
+        marked = [int(i) for i in decaying[len(decaying) // 16 :: len(decaying) // 8 + 1]]
+        axes.plot(steps, rates, label=_label(name, "{} decay"), linewidth=1.6, markevery=marked, **look)
     _steps_axis(axes)
+    axes.margins(x=0.02)
     axes.set(ylabel="learning rate", ylim=(0, None))
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
     _branch(axes, branch_step)
@@ -89,7 +98,7 @@ def schedules_figure(
 
 
 @_styled
-def weights_figure(curves: Sequence[str], count: int, weights: Mapping[str, Sequence[float]] | None = None) -> Figure:
+def weights_figure(curves: Sequence[str], count: int, weights: Mapping[str, Numbers] | None = None) -> Figure:
     """Decay curves above the checkpoint weights that emulate them: the paper's Figure 2, one column a curve.
 
     The upper panel has f(t) over the window and the update weights w_i that the merge gives, w_i = f(i / count) for
@@ -100,9 +109,6 @@ def weights_figure(curves: Sequence[str], count: int, weights: Mapping[str, Sequ
       count: checkpoints in the window.
       weights: curve -> checkpoint weights to show instead of ``merge_weights(curve, count)``, oldest first: ``count``
         numbers, or count + 1 for interval means and the end point.
-
-    Raises:
-      UsageError: no curve, an unknown one, or weights that do not fit.
     """
     _not_empty("curves", curves)
     if stray := set(weights or ()) - set(curves):
@@ -123,11 +129,14 @@ def weights_figure(curves: Sequence[str], count: int, weights: Mapping[str, Sequ
         f, covered = get_decay(curve)(place / count), place <= bars.size - 1
         above.plot(place[covered], f[covered], color=colour)
         above.plot(place[~covered], f[~covered], color=colour, linestyle=":")
-        above.plot(range(1, bars.size), update_weights(bars), "o", color=colour, clip_on=False, gid="update weights")
+        if bars.size > 1:
+            above.plot(
+                range(1, bars.size), update_weights(bars), "o", color=colour, clip_on=False, gid="update weights"
+            )
         container = below.bar(range(bars.size), bars, width=0.72, color=colour)
         if single and count <= 12:
             below.bar_label(container, fmt=lambda c: f"{c:.3f}".lstrip("0"), fontsize=7, padding=1)
-        above.set(title=_label(curve, "{}"), ylim=(0, 1.05), ylabel="" if column else "rate / peak")
+        above.set(title=_label(curve, "{}"), ylim=(0, 1.05), yticks=(0, 0.5, 1), ylabel="" if column else "rate / peak")
         below.set(ylim=(0, 1.12 * top), ylabel="" if column else "weight $c_j$")
         for axes in (above, below):
             axes.set(xlim=(-0.6, max(last + 0.6, count + 0.15)), xticks=range(0, last + 1, max(1, -(-last // 4))))
@@ -159,20 +168,17 @@ def loss_figure(
     the high losses of the first fifth of the run.
 
     Args:
-      train: (step, training loss) of the constant run; may be empty.
+      train: (step, training loss) of the constant run; may be empty. More than 500 points are averaged in 500 blocks.
       validation: name -> (step, validation loss). A name with a curve in it is a real decay, another one a run.
       tokens_per_step: for the upper axis.
       merged_name: which of ``validation`` is the merged model's curve.
       branch_step: where the real decays branch off.
-
-    Raises:
-      UsageError: no validation curve, ``merged_name`` not among them, ``tokens_per_step`` below 1.
     """
     _not_empty("validation", validation)
     if merged_name is not None and merged_name not in validation:
         raise UsageError(f"merged_name {merged_name!r} is not among the validation curves: {', '.join(validation)}")
     series = {name: _series(name, points) for name, points in validation.items()}
-    steps, losses = _series("train", train) if len(train) else (np.empty(0), np.empty(0))
+    steps, losses = _thin(*_series("train", train)) if len(train) else (np.empty(0), np.empty(0))
     looks = {name: _look(name, real=name != merged_name) for name in series}
     if merged_name is not None:
         colour = CURVE_COLOURS[_curve(merged_name) or "linear"]
@@ -185,7 +191,8 @@ def loss_figure(
     end = max(float(x[-1]) for x, _ in series.values())
     spans = [(0.0, 0.2 * end)]  # from where to draw, from where to choose the limits
     if branch_step is not None and branch_step < end:
-        spans.append((max(0.0, branch_step - 0.3 * (end - branch_step)),) * 2)
+        zoom = max(0.0, branch_step - 0.3 * (end - branch_step))
+        spans.append((zoom, zoom))
     figure = Figure(figsize=(WIDTH, 3.6))
     panels = figure.subplots(1, len(spans), squeeze=False)[0]
     for axes, (start, settled) in zip(panels, spans, strict=True):
@@ -195,10 +202,10 @@ def loss_figure(
         if len(train) and axes is panels[0]:
             in_view.append((steps, _smooth(losses)))
             axes.plot(*in_view[-1], color="#9A9A9A", linewidth=1.0, zorder=1.5, label="training, smoothed")
-            axes.plot(steps, losses, color="#DADADA", linewidth=0.5, zorder=1, rasterized=steps.size > 5000)
+            axes.plot(steps, losses, color="#DADADA", linewidth=0.5, zorder=1)
         _branch(axes, branch_step)
         _steps_axis(axes, tokens_per_step)
-        side = 0.02 * (end - start)
+        side = 0.02 * (end - start) or 1.0
         axes.set(xlim=(start - side, end + side), ylim=_around(np.concatenate([y[x >= settled] for x, y in in_view])))
     panels[0].set_ylabel("loss (nats per token)")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -213,9 +220,6 @@ def gains_figure(rows: Sequence[Mapping[str, Any]], *, title: str | None = None)
     Args:
       rows: {"name", "group", "difference", "low", "high"} in nats per token; groups stay in order of first mention.
       title: above the figure.
-
-    Raises:
-      UsageError: no row, a missing field, or not low <= difference <= high.
     """
     _not_empty("rows", rows)
     groups: dict[str, list[Mapping[str, Any]]] = {}
@@ -265,11 +269,9 @@ def window_figure(values: Mapping[str, Points], *, references: Mapping[str, floa
       values: curve (or another name) -> (window in steps, validation loss).
       references: name -> validation loss of the raw checkpoint and of each real decay: horizontal lines.
       tokens_per_step: for the upper axis.
-
-    Raises:
-      UsageError: no values, a series without a finite point, ``tokens_per_step`` below 1.
     """
     _not_empty("values", values)
+    references = {name: loss for name, loss in references.items() if np.isfinite(loss)}
     figure = Figure(figsize=(WIDTH, 3.2))
     axes = figure.add_subplot()
     series = {name: _series(name, points) for name, points in values.items()}
@@ -395,6 +397,13 @@ def _around(losses: Any) -> tuple[float, float]:
     low, high = float(np.min(losses)), float(np.max(losses))
     margin = 0.06 * (high - low) or 0.05
     return low - margin, high + margin
+
+
+def _thin(x: np.ndarray, y: np.ndarray, most: int = 500) -> tuple[np.ndarray, np.ndarray]:
+    """Means of neighbours, so that at most ``most`` points are left: more would be a solid block of ink."""
+    starts = np.linspace(0, x.size, min(x.size, most), endpoint=False).astype(int)
+    sizes = np.diff(np.append(starts, x.size))
+    return np.add.reduceat(x, starts) / sizes, np.add.reduceat(y, starts) / sizes
 
 
 def _smooth(losses: np.ndarray) -> np.ndarray:

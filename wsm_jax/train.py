@@ -56,7 +56,10 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
     directory = Path(directory)
     say = _silent if quiet or jax.process_index() else _say
     plan = run_lib.plan(config)
-    parent, branch_step = branch_lib.parse_branch(branch_from) if branch_from else (None, None)
+    metrics_lib.check_trackers(config.log)
+    # A branch that has a state of its own goes on from it: the parent may have let go of the one it started from.
+    started = bool(checkpoints.complete_steps(run_lib.resume_stream(directory)))
+    parent, branch_step = branch_lib.parse_branch(branch_from, need_state=not started) if branch_from else (None, None)
     if parent is not None and branch_step is not None:
         for field in branch_lib.check_branch(parent, branch_step, config):
             say(f"note: {field} differs from the parent's, so the branch reads other tokens")
@@ -69,6 +72,8 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
         )
 
     corpus = tokens.prepare(config.data, progress=not quiet)
+    if parent is not None:
+        branch_lib.check_tokenizer(parent, corpus)
     model = model_lib.build(presets.with_vocabulary(config.model, corpus.vocab_size))
     abstract = train_state.abstract(model, optimizer, mesh)
     facts = {
@@ -158,22 +163,22 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
                     progress.add(metrics)
                     if done < plan.steps:
                         batch = sharding.global_batch(mesh, next(batches))  # read while the device computes
-                    stopping = signals.stopping(done)
+                    stopping = signals.stopping(done) and done < plan.steps
                     saving = done in merge_steps or done in resume_steps or stopping
                     validating = validate is not None and done % plan.evaluation_interval == 0
                     if saving or validating or done % plan.log_interval == 0 or done == plan.steps:
                         progress.flush()
                     if saving:
                         _check_finite(state["params"], done)
+                    if validating and validate is not None:  # before the save: a full state promises its records too
+                        result = validate(state["params"]).summary()
+                        writer.write("validation", done, **{**result, "tokens": done * plan.tokens_per_step})
+                        progress.say(f"step {done}: validation loss {result['loss']:.4f} ± {result['loss_stderr']:.4f}")
                     if done in merge_steps:
                         merge.save(done, {checkpoints.PARAMS: state["params"]}, {"tokens": done * plan.tokens_per_step})
                     if done in resume_steps or stopping:
                         merge.wait()  # a full state on disk promises that every merge checkpoint before it is there
                         resume.save(done, {name: state[name] for name in ("params", "opt_state")})
-                    if validating and validate is not None:
-                        result = validate(state["params"]).summary()
-                        writer.write("validation", done, **{**result, "tokens": done * plan.tokens_per_step})
-                        progress.say(f"step {done}: validation loss {result['loss']:.4f} ± {result['loss_stderr']:.4f}")
                     if saving or validating:
                         progress.restart()
                     if stopping:
@@ -213,7 +218,8 @@ def _forecast(directory: Path, config: Config, plan: Plan, abstract: train_state
     full = {name: abstract[name] for name in ("params", "opt_state")}
     merge = checkpoints.stream_bytes(abstract["params"], merge_saves, settings.merge_keep)
     resume = checkpoints.stream_bytes(full, resume_saves, settings.resume_keep, plan.branch_points)
-    checkpoints.check_disk(directory, merge + resume)
+    # What an earlier start has written is part of the whole and takes no room again.
+    checkpoints.check_disk(directory, merge + resume - checkpoints.disk_bytes(directory / "checkpoints"))
     kept = min(len(merge_saves), settings.merge_keep or len(merge_saves))
     return (
         f"disk: up to {(merge + resume) / 1e9:.3f} GB under {directory} "

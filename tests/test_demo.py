@@ -1,0 +1,190 @@
+"""The demo's runs and report, made short: what is in the table, what was written, what resumes, what is refused."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsm_jax import DECAYS, Run, UsageError, checkpoints, comparison, merge_checkpoints, merge_weights, report
+from wsm_jax.evaluate import checkpoint_path, paired_difference, run_evaluator
+
+pytestmark = pytest.mark.xdist_group("demo")
+ROOT = Path(__file__).parent.parent
+
+
+def wsm(*arguments, **options):
+    command = [sys.executable, "-m", "wsm_jax", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def result(demo_run):
+    return json.loads((demo_run / "report" / "table.json").read_text())
+
+
+def test_the_table_has_a_row_for_everything(demo_run, result):
+    groups = [row["group"] for row in result["rows"]]
+    assert groups == ["raw"] + ["merge"] * len(DECAYS) + ["chosen"] + ["decay"] * 3
+    printed = (demo_run / "stdout.txt").read_text()
+    for row in result["rows"]:
+        assert f"{row['test']['loss']:.4f}" in printed
+    with (demo_run / "report" / "table.csv").open() as file:
+        assert len(list(csv.reader(file))) == 1 + len(groups)
+
+
+def test_the_figures_of_a_row_come_out_again(demo_run, result):
+    run = Run(demo_run / "constant")
+    test = run_evaluator(run, "test")
+    raw = test(checkpoints.load_tree(checkpoint_path(run)))
+    steps = [str(s) for s in checkpoints.complete_steps(run.merge_stream)[-10:]]
+    merged = test(merge_checkpoints([run.merge_stream / s for s in steps], merge_weights("cosine", 10)))
+    row = next(r for r in result["rows"] if r["name"] == "merge cosine")
+    assert row["window"] == 10
+    assert row["test"]["loss"] == pytest.approx(merged.loss, rel=1e-6)
+    assert row["difference"] == pytest.approx(paired_difference(merged, raw).loss, rel=1e-4)
+
+
+def test_curve_and_window_are_chosen_on_validation(result):
+    candidates = {
+        (curve, window): loss for curve, values in result["validation_windows"].items() for window, loss in values
+    }
+    best = min(candidates, key=lambda key: candidates[key])
+    chosen = next(row for row in result["rows"] if row["group"] == "chosen")
+    assert (result["chosen"]["curve"], chosen["window"]) == best
+    assert len({window for _, window in candidates}) >= 5
+
+
+def test_decays_read_the_tokens_of_the_constant_run_and_end_near_zero(demo_run):
+    base = Run(demo_run / "constant")
+    for curve in ("linear", "cosine", "minus_sqrt"):
+        run = Run(demo_run / f"decay-{curve}")
+        assert run.facts["branch_step"] == 30
+        assert run.facts["data_hash"] == base.facts["data_hash"]
+        last = run.metrics("train")[-1]
+        assert last["step"] == 40
+        assert 0 < last["learning_rate"] < 0.15 * base.config.optimizer.peak_lr
+
+
+def test_the_report_has_its_figures_and_provenance(demo_run):
+    folder = demo_run / "report"
+    text = (folder / "report.md").read_text()
+    figures = re.findall(r"!\[.*?\]\((\w+)\.png\)", text)
+    assert {"loss", "schedules", "weights", "gains", "windows"} == set(figures)
+    for name in figures:
+        assert (folder / f"{name}.png").stat().st_size > 10_000
+        assert (folder / f"{name}.svg").read_text().startswith("<?xml")
+    for words in ("jax ", "seed 0", "config ", "data ", "one interval early"):
+        assert words in text
+
+
+def test_the_result_file_names_its_origin(result):
+    for name in ("seed", "config_hash", "data_hash", "versions", "machine", "command", "python", "parameters"):
+        assert result[name] or result[name] == 0, name
+
+
+def test_the_merged_curve_ends_at_the_merge_of_the_table(demo_run, result):
+    run = Run(demo_run / "constant")
+    validate = run_evaluator(run, "validation", limit_tokens=run.config.evaluation.tokens)
+    steps = checkpoints.complete_steps(run.merge_stream)[-10:]
+    merged = merge_checkpoints([run.merge_stream / str(s) for s in steps], np.full(10, 0.1))
+    step, loss = result["merged_series"][-1]
+    assert step == 40
+    assert loss == pytest.approx(validate(merged).loss, rel=1e-6)
+
+
+def test_running_the_demo_again_trains_nothing(demo_run, short_demo, store):
+    before = (demo_run / "constant" / "metrics.jsonl").read_text()
+    command = [sys.executable, "-m", "wsm_jax", "train", f"--config={ROOT}/configs/demo.py", *short_demo]
+    done = subprocess.run(
+        [*command, "--config.seed=0", f"--run={demo_run / 'constant'}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "complete at step 40" in done.stderr
+    assert (demo_run / "constant" / "metrics.jsonl").read_text() == before
+
+
+def test_eval_prints_what_the_contract_names(demo_run, store):
+    done = wsm("eval", f"--run={demo_run / 'constant'}", "--split=test", "--json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert {"loss", "loss_stderr", "perplexity", "bits_per_byte", "tokens"} <= set(figures)
+    assert figures["perplexity"] == pytest.approx(np.exp(figures["loss"]))
+
+
+def test_merge_of_a_run_by_name_and_what_it_records(demo_run, store):
+    run = demo_run / "constant"
+    done = wsm("merge", f"--run={run}", "--curve=minus_sqrt", "--count=4", "--interval=2", "--last_step=38", "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["name"] == "minus_sqrt-4x2-at-38"
+    assert record["steps"] == [32, 34, 36, 38]
+    np.testing.assert_allclose(record["weights"], merge_weights("minus_sqrt", 4))
+    assert checkpoints.user_metadata(run / "merged" / record["name"])["curve"] == "minus_sqrt"
+    again = wsm("merge", f"--run={run}", "--curve=minus_sqrt", "--count=4", "--interval=2", "--last_step=38")
+    assert again.returncode == 2
+    assert "exists" in again.stderr
+    assert wsm("eval", f"--run={run}", f"--merged={record['name']}", "--json").returncode == 0
+
+
+def test_a_weight_decay_aware_merge_corrects_matrices_only(demo_run, store):
+    run = demo_run / "constant"
+    done = wsm(
+        "merge", f"--run={run}", "--curve=linear", "--count=8", "--weight_decay_aware", "--name=aware", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    weights = json.loads(done.stdout)["weights"]
+    np.testing.assert_allclose(weights["blocks/norm1/scale"], np.full(8, 1 / 8))
+    assert weights["blocks/mlp/up/kernel"] != weights["blocks/norm1/scale"]
+    np.testing.assert_allclose(sum(weights["blocks/mlp/up/kernel"]), 1)
+
+
+def test_explicit_inputs_with_weights(demo_run, tmp_path, store):
+    stream = demo_run / "constant" / "checkpoints" / "merge"
+    done = wsm("merge", f"{stream}/39:0.25", f"{stream}/40:0.75", f"--output={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    merged = checkpoints.load_tree(tmp_path / "out")["final_norm"]["scale"]
+    parts = [np.asarray(checkpoints.load_tree(stream / s)["final_norm"]["scale"], np.float64) for s in ("39", "40")]
+    np.testing.assert_allclose(merged, 0.25 * parts[0] + 0.75 * parts[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--curve=linear", "--count=50"], "no checkpoint at step"),
+        (["--curve=linear", "--count=0"], "count must be a whole number of at least 1"),
+        (["--curve=lineer", "--count=3"], "unknown curve 'lineer'"),
+        (["--curve=linear"], "needs --curve=C and --count=N"),
+        (["--curve=linear", "--count=3", "--last_step=41"], "no checkpoint at step"),
+    ],
+)
+def test_bad_merges_are_refused_in_one_line(demo_run, store, arguments, words):
+    done = wsm("merge", f"--run={demo_run / 'constant'}", *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_runs_that_cannot_be_compared_are_refused(demo_run, store):
+    constant, decay = Run(demo_run / "constant"), Run(demo_run / "decay-linear")
+    with pytest.raises(UsageError, match="the first run must be constant"):
+        comparison.compare(decay, [constant])
+    with pytest.raises(UsageError, match="nothing to compare with"):
+        comparison.compare(constant, [])
+    with pytest.raises(UsageError, match="branched at one step"):
+        comparison.compare(constant, [constant])
+
+
+def test_findings_state_the_share_of_the_decay_that_merging_recovers(demo_run, store):
+    runs = [Run(demo_run / name) for name in ("constant", "decay-linear")]
+    result = comparison.compare(runs[0], runs[1:])
+    text = " ".join(report.findings(result))
+    decay = next(row for row in result.rows if row.group == "decay")
+    assert f"{decay.difference.loss:+.4f}" in text
+    if decay.difference.loss < 0:
+        chosen = next(row for row in result.rows if row.group == "chosen")
+        assert f"{chosen.difference.loss / decay.difference.loss:.0%}" in text

@@ -1,0 +1,76 @@
+"""Every command and every Python block of the README runs, on the demo's run made short."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.xdist_group("demo")  # one demo run serves several files
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def place(demo_run, tmp_path_factory):
+    """A folder as the README assumes it: configs/, runs/demo-0 (short), docs/."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "runs").mkdir()
+    shutil.copytree(demo_run, folder / "runs" / "demo-0")
+    (folder / "docs").mkdir()
+    for module in ("argparse.py", "ast.py", "calendar.py", "csv.py", "enum.py", "heapq.py", "shutil.py", "string.py"):
+        shutil.copy(Path(os.__file__).parent / module, folder / "docs")
+    return folder
+
+
+def shortened(command: str) -> list[str]:
+    """The command as it stands, with the steps and sizes of the short demo."""
+    for long, short in {"1600": "40", "1200": "30", "10x40": "10x1"}.items():
+        command = command.replace(long, short)
+    arguments = shlex.split(command)
+    if "--config=configs/tiny.py" in arguments:
+        arguments += [
+            "--config.duration=20steps",
+            "--config.schedule.warmup=2steps",
+            "--config.checkpoint.merge_interval=2steps",
+            "--config.data.tokenizer=bpe:300",
+            "--config.data.validation_fraction=0.2",
+            "--config.data.test_fraction=0.2",
+            "--config.model.context=32",
+        ]
+    return arguments
+
+
+def test_every_shell_command_runs(place, short_demo, store):
+    commands = [line for block in blocks("sh") for line in block.strip().splitlines()]
+    assert len(commands) >= 10
+    for command in commands:
+        arguments = shortened(command)
+        if "--config=configs/demo.py" in arguments:
+            arguments += short_demo
+        assert arguments[0] == "wsm"
+        done = subprocess.run(
+            [sys.executable, "-m", "wsm_jax", *arguments[1:]], cwd=place, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def test_every_python_block_runs(place):
+    assert len(blocks("python")) >= 2
+    for block in blocks("python"):
+        subprocess.run([sys.executable, "-c", block], cwd=place, check=True)
+
+
+def test_the_two_commands_are_targets_of_the_makefile():
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for command in re.findall(r"^make (\w+)", TEXT, re.MULTILINE):
+        assert command in targets

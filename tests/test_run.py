@@ -1,0 +1,276 @@
+"""A run directory: the plan in steps, refusing another configuration, files that survive a crash."""
+
+import json
+import os
+import threading
+
+import pytest
+
+from wsm_jax import run as run_lib
+from wsm_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig, LogConfig, ModelConfig, flat_fields
+from wsm_jax.errors import UsageError
+from wsm_jax.run import Run, begin, check_same, plan, read_json, read_jsonl, write_json
+
+FACTS = {"branch_from": None, "branch_step": None, "data_hash": "abc"}
+
+
+def settings(**fields) -> Config:
+    """1,000 steps of 8 x 16 tokens."""
+    return Config(**{"duration": "1000steps", "batch_size": 8, "model": ModelConfig(context=16), **fields})
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_resolves_every_duration_to_steps():
+    found = plan(
+        settings(
+            data=DataConfig(switch_source="text:better", switch_at="0.8run"),
+            checkpoint=CheckpointConfig(
+                merge_interval="0.02run", resume_interval="12800tok", branch_points="0.75run, 900steps"
+            ),
+            evaluation=EvaluationConfig(interval="0.1run"),
+            log=LogConfig(interval="10steps"),
+        )
+    )
+    assert found == run_lib.Plan(
+        steps=1000,
+        tokens_per_step=128,
+        switch_step=800,
+        merge_interval=20,
+        resume_interval=100,
+        branch_points=(750, 900),
+        evaluation_interval=100,
+        log_interval=10,
+    )
+
+
+def test_a_run_measured_in_tokens():
+    assert plan(settings(duration="128ktok")).steps == 1000
+    assert plan(settings(duration="128.001ktok")).steps == 1001
+
+
+def test_without_a_switch_and_without_validation():
+    found = plan(settings(evaluation=EvaluationConfig(interval="")))
+    assert found.switch_step is None
+    assert found.evaluation_interval == 0
+    assert found.branch_points == ()
+
+
+def test_the_merge_stream_has_every_interval_that_fits():
+    assert plan(settings(checkpoint=CheckpointConfig(merge_interval="300steps"))).merge_steps() == [300, 600, 900]
+    assert plan(settings(checkpoint=CheckpointConfig(merge_interval="0.5run"))).merge_steps() == [500, 1000]
+
+
+def test_the_resume_stream_adds_branch_points_and_the_end_once_each():
+    found = plan(settings(checkpoint=CheckpointConfig(resume_interval="300steps", branch_points="600steps,750steps")))
+    assert found.resume_steps() == [300, 600, 750, 900, 1000]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"duration": "0steps"}, r"duration='0steps' is 0 steps"),
+        ({"duration": "long"}, r"duration='long' is not a duration"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"accumulate": 0}, "accumulate is 0"),
+        ({"accumulate": 3}, "batch_size=8 is not a multiple of accumulate=3"),
+        ({"log": LogConfig(interval="0.0001run")}, r"log\.interval='0\.0001run' is 0 steps of a run of 1000"),
+        ({"evaluation": EvaluationConfig(interval="0steps")}, r"evaluation\.interval='0steps'"),
+        ({"checkpoint": CheckpointConfig(merge_interval="")}, r"checkpoint\.merge_interval='' is not"),
+        ({"checkpoint": CheckpointConfig(resume_interval="5")}, r"checkpoint\.resume_interval='5' is not"),
+        ({"checkpoint": CheckpointConfig(branch_points="0.5run,0.75")}, r"checkpoint\.branch_points='0\.75' is not"),
+        ({"checkpoint": CheckpointConfig(branch_points="2run")}, r"checkpoint\.branch_points has step 2000.*1000"),
+        ({"checkpoint": CheckpointConfig(resume_keep=0)}, r"checkpoint\.resume_keep"),
+        ({"checkpoint": CheckpointConfig(merge_keep=-1)}, r"checkpoint\.merge_keep"),
+        ({"data": DataConfig(switch_at="0.5run")}, r"data\.switch_source"),
+        ({"data": DataConfig(switch_source="text:x")}, r"data\.switch_at"),
+    ],
+)
+def test_a_configuration_that_makes_no_plan_names_the_field(fields, message):
+    with pytest.raises(UsageError, match=message):
+        plan(settings(**fields))
+
+
+# --- a run directory -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    begin(tmp_path / "runs" / "one", settings(), FACTS)
+    return tmp_path / "runs" / "one"
+
+
+def test_a_new_run_holds_its_configuration_and_facts(folder):
+    run = Run(folder)
+    assert run.config == settings()
+    assert run.facts == FACTS
+    assert run.plan == plan(settings())
+    assert run.resume_stream == folder / "checkpoints" / "resume"
+    assert run.merge_stream == folder / "checkpoints" / "merge"
+    assert run.merged("linear-4") == folder / "merged" / "linear-4"
+    assert run.metrics() == []
+
+
+def test_a_folder_without_configuration_is_no_run(tmp_path):
+    with pytest.raises(UsageError, match=rf"{tmp_path} is not a run directory"):
+        Run(tmp_path)
+
+
+def test_a_crash_between_the_two_files_leaves_no_run_and_the_next_start_makes_one(tmp_path, monkeypatch):
+    def crash_at_config(path, value):
+        if path.name == "config.json":
+            raise KeyboardInterrupt
+        write_json(path, value)
+
+    monkeypatch.setattr(run_lib, "write_json", crash_at_config)
+    with pytest.raises(KeyboardInterrupt):
+        begin(tmp_path, settings(), {**FACTS, "data_hash": "old"})
+    monkeypatch.undo()
+    begin(tmp_path, settings(seed=1), FACTS)
+    assert Run(tmp_path).config.seed == 1
+    assert Run(tmp_path).facts == FACTS
+
+
+def test_starting_again_with_the_same_configuration_keeps_the_facts(folder):
+    begin(folder, settings(), {**FACTS, "command": "another"})
+    assert Run(folder).facts == FACTS
+
+
+def test_another_configuration_is_refused_with_the_field_and_both_values(folder):
+    with pytest.raises(UsageError, match=rf"{folder} was made with seed=0, now it is 1;.*--run.*--branch_from"):
+        begin(folder, settings(seed=1), FACTS)
+    assert Run(folder).config.seed == 0
+
+
+FREE = {
+    "log.interval",
+    "log.tensorboard",
+    "log.wandb",
+    "evaluation.interval",
+    "evaluation.tokens",
+    "evaluation.batch_size",
+    "data.workers",
+    "data.store",
+    "checkpoint.resume_interval",
+    "checkpoint.resume_keep",
+    "checkpoint.branch_points",
+}
+
+
+def test_exactly_the_fields_that_touch_neither_parameters_nor_merges_may_change(folder):
+    refused = set()
+    for name, (value, _) in flat_fields(settings()).items():
+        config = settings()
+        group = getattr(config, name.split(".")[0]) if "." in name else config
+        other = not value if isinstance(value, bool) else value + 1 if isinstance(value, (int, float)) else value + "x"
+        setattr(group, name.split(".")[-1], other)
+        try:
+            check_same(folder, config, FACTS)
+        except UsageError as error:
+            assert f"was made with {name}={value!r}, now it is {other!r}" in str(error)
+            refused.add(name)
+    assert refused == set(flat_fields(settings())) - FREE
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("branch_from", "runs/a@500"), ("branch_step", 500), ("data_hash", "another")]
+)
+def test_another_branch_or_other_data_is_refused(folder, name, value):
+    with pytest.raises(UsageError, match=f"{name}={FACTS[name]!r}, now it is {value!r}"):
+        check_same(folder, settings(), {**FACTS, name: value})
+
+
+def test_provenance_names_versions_machine_and_command():
+    found = run_lib.environment()
+    assert set(found["versions"]) == set(run_lib.LIBRARIES)
+    assert found["platform"] == "cpu"
+    assert json.loads(json.dumps(found)) == found
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_json_survives_the_round_trip_and_leaves_nothing_beside_it(tmp_path):
+    write_json(tmp_path / "a.json", {"x": [1, 2.5, None, "é"]})
+    write_json(tmp_path / "a.json", {"x": 2})
+    assert read_json(tmp_path / "a.json") == {"x": 2}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_value_that_is_no_json_leaves_the_old_file(tmp_path):
+    write_json(tmp_path / "a.json", {"x": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"x": 2, "y": object()})
+    assert read_json(tmp_path / "a.json") == {"x": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_writer_that_dies_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch):
+    write_json(tmp_path / "a.json", {"x": 1})
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(tmp_path / "a.json", {"x": 2})
+    assert read_json(tmp_path / "a.json") == {"x": 1}
+
+
+def test_a_reader_never_sees_a_part(tmp_path):
+    """A megabyte written a hundred times while another thread reads: every read is one whole value."""
+    path = tmp_path / "a.json"
+    write_json(path, {"n": 0})
+    done = threading.Event()
+
+    def writer():
+        for n in range(100):
+            write_json(path, {"n": n, "filling": "x" * 1_000_000})
+        done.set()
+
+    thread = threading.Thread(target=writer)
+    thread.start()
+    seen = set()
+    while not done.is_set():
+        seen.add(read_json(path)["n"])
+    thread.join()
+    assert len(seen) > 3
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "not json"])
+def test_json_that_is_missing_or_malformed_names_the_file(tmp_path, text):
+    if text is not None:
+        (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UsageError, match=r"run\.json: cannot be read as JSON"):
+        read_json(tmp_path / "run.json")
+
+
+RECORDS = [{"kind": "train", "step": 1, "loss": 2.5}, {"kind": "validation", "step": 1, "loss": 2.0}]
+LINES = "".join(json.dumps(record) + "\n" for record in RECORDS)
+
+
+def test_records_come_back_in_order_and_by_kind(folder):
+    (folder / "metrics.jsonl").write_text(LINES)
+    assert read_jsonl(folder / "metrics.jsonl") == RECORDS
+    assert Run(folder).metrics("validation") == RECORDS[1:]
+    assert Run(folder).metrics() == RECORDS
+
+
+def test_no_file_has_no_records(tmp_path):
+    assert read_jsonl(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_last_line_cut_anywhere_is_left_out(tmp_path):
+    """A crash may stop a write after any byte; only the newline alone may be missing from a whole record."""
+    path, last = tmp_path / "metrics.jsonl", json.dumps(RECORDS[1])
+    for length in range(len(last) + 1):
+        path.write_text(json.dumps(RECORDS[0]) + "\n" + last[:length])
+        assert read_jsonl(path) == (RECORDS if length == len(last) else RECORDS[:1])
+
+
+def test_a_broken_line_in_the_middle_is_an_error_with_its_number(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(LINES[:60].replace("\n", "", 1) + "\n" + LINES)
+    with pytest.raises(UsageError, match=r"metrics\.jsonl:1: not a JSON record"):
+        read_jsonl(path)
