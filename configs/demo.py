@@ -1,10 +1,19 @@
 """The demo's model: about 1M parameters on the running interpreter's standard library, offline.
 
-    make demo                                                         (this run, three real decays and the report)
-    wsm train --config=configs/demo.py --run=runs/demo-0/constant     (this run alone)
+make demo                                                         (this run, three real decays and the report)
+wsm train --config=configs/demo.py --run=runs/demo-0/constant     (this run alone)
 """
 
-from wsm_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig, LogConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from wsm_jax.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LogConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
 
 
 def get_config() -> Config:
@@ -12,7 +21,7 @@ def get_config() -> Config:
         duration="1600steps",
         batch_size=8,
         model=ModelConfig(layers=4, d_model=128, heads=4, context=128),
-        data=DataConfig(validation_fraction=0.02, test_fraction=0.02),
+        data=DataConfig(validation_fraction=0.04, test_fraction=0.04),
         optimizer=OptimizerConfig(peak_lr=3e-3),
         schedule=ScheduleConfig(warmup="100steps"),
         checkpoint=CheckpointConfig(merge_interval="0.025run", resume_interval="0.125run", branch_points="0.75run"),

@@ -1,5 +1,6 @@
 """Merge weights: the paper's Figure 2, Theorem 3.1 and its inverse, the weight-decay-aware form, errors."""
 
+import itertools
 import math
 
 import numpy as np
@@ -31,9 +32,9 @@ FIGURE_2 = {
 PAPER_LR, PAPER_DECAY, PAPER_INTERVAL = 4.78e-4, 0.1, 1490
 
 # 1 >= w_1 >= ... >= w_k >= 0, with repeated values and both ends.
-decreasing = st.lists(
-    st.one_of(st.floats(0.0, 1.0), st.sampled_from([0.0, 0.5, 1.0])), min_size=1, max_size=30
-).map(lambda values: sorted(values, reverse=True))
+decreasing = st.lists(st.one_of(st.floats(0.0, 1.0), st.sampled_from([0.0, 0.5, 1.0])), min_size=1, max_size=30).map(
+    lambda values: sorted(values, reverse=True)
+)
 # Non-negative weights that sum to 1.
 convex = (
     st.lists(st.floats(0.0, 1.0), min_size=1, max_size=30)
@@ -225,7 +226,7 @@ def test_schedule_weights_average_the_updates_of_each_interval(steps):
     """A checkpoint at step s holds s updates, counted 0 .. s-1; the decay runs over updates 100 .. 299."""
     schedule = schedules.wsd(2e-3, "linear", total_steps=300, decay_steps=200)
     # The mean of 1 - (count - 100) / 200 over a .. b-1 is its value at the middle, (a + b - 1) / 2.
-    w = [1 - ((a + b - 1) / 2 - 100) / 200 for a, b in zip(steps, steps[1:], strict=False)]
+    w = [1 - ((a + b - 1) / 2 - 100) / 200 for a, b in itertools.pairwise(steps)]
     np.testing.assert_allclose(update_weights(schedule_weights(schedule, steps, 2e-3)), w, rtol=0, atol=1e-6)
 
 

@@ -65,7 +65,8 @@ def test_a_whole_number_of_updates_in_tokens_is_that_number(updates, tokens_per_
 
 
 @pytest.mark.parametrize(
-    "text", ["", "100", "steps", "1.5.2steps", "-3steps", "nansteps", "1e400steps", "1e400tok", "10 epochs", "2mtok", 100]
+    "text",
+    ["", "100", "steps", "1.5.2steps", "-3steps", "nansteps", "1e400steps", "1e400tok", "10 epochs", "2mtok", 100],
 )
 def test_what_is_no_duration_names_the_field_and_the_text(text):
     with pytest.raises(UsageError, match=r"log\.interval=.*not a duration.*100steps"):
@@ -90,7 +91,9 @@ def test_tokens_of_a_step_come_from_batch_and_context():
     assert config.duration_steps("log.interval", "20001tok") == 3
 
 
-@pytest.mark.parametrize(("text", "items"), [("", []), (" , ", []), ("a", ["a"]), ("0.5run, 0.75run,", ["0.5run", "0.75run"])])
+@pytest.mark.parametrize(
+    ("text", "items"), [("", []), (" , ", []), ("a", ["a"]), ("0.5run, 0.75run,", ["0.5run", "0.75run"])]
+)
 def test_comma_separated_lists(text, items):
     assert parse_list(text) == items
 

@@ -133,9 +133,7 @@ def test_merge_of_a_run_by_name_and_what_it_records(demo_run, store):
 
 def test_a_weight_decay_aware_merge_corrects_matrices_only(demo_run, store):
     run = demo_run / "constant"
-    done = wsm(
-        "merge", f"--run={run}", "--curve=linear", "--count=8", "--weight_decay_aware", "--name=aware", "--json"
-    )
+    done = wsm("merge", f"--run={run}", "--curve=linear", "--count=8", "--weight_decay_aware", "--name=aware", "--json")
     assert done.returncode == 0, done.stderr
     weights = json.loads(done.stdout)["weights"]
     np.testing.assert_allclose(weights["blocks/norm1/scale"], np.full(8, 1 / 8))

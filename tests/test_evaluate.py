@@ -1,5 +1,6 @@
 """Held-out loss: sums and errors against closed forms and against a plain loop over documents."""
 
+import itertools
 import math
 
 import jax
@@ -78,9 +79,7 @@ def corpus(tmp_path_factory):
 
 def test_equals_a_plain_loop_over_the_token_stream(corpus):
     context = 16
-    model = model_lib.build(
-        ModelConfig(layers=1, d_model=16, heads=2, context=context, vocab_size=corpus.vocab_size)
-    )
+    model = model_lib.build(ModelConfig(layers=1, d_model=16, heads=2, context=context, vocab_size=corpus.vocab_size))
     params = model.init(jax.random.key(0))
     store = corpus.stable[0][0]
     result = make_evaluator(model, sharding.make_mesh(), [store], "validation", batch_size=3)(params)
@@ -95,7 +94,7 @@ def test_equals_a_plain_loop_over_the_token_stream(corpus):
         probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
         nats.extend(-np.log(probabilities[np.arange(len(logits)), stream[start : start + context]]))
     offsets = store.offsets("validation")
-    expected = [sum(nats[a:b]) for a, b in zip(offsets, offsets[1:], strict=False)]
+    expected = [sum(nats[a:b]) for a, b in itertools.pairwise(offsets)]
     np.testing.assert_allclose(result.nats, expected, rtol=1e-5)
     assert result.tokens.tolist() == np.diff(offsets).tolist()
     assert result.bytes.tolist() == store.document_bytes("validation").tolist()

@@ -53,18 +53,19 @@ OPTIMIZERS = {
 }
 
 
-def draw(seed, *leading):
-    random = np.random.default_rng(seed)
+def draw(random, shapes, *leading):
+    """A tree of standard normal numbers."""
     return jax.tree.map(
-        lambda shape: random.standard_normal((*leading, *shape)), SHAPES, is_leaf=lambda x: isinstance(x, tuple)
+        lambda shape: random.standard_normal((*leading, *shape)), shapes, is_leaf=lambda x: isinstance(x, tuple)
     )
 
 
 @functools.cache
 def compiled_run(optimizer):
     """(rate of each update) -> the parameters before the first update and after every one, [UPDATES + 1, elements]."""
-    gradients = draw(1, UPDATES)
-    start = jax.tree.map(jnp.asarray, draw(2))
+    random = np.random.default_rng(0)
+    gradients = draw(random, SHAPES, UPDATES)
+    start = jax.tree.map(jnp.asarray, draw(random, SHAPES))
 
     @jax.jit
     def run(rates):
@@ -169,9 +170,7 @@ def test_means_of_the_schedule_are_closer_to_a_real_decay_than_the_papers_grid()
 # --- decoupled weight decay ------------------------------------------------------------------------------------------
 
 LR, DECAY, INTERVALS, STEPS = 4.78e-4, 0.1, 16, 1490  # the paper's rate and interval
-AWARE = merge_weights(
-    "minus_sqrt", INTERVALS + 1, learning_rate=LR, weight_decay=DECAY, steps_per_interval=STEPS
-)
+AWARE = merge_weights("minus_sqrt", INTERVALS + 1, learning_rate=LR, weight_decay=DECAY, steps_per_interval=STEPS)
 PLAIN = merge_weights("minus_sqrt", INTERVALS + 1)
 
 
@@ -217,54 +216,55 @@ def test_noise_alone_from_the_origin_is_the_hardest_case_and_ten_times_better_th
 ADAMW_SHAPES = {"blocks": {"kernel": (2, 16, 16), "scale": (2, 16)}, "embedding": (16, 16), "final_norm": (16,)}
 
 
-def normal(key, *leading):
-    leaves, tree = jax.tree.flatten(ADAMW_SHAPES, is_leaf=lambda x: isinstance(x, tuple))
-    keys = jax.random.split(key, len(leaves))
-    drawn = [jax.random.normal(k, (*leading, *s), jnp.float32) for k, s in zip(keys, leaves, strict=True)]  # faster
-    return tree.unflatten([x.astype(jnp.float64) for x in drawn])
+@functools.cache
+def adamw_interval():
+    """(params, state), gradients of STEPS updates, factors of the rate -> (params, state) after them; compiled once."""
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0, None, 0))
+    def interval(carry, gradients, factors):
+        optimizer = adamw(lambda count: LR * factors[count // STEPS])
+
+        def update(carry, gradient):
+            step, state = optimizer.update(gradient, carry[1], carry[0])
+            return (optax.apply_updates(carry[0], step), state), None
+
+        return jax.lax.scan(update, carry, gradients)[0]
+
+    return interval
+
+
+def adamw(schedule):
+    return optimizer_lib.make(OptimizerConfig(name="adamw", peak_lr=LR, weight_decay=DECAY), schedule)
 
 
 def adamw_runs(kind):
-    """Our AdamW on gradients that ignore the parameters: start, constant-rate checkpoints, end of the decayed run."""
-    drift, start = normal(jax.random.key(1)), normal(jax.random.key(2))
-
-    @jax.jit
-    @jax.vmap
-    def run(factors):
-        config = OptimizerConfig(name="adamw", peak_lr=LR, weight_decay=DECAY)
-        transform = optimizer_lib.make(config, lambda count: LR * factors[count // STEPS])
-
-        def update(carry, noise):
-            params, state = carry
-            gradient = {
-                "noise": noise,
-                "drift": jax.tree.map(lambda n, d: n + 0.1 * d, noise, drift),
-                "constant": drift,
-            }[kind]
-            step, state = transform.update(gradient, state, params)
-            return (optax.apply_updates(params, step), state), None
-
-        def interval(carry, i):
-            carry, _ = jax.lax.scan(update, carry, normal(jax.random.fold_in(jax.random.key(3), i), STEPS))
-            return carry, carry[0]
-
-        _, saved = jax.lax.scan(interval, (start, transform.init(start)), jnp.arange(INTERVALS))
-        return jax.tree.map(lambda first, rest: jnp.concatenate((first[None], rest)), start, saved)
-
-    both = run(jnp.asarray([np.ones(INTERVALS), curve_update_weights("minus_sqrt", INTERVALS + 1)]))
-    return start, jax.tree.map(lambda x: np.asarray(x[0]), both), jax.tree.map(lambda x: np.asarray(x[1, -1]), both)
+    """Our AdamW on gradients that ignore the parameters: constant-rate checkpoints, and the end of the decayed run."""
+    random = np.random.default_rng(0)
+    start, drift = (draw(random, ADAMW_SHAPES) for _ in range(2))
+    twice = jax.tree.map(lambda x: np.stack((x, x)), (start, adamw(optax.constant_schedule(LR)).init(start)))
+    factors = np.stack((np.ones(INTERVALS), curve_update_weights("minus_sqrt", INTERVALS + 1)))
+    noisy, drifting = {"noise": (1.0, 0.0), "drift": (1.0, 0.1), "constant": (0.0, 1.0)}[kind]
+    carry, saved = twice, [start]
+    for _ in range(INTERVALS):
+        noise = draw(random, ADAMW_SHAPES, STEPS)
+        gradients = jax.tree.map(lambda n, d: noisy * n + drifting * d[None], noise, drift)
+        carry = adamw_interval()(carry, gradients, factors)
+        saved.append(jax.tree.map(lambda x: np.asarray(x[0]), carry[0]))
+    checkpoints = jax.tree.map(lambda *leaves: np.stack(leaves), *saved)
+    return checkpoints, jax.tree.map(lambda x: np.asarray(x[1]), carry[0])
 
 
 @pytest.mark.parametrize(("kind", "bound"), [("noise", 2e-3), ("drift", 2e-3), ("constant", 1e-10)])
 def test_adamw_needs_the_aware_form_inside_its_decay_mask_and_the_plain_map_outside(kind, bound):
-    start, saved, decayed = adamw_runs(kind)
-    mask = optimizer_lib.decay_mask(start)
+    saved, decayed = adamw_runs(kind)
+    mask = optimizer_lib.decay_mask(decayed)
     assert jax.tree.leaves(mask) == [True, False, True, False]
 
-    def check(masked, start, saved, decayed):
+    def check(masked, saved, decayed):
         right, wrong = (AWARE, PLAIN) if masked else (PLAIN, AWARE)
-        error = functools.partial(relative_error, wanted=decayed, start=np.asarray(start))
+        error = functools.partial(relative_error, wanted=decayed, start=saved[0])
         assert error(np.tensordot(right, saved, 1)) < (bound if masked else 1e-10)
         assert error(np.tensordot(wrong, saved, 1)) > 0.1
 
-    jax.tree.map(check, mask, start, saved, decayed)
+    jax.tree.map(check, mask, saved, decayed)

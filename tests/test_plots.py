@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from wsm_jax import DECAYS, merge_weights, plots
+from wsm_jax import DECAYS, merge_weights, plot_style, plots
 from wsm_jax.errors import UsageError
 
 NATS = "nats per token"
@@ -42,9 +42,14 @@ def legend(figure: Figure) -> list[str]:
 
 
 def test_every_curve_has_its_own_look():
-    assert list(plots.CURVE_COLOURS) == list(plots.CURVE_MARKERS) == list(plots.CURVE_LABELS) == list(DECAYS)
-    assert len(set(plots.CURVE_COLOURS.values()) | {plots.RAW}) == len(DECAYS) + 1
-    assert len(set(plots.CURVE_MARKERS.values())) == len(DECAYS)
+    assert (
+        list(plot_style.CURVE_COLOURS)
+        == list(plot_style.CURVE_MARKERS)
+        == list(plot_style.CURVE_LABELS)
+        == list(DECAYS)
+    )
+    assert len(set(plot_style.CURVE_COLOURS.values()) | {plot_style.RAW}) == len(DECAYS) + 1
+    assert len(set(plot_style.CURVE_MARKERS.values())) == len(DECAYS)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +58,7 @@ def test_every_curve_has_its_own_look():
     + [("EMA", "ema"), ("inverse_sqrt", "inverse_sqrt"), ("remaining", ""), ("constant", ""), ("bilinear", "")],
 )
 def test_curve_in_a_name(name: str, curve: str):
-    assert plots._curve(name) == curve
+    assert plot_style.curve_of(name) == curve
 
 
 def test_schedules():
@@ -78,7 +83,7 @@ def test_weights(curves: list[str]):
     below = figure.axes[1::2]
     for curve, upper, lower in zip(curves, figure.axes[::2], below, strict=True):
         np.testing.assert_array_equal(heights(lower), merge_weights(curve, 10))
-        assert {to_hex(bar.get_facecolor()).upper() for bar in lower.patches} == {plots.CURVE_COLOURS[curve]}
+        assert {to_hex(bar.get_facecolor()).upper() for bar in lower.patches} == {plot_style.CURVE_COLOURS[curve]}
         (points,) = [line for line in upper.get_lines() if line.get_gid() == "update weights"]
         np.testing.assert_array_equal(points.get_xdata(), range(1, 10))
         np.testing.assert_allclose(np.asarray(points.get_ydata()), [DECAYS[curve](i / 10) for i in range(1, 10)])
@@ -127,15 +132,15 @@ def test_loss_of_a_run_without_branches():
 
 def test_smoothing_keeps_a_constant():
     for size in (1, 2, 7, 400):
-        np.testing.assert_allclose(plots._smooth(np.full(size, 3.5)), np.full(size, 3.5))
+        np.testing.assert_allclose(plot_style.smooth(np.full(size, 3.5)), np.full(size, 3.5))
 
 
 def test_a_long_run_is_thinned():
     steps = np.arange(100_003)
-    x, y = plots._thin(steps, steps * 2.0)
+    x, y = plot_style.thin(steps, steps * 2.0)
     assert x.size == 500 and np.all(np.diff(x) > 0)
     np.testing.assert_allclose(y, 2 * x)
-    np.testing.assert_array_equal(plots._thin(steps[:7], steps[:7]), [steps[:7]] * 2)
+    np.testing.assert_array_equal(plot_style.thin(steps[:7], steps[:7]), [steps[:7]] * 2)
     figure = plots.loss_figure(np.stack([steps, steps], axis=1), VALIDATION, tokens_per_step=1)
     assert len(lines(figure.axes[0])["training, smoothed"]) == 500
 

@@ -163,7 +163,9 @@ COUNTS = np.arange(0, 1010)
 )
 def test_from_config_makes_the_schedule_it_describes(settings, branch_step, wanted):
     found = schedules.from_config(configured(**settings), branch_step)
-    np.testing.assert_array_equal(np.broadcast_to(found(COUNTS), COUNTS.shape), np.broadcast_to(wanted(COUNTS), COUNTS.shape))
+    np.testing.assert_array_equal(
+        np.broadcast_to(found(COUNTS), COUNTS.shape), np.broadcast_to(wanted(COUNTS), COUNTS.shape)
+    )
 
 
 def test_every_named_schedule_can_be_configured():

@@ -132,7 +132,10 @@ def complete_steps(directory: str | os.PathLike) -> list[int]:
 
 def is_checkpoint(path: str | os.PathLike) -> bool:
     """Whether ``path`` is a complete Orbax checkpoint."""
-    return ocp.is_orbax_checkpoint(epath.Path(path).absolute())
+    root = epath.Path(path).absolute()
+    # Orbax takes any folder whose name is not temporary, even an empty one, for a checkpoint of its old format.
+    marks = (root / "_CHECKPOINT_METADATA", root / "_METADATA")
+    return ocp.is_orbax_checkpoint(root) and (any(mark.exists() for mark in marks) or any(root.glob("*/_METADATA")))
 
 
 def _require(path: str | os.PathLike) -> epath.Path:

@@ -1,7 +1,10 @@
 """Peak dense bf16 rates of accelerators, for MFU.
 
-Sources: vendors' data sheets (NVIDIA A100, H100 SXM, H200: dense, without sparsity; Google Cloud TPU v4, v5e, v5p, v6e).
+Sources: vendors' data sheets (NVIDIA A100, H100 SXM, H200: dense, without sparsity; Google Cloud TPU v4, v5e, v5p,
+v6e).
 """
+
+from typing import Any
 
 import jax
 
@@ -18,7 +21,7 @@ PEAK_BF16_FLOPS = {
 }
 
 
-def peak_flops(device: jax.Device | None = None) -> float | None:
+def peak_flops(device: Any = None) -> float | None:
     """Dense bf16 FLOP/s of ``device`` (default: the first), or None where it is not known (CPUs)."""
     kind = (device or jax.devices()[0]).device_kind
     return next((peak for name, peak in PEAK_BF16_FLOPS.items() if name in kind), None)

@@ -8,6 +8,7 @@ w_i (i = 1..k) scales the updates of interval i, as a learning rate would; c_j (
 Everything is float64 numpy: vectors of at most some thousand numbers that must be exact to rounding.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -225,7 +226,7 @@ def schedule_weights(schedule: Callable[[Any], Any], steps: Sequence[int], peak:
     Raises:
       UsageError: steps not increasing, peak not positive, or interval means that leave [0, peak] or increase.
     """
-    if not len(steps) or any(b <= a for a, b in zip(steps, steps[1:], strict=False)):
+    if not len(steps) or any(b <= a for a, b in itertools.pairwise(steps)):
         raise UsageError(f"steps must be increasing and not empty, got {list(steps)}")
     if not peak > 0:
         raise UsageError(f"peak must be positive, got {peak}")
@@ -233,7 +234,7 @@ def schedule_weights(schedule: Callable[[Any], Any], steps: Sequence[int], peak:
         return np.ones(1)
     rates = np.asarray(schedule(np.arange(steps[0], steps[-1])), dtype=np.float64)
     rates = np.broadcast_to(rates, (steps[-1] - steps[0],)) / peak
-    means = np.asarray([rates[a - steps[0] : b - steps[0]].mean() for a, b in zip(steps, steps[1:], strict=False)])
+    means = np.asarray([rates[a - steps[0] : b - steps[0]].mean() for a, b in itertools.pairwise(steps)])
     # optax computes in float32: a mean one rounding above its neighbour or above the peak is not an increase.
     means = np.where(np.abs(means - 1.0) < 1e-6, 1.0, means)
     running = np.minimum.accumulate(means)

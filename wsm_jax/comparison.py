@@ -26,7 +26,7 @@ class Row:
 
     Attributes:
       name: what it is.
-      group: ``raw``, ``merge`` (at the decay's window), ``chosen`` (curve and window chosen on validation) or ``decay``.
+      group: ``raw``, ``merge`` (at the decay's window), ``chosen`` (on validation) or ``decay``.
       window: steps of the window or of the decay; 0 for the raw checkpoint.
       test: evaluation on the test split.
       difference: test loss minus the raw checkpoint's, paired by document.
@@ -124,7 +124,7 @@ def compare(base: Run, decays: Sequence[Run], *, say: Callable[[str], None] = la
     rows = [_row("constant rate, last checkpoint", "raw", 0, raw, raw, base, 0, 0.0)]
     for curve in DECAYS:
         rows.append(_merge_row(base, curve, count, "merge", test, raw))
-    rows.append(_merge_row(base, *chosen, "chosen", test, raw))
+    rows.append(_merge_row(base, chosen[0], chosen[1], "chosen", test, raw))
     references = {"constant rate": validate(raw_params).loss}
     for run in decays:
         params = checkpoints.load_tree(evaluate.checkpoint_path(run, step=run.plan.steps))
@@ -180,7 +180,7 @@ def _series(base: Run, count: int, first: int, validate: evaluate.Evaluator) -> 
     """Validation loss of the mean over ``count`` checkpoints at up to SERIES_POINTS steps of the run."""
     steps = [step for step in checkpoints.complete_steps(base.merge_stream) if step > first]
     ends = range(count - 1, len(steps))
-    ends = sorted({int(round(end)) for end in np.linspace(ends[0], ends[-1], min(SERIES_POINTS, len(ends)))})
+    ends = sorted({round(end) for end in np.linspace(ends[0], ends[-1], min(SERIES_POINTS, len(ends)))})
     uniform = np.full(count, 1.0 / count)
     weights: dict[str, Any] = {
         str(steps[end]): np.concatenate([np.zeros(end - count + 1), uniform, np.zeros(len(steps) - end - 1)])

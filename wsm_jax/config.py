@@ -204,7 +204,7 @@ def _build(cls: type, values: dict[str, Any], path: str) -> Any:
         raise UsageError(f"{path}.{unknown[0]} is not a field of this version; known: {', '.join(sorted(fields))}")
     made = {}
     for name, value in values.items():
-        kind = fields[name].type
+        kind: Any = fields[name].type
         made[name] = _build(kind, value, f"{path}.{name}") if dataclasses.is_dataclass(kind) else value
     return cls(**made)
 

@@ -1,4 +1,4 @@
-"""``--config=FILE --config.field=value`` read by ml_collections.config_flags into a :class:`Config`, one-line errors."""
+"""``--config=FILE --config.field=value``, read by ml_collections.config_flags into a :class:`Config`."""
 
 import contextlib
 import dataclasses

@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from tqdm.auto import tqdm
 
 from wsm_jax import chips
 from wsm_jax.errors import NonFiniteError
 from wsm_jax.metrics import Writer
+from wsm_jax.schedules import Schedule
 
 
 class Progress:
@@ -31,7 +31,7 @@ class Progress:
     def __init__(
         self,
         writer: Writer,
-        schedule: optax.Schedule,
+        schedule: Schedule,
         *,
         tokens_per_step: int,
         flops_per_token: float,

@@ -161,12 +161,13 @@ def _figures(result: Comparison) -> dict[str, tuple[Any, str]]:
 def _markdown(result: Comparison, captions: dict[str, str]) -> str:
     base, interval = result.base, result.base.plan.merge_interval
     facts = to_json(result)
+    raw = facts["rows"][0]["test"]
     lines = [
         f"# {base.path.name}: merging against real decays",
         "",
         *markdown_table(table(result)),
         "",
-        f"Test split: {facts['rows'][0]['test']['tokens']:,} tokens, {facts['rows'][0]['test']['documents']:,} documents; "
+        f"Test split: {raw['tokens']:,} tokens, {raw['documents']:,} documents; "
         "intervals are over documents, paired with the last checkpoint of the constant-rate run (one training seed).",
         f"A window counts count x interval: {result.count} checkpoints x {interval} steps = the decay's "
         f"{result.count * interval}; the oldest lies {(result.count - 1) * interval} steps before the newest, so the "

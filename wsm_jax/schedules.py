@@ -4,6 +4,7 @@ The update that takes theta_s to theta_{s+1} has count s. A schedule holds the p
 at which a decay starts, follows peak * f(t) after it, and holds its last value past its end. Rates are never negative.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,8 +14,11 @@ from wsm_jax.config import Config
 from wsm_jax.decay import Curve, get_decay
 from wsm_jax.errors import UsageError
 
+# An optax schedule; optax's own type promises too little of what is returned to compute with it.
+Schedule = Callable[[Any], Any]
 
-def warmup_then(schedule: optax.Schedule, peak: float, warmup_steps: int) -> optax.Schedule:
+
+def warmup_then(schedule: Schedule, peak: float, warmup_steps: int) -> Schedule:
     """Linear warm-up over ``warmup_steps`` updates, then ``schedule`` (which sees the whole run's count).
 
     Update s of the warm-up has the rate peak * (s + 1) / (warmup_steps + 1), so the first update already moves.
@@ -29,12 +33,12 @@ def warmup_then(schedule: optax.Schedule, peak: float, warmup_steps: int) -> opt
     return rate
 
 
-def constant(peak: float, warmup_steps: int = 0) -> optax.Schedule:
+def constant(peak: float, warmup_steps: int = 0) -> Schedule:
     """WSM: linear warm-up, then ``optax.constant_schedule(peak)`` for ever."""
     return warmup_then(optax.constant_schedule(peak), peak, warmup_steps)
 
 
-def cooldown(base: optax.Schedule, curve: str | Curve, start: int, steps: int) -> optax.Schedule:
+def cooldown(base: Schedule, curve: str | Curve, start: int, steps: int) -> Schedule:
     """``base`` up to and including update ``start``, then base(start) * f((count - start) / steps).
 
     Args:
@@ -58,7 +62,7 @@ def cooldown(base: optax.Schedule, curve: str | Curve, start: int, steps: int) -
     return rate
 
 
-def wsd(peak: float, curve: str | Curve, total_steps: int, decay_steps: int, warmup_steps: int = 0) -> optax.Schedule:
+def wsd(peak: float, curve: str | Curve, total_steps: int, decay_steps: int, warmup_steps: int = 0) -> Schedule:
     """Warmup-Stable-Decay: constant, then ``curve`` over the last ``decay_steps`` of ``total_steps`` updates."""
     if decay_steps > total_steps - warmup_steps:
         raise UsageError(
@@ -67,7 +71,7 @@ def wsd(peak: float, curve: str | Curve, total_steps: int, decay_steps: int, war
     return cooldown(constant(peak, warmup_steps), curve, total_steps - decay_steps, decay_steps)
 
 
-def cosine(peak: float, total_steps: int, warmup_steps: int = 0, end_fraction: float = 0.0) -> optax.Schedule:
+def cosine(peak: float, total_steps: int, warmup_steps: int = 0, end_fraction: float = 0.0) -> Schedule:
     """Cosine from the end of the warm-up to ``end_fraction * peak`` at ``total_steps``.
 
     Raises:
@@ -80,7 +84,7 @@ def cosine(peak: float, total_steps: int, warmup_steps: int = 0, end_fraction: f
     return warmup_then(lambda count: base(jnp.maximum(count - warmup_steps, 0)), peak, warmup_steps)
 
 
-def inverse_sqrt(peak: float, warmup_steps: int) -> optax.Schedule:
+def inverse_sqrt(peak: float, warmup_steps: int) -> Schedule:
     """peak * sqrt(warmup / count) after the warm-up: the Transformer's schedule, without an end.
 
     Raises:
@@ -96,7 +100,7 @@ def inverse_sqrt(peak: float, warmup_steps: int) -> optax.Schedule:
 NAMES = ("constant", "wsd", "cosine", "inverse_sqrt", "cooldown")
 
 
-def from_config(config: Config, branch_step: int | None = None) -> optax.Schedule:
+def from_config(config: Config, branch_step: int | None = None) -> Schedule:
     """The schedule that ``config.schedule`` describes.
 
     Args:
@@ -117,7 +121,8 @@ def from_config(config: Config, branch_step: int | None = None) -> optax.Schedul
             decay = config.duration_steps("schedule.decay", settings.decay)
             if branch_step is not None and total - decay < branch_step:
                 raise UsageError(
-                    f"schedule.decay={settings.decay!r} starts at step {total - decay}, before the branch at {branch_step}"
+                    f"schedule.decay={settings.decay!r} starts at step {total - decay}, "
+                    f"before the branch at {branch_step}"
                 )
             return wsd(peak, settings.curve, total, decay, warmup)
         case "cosine":

@@ -16,7 +16,7 @@ DATA = "data"
 RULES: tuple[tuple[str, P], ...] = ((r".*", P()),)
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """One-axis mesh ``("data",)`` over ``devices`` (default: all devices of all processes)."""
     devices = jax.devices() if devices is None else devices
     # jax.make_mesh's default axes are Explicit; Auto leaves the inner shardings to the compiler.

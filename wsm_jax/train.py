@@ -68,7 +68,8 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
     mesh = sharding.make_mesh()
     if config.batch_size % (config.accumulate * mesh.size):
         raise UsageError(
-            f"batch_size={config.batch_size} is not a multiple of accumulate x devices = {config.accumulate} x {mesh.size}"
+            f"batch_size={config.batch_size} is not a multiple of accumulate x devices = "
+            f"{config.accumulate} x {mesh.size}"
         )
 
     corpus = tokens.prepare(config.data, progress=not quiet)
@@ -132,9 +133,8 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
         batch = sharding.global_batch(mesh, next(batches))
         clock = time.perf_counter()
         # Compiled before the loop, so that no interval's tokens/s holds the compilation.
-        step = (
-            jit_train_step(model, optimizer, mesh, abstract, accumulate=config.accumulate).lower(state, batch).compile()
-        )
+        step = jit_train_step(model, optimizer, mesh, abstract, accumulate=config.accumulate)
+        step = step.lower(state, batch).compile()
         compile_seconds = time.perf_counter() - clock
         validate = _validator(config, plan, model, mesh, corpus)
         writer = metrics_lib.Writer(

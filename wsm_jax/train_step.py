@@ -21,9 +21,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """(state, batch) -> (state, metrics), not jitted.
 
-    The batch holds ``inputs`` and ``targets``, int32 [batch_size, context]; metrics are float32 scalars ``loss`` (nats a
-    token, before the update) and ``grad_norm`` (before clipping). With ``accumulate`` > 1 the rows are cut into that many
-    micro-batches, whose gradients are averaged in float32.
+    The batch holds ``inputs`` and ``targets``, int32 [batch_size, context]; metrics are float32 scalars ``loss`` (nats
+    a token, before the update) and ``grad_norm`` (before clipping). With ``accumulate`` > 1 the rows are cut into that
+    many micro-batches, whose gradients are averaged in float32.
     """
 
     def mean_loss(params: Any, batch: Batch) -> jax.Array:

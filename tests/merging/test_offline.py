@@ -74,10 +74,10 @@ def test_one_weight_vector_for_each_path():
 def test_the_sum_is_jitted_once_for_all_weights(tmp_path):
     trees = [tree(i) for i in range(4)]
     wsm_jax.merge(trees, [0.25] * 4)
-    before = offline._add_jit._cache_size()
+    before = offline._add_jit._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
     wsm_jax.merge(trees, [0.1, 0.2, 0.3, 0.4])
     wsm_jax.merge([*trees, tree(9)], [0.2] * 5)
-    assert offline._add_jit._cache_size() == before
+    assert offline._add_jit._cache_size() == before  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_inputs_are_left_alone():
@@ -150,7 +150,11 @@ def test_trees_that_differ_are_refused_by_name(change, words):
 
 @pytest.mark.parametrize(
     ("weights", "words"),
-    [([1.0], "need 2 weights"), ([0.5, float("nan")], "weight 1 .* is nan"), ({"embedding": [1, 0]}, "no weights for leaf")],
+    [
+        ([1.0], "need 2 weights"),
+        ([0.5, float("nan")], "weight 1 .* is nan"),
+        ({"embedding": [1, 0]}, "no weights for leaf"),
+    ],
 )
 def test_weights_that_do_not_fit_are_refused(weights, words):
     with pytest.raises(UsageError, match=words):

@@ -15,6 +15,53 @@ def normal(key: jax.Array, shape: tuple[int, ...], std: float = INIT_STD) -> nnx
     return nnx.Param(std * jax.random.normal(key, shape, jnp.float32))
 
 
+@jax.custom_vjp
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """``x @ kernel`` for x [..., in] and kernel [in, out], whose gradient runs fast on CPU.
+
+    JAX's own rule computes the kernel's gradient transposed and turns it back; XLA:CPU then materialises the transpose
+    of the incoming gradient together with the elementwise work that made it, column by column. Written as x^T g there is
+    no such transpose: forward and backward of one feed-forward layer 302 -> 128 CPU-ms (width 256, 4,096 tokens).
+    """
+    return x @ kernel
+
+
+def _matmul_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _matmul_backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    rows = tuple(range(x.ndim - 1))
+    return g @ kernel.T, jax.lax.dot_general(x, g, ((rows, rows), ((), ())))
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU, x Phi(x); its derivative is computed in the forward pass and saved in the place of x.
+
+    One tensor is kept, as for x itself, where JAX's rule keeps three on CPU: a feed-forward layer 128 -> 111 CPU-ms.
+    """
+    return _gelu_forward(x)[0]
+
+
+def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x32 = x.astype(jnp.float32)
+    cdf = 0.5 * (1.0 + jax.lax.erf(x32 * 0.5**0.5))
+    density = jnp.exp(-0.5 * jnp.square(x32)) * (2.0 * jnp.pi) ** -0.5
+    return (x32 * cdf).astype(x.dtype), (cdf + x32 * density).astype(x.dtype)
+
+
+def _gelu_backward(derivative: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    return (derivative * g,)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
 class LayerNorm(nnx.Module):
     """LayerNorm without bias; statistics in float32 whatever the compute dtype."""
 
@@ -37,7 +84,7 @@ class Linear(nnx.Module):
         self.kernel = normal(rngs.params(), (d_in, d_out), std)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x @ self.kernel[...].astype(x.dtype)
+        return matmul(x, self.kernel[...].astype(x.dtype))
 
 
 class CausalAttention(nnx.Module):
@@ -65,4 +112,4 @@ class GeluMLP(nnx.Module):
         self.down = Linear(4 * d_model, d_model, rngs, out_std)
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
-        return self.down(jax.nn.gelu(self.up(x_BxTxD), approximate=False))
+        return self.down(gelu(self.up(x_BxTxD)))
