@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from wsm_jax import cli
+from wsm_jax import cli, config_flags, run
 
 CONFIG = Path(__file__).parent.parent / "configs" / "demo.py"
 CURVES = ("linear", "cosine", "minus_sqrt")
@@ -23,8 +23,6 @@ CURVES = ("linear", "cosine", "minus_sqrt")
 
 def commands(output: Path, seed: int, overrides: list[str]) -> list[list[str]]:
     """The ``wsm`` commands of the demo, in order; ``overrides`` are further ``--config.field=value``."""
-    from wsm_jax import config_flags, run
-
     settings = [f"--config={CONFIG}", f"--config.seed={seed}", *overrides]
     branch_step = run.plan(config_flags.load(settings)).branch_points[0]
     base = output / "constant"
@@ -53,15 +51,19 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=None, help="default: runs/demo-SEED")
     options, overrides = parser.parse_known_args()
     output = options.output or Path("runs") / f"demo-{options.seed}"
-    clock = time.perf_counter()
+    stages: dict[str, float] = {}
     # Every update makes and frees the same temporaries; with huge pages the CPU spares itself most of the page faults.
     environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
-    for number, command in enumerate(commands(output, options.seed, overrides), 1):
-        print(f"\n[{number}/5] wsm {' '.join(command)}", file=sys.stderr, flush=True)
+    todo = commands(output, options.seed, overrides)
+    for number, command in enumerate(todo, 1):
+        print(f"\n[{number}/{len(todo)}] wsm {' '.join(command)}", file=sys.stderr, flush=True)
+        clock = time.perf_counter()
         status = subprocess.run([sys.executable, "-m", "wsm_jax", *command], env=environment, check=False).returncode
         if status:
             return status
-    print(f"the demo took {time.perf_counter() - clock:.0f} s")
+        stages[f"{number} {command[0]}"] = round(time.perf_counter() - clock, 1)
+    run.write_json(output / "report" / "seconds.json", stages)
+    print(f"the demo took {sum(stages.values()):.0f} s")
     return 0
 
 

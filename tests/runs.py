@@ -32,6 +32,7 @@ from wsm_jax.config import (
     to_dict,
 )
 from wsm_jax.config_flags import with_fields
+from wsm_jax.models import model as model_lib
 from wsm_jax.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -131,6 +132,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
 def reference(tiny: Tiny) -> Run:
     """The tiny run, uninterrupted, in this process on one device. Tests leave it as it is."""
     return tiny.run("reference")
+
+
+def bigrams() -> model_lib.Model:
+    """A model that compiles at once: two matrices that map a token of 128 to the logits of the next."""
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        first, second = jax.random.split(key)
+        return {"in": jax.random.normal(first, (128, 16)), "out": jax.random.normal(second, (16, 128))}
+
+    config = ModelConfig(layers=1, d_model=16, heads=1, context=16, vocab_size=128)
+    return model_lib.Model(config, init, lambda params, tokens: params["in"][tokens] @ params["out"])
 
 
 # --- processes -------------------------------------------------------------------------------------------------------

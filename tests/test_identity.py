@@ -162,9 +162,9 @@ def test_means_of_the_schedule_are_closer_to_a_real_decay_than_the_papers_grid()
     grid = merge_weights("linear", intervals + 1)
     at_the_end = checkpoint_weights(schedule(saved[1:]) / PEAK)
     # With many steps an interval the three tend to 1/16, 1/12 and 1/8.
-    assert error(mean) == pytest.approx(0.0625, rel=0.03)
-    assert error(grid) == pytest.approx(0.0833, rel=0.03)
-    assert error(at_the_end) == pytest.approx(0.125, rel=0.03)
+    assert error(mean) == pytest.approx(0.0625, rel=0.05)
+    assert error(grid) == pytest.approx(0.0833, rel=0.05)
+    assert error(at_the_end) == pytest.approx(0.125, rel=0.05)
 
 
 # --- decoupled weight decay ------------------------------------------------------------------------------------------

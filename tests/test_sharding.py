@@ -53,12 +53,11 @@ EIGHT = """
 import json
 import jax, jax.numpy as jnp, numpy as np, optax
 from wsm_jax import sharding, train_state
-from wsm_jax.config import ModelConfig
-from wsm_jax.models import model as model_lib
+from tests.runs import bigrams
 from wsm_jax.train_step import jit_train_step
 
 assert jax.device_count() == 8
-model = model_lib.build(ModelConfig(layers=2, d_model=16, heads=2, context=16, vocab_size=128))
+model = bigrams()
 optimizer = optax.sgd(1.0)
 rows = np.random.default_rng(0).integers(0, 128, (3, 8, 17), dtype=np.int32)
 runs, facts = {}, {}

@@ -23,7 +23,8 @@ from wsm_jax.errors import UsageError
 
 PARAMS = "params"
 CHUNK_BYTES = 64 * 10**6
-_DELETED = ".deleted-"
+_DELETED = ".deleted-"  # begins the name of a checkpoint that is being removed
+_UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's mark of one that is being written
 
 # Orbax logs every save and restore, and warns when a sharding is read from the file; neither tells a user anything.
 logging.set_verbosity(logging.ERROR)
@@ -63,14 +64,10 @@ class Stream:
         self._keep, self._keep_steps = keep, frozenset(keep_steps)
         self._removed: set[int] = set()
         if not read_only and jax.process_index() == 0:
-            for leftover in self._directory.glob(f"{_DELETED}*"):
+            # Orbax would do it in a thread that outlives a short run and complains at exit.
+            for leftover in [*self._directory.glob(f"{_DELETED}*"), *self._directory.glob(f"*{_UNFINISHED}*")]:
                 shutil.rmtree(leftover)
-        self._checkpointer = ocp.training.Checkpointer(
-            epath.Path(self._directory),
-            context=_context(mergeable),
-            preservation_policy=ocp.training.preservation_policies.PreserveAll(),
-            cleanup_tmp_directories=not read_only,
-        )
+        self._checkpointer = ocp.training.Checkpointer(epath.Path(self._directory), context=_context(mergeable))
 
     def __enter__(self) -> "Stream":
         return self

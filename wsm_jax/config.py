@@ -31,7 +31,7 @@ class ModelConfig:
     context: int = setting(256, "tokens in one training sequence")
     vocab_size: int = setting(0, "rows of the embedding; 0 = the tokenizer's size; padded to a multiple of 128")
     compute_dtype: str = setting("float32", "float32 or bfloat16; parameters are always float32")
-    attention: str = setting("xla", "implementation for jax.nn.dot_product_attention: xla or cudnn")
+    attention: str = setting("xla", "jax.nn.dot_product_attention with xla or cudnn; blocks: query blocks, for CPUs")
     scan_unroll: int = setting(1, "layers unrolled in one iteration of the layer scan")
     remat: bool = setting(False, "recompute each block in the backward pass to save memory")
 

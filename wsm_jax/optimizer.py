@@ -69,7 +69,7 @@ def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _muon_dimensions(params: Any) -> Any:
-    """Muon for the stacked matrices of the blocks (layer, in, out); Adam for embeddings and norms."""
+    """Muon for the stacked matrices of the blocks (layer, in, out); Nesterov Adam, as in optax, for the rest."""
 
     def dimensions(path: tuple[Any, ...], leaf: Any) -> Any:
         if leaf.ndim == 3 and getattr(path[0], "key", None) == "blocks":

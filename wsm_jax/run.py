@@ -52,13 +52,13 @@ def plan(config: Config) -> Plan:
     """Resolves every duration of ``config``.
 
     Raises:
-      UsageError: a duration that is malformed, below one step, or outside the run.
+      UsageError: a duration that is malformed, below one step, or longer than the run.
     """
 
-    def at_least_one(field: str, text: str) -> int:
+    def within(field: str, text: str) -> int:
         steps = config.duration_steps(field, text)
-        if steps < 1:
-            raise UsageError(f"{field}={text!r} is {steps} steps of a run of {config.steps}; it must be at least 1")
+        if not 1 <= steps <= config.steps:
+            raise UsageError(f"{field}={text!r} is {steps} steps; it must be between 1 and the run's {config.steps}")
         return steps
 
     for field in ("batch_size", "accumulate"):
@@ -69,12 +69,9 @@ def plan(config: Config) -> Plan:
     if config.steps < 1:
         raise UsageError(f"duration={config.duration!r} is {config.steps} steps; it must be at least 1")
     points = tuple(
-        at_least_one("checkpoint.branch_points", text)
+        within("checkpoint.branch_points", text)
         for text in config_lib.parse_list(config.checkpoint.branch_points)
     )
-    beyond = [point for point in points if point > config.steps]
-    if beyond:
-        raise UsageError(f"checkpoint.branch_points has step {beyond[0]}, after the run's end at {config.steps}")
     if config.checkpoint.resume_keep < 1 or config.checkpoint.merge_keep < 0:
         raise UsageError("checkpoint.resume_keep must be at least 1 and checkpoint.merge_keep at least 0 (0 = all)")
     if bool(config.data.switch_source) != bool(config.data.switch_at):
@@ -82,14 +79,14 @@ def plan(config: Config) -> Plan:
     return Plan(
         steps=config.steps,
         tokens_per_step=config.tokens_per_step,
-        switch_step=config.duration_steps("data.switch_at", config.data.switch_at) if config.data.switch_at else None,
-        merge_interval=at_least_one("checkpoint.merge_interval", config.checkpoint.merge_interval),
-        resume_interval=at_least_one("checkpoint.resume_interval", config.checkpoint.resume_interval),
+        switch_step=within("data.switch_at", config.data.switch_at) if config.data.switch_at else None,
+        merge_interval=within("checkpoint.merge_interval", config.checkpoint.merge_interval),
+        resume_interval=within("checkpoint.resume_interval", config.checkpoint.resume_interval),
         branch_points=points,
         evaluation_interval=(
-            at_least_one("evaluation.interval", config.evaluation.interval) if config.evaluation.interval else 0
+            within("evaluation.interval", config.evaluation.interval) if config.evaluation.interval else 0
         ),
-        log_interval=at_least_one("log.interval", config.log.interval),
+        log_interval=within("log.interval", config.log.interval),
     )
 
 

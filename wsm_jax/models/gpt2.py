@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from wsm_jax.config import ModelConfig
-from wsm_jax.models.layers import INIT_STD, CausalAttention, GeluMLP, LayerNorm, normal
+from wsm_jax.models.layers import INIT_STD, CausalAttention, GeluMLP, LayerNorm, matmul, normal
 
 
 class Block(nnx.Module):
@@ -53,6 +53,4 @@ class GPT2(nnx.Module):
             layer = jax.checkpoint(layer, prevent_cse=False)
         x_BxTxD, _ = jax.lax.scan(layer, x_BxTxD.astype(dtype), stacked, unroll=self.config.scan_unroll)
         x_BxTxD = self.final_norm(x_BxTxD)
-        return jnp.einsum(
-            "btd,vd->btv", x_BxTxD, self.token_embedding[...].astype(dtype), preferred_element_type=jnp.float32
-        )
+        return matmul(x_BxTxD, self.token_embedding[...].astype(dtype).T, jnp.dtype("float32"))

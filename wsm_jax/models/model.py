@@ -13,6 +13,7 @@ from flax import nnx
 
 from wsm_jax.config import ModelConfig
 from wsm_jax.errors import UsageError
+from wsm_jax.models.attention import IMPLEMENTATIONS
 from wsm_jax.models.gpt2 import GPT2
 
 Params = Any
@@ -68,8 +69,8 @@ def check(config: ModelConfig) -> None:
         raise UsageError(f"model.d_model={config.d_model} is not a multiple of model.heads={config.heads}")
     if config.compute_dtype not in ("float32", "bfloat16"):
         raise UsageError(f"model.compute_dtype is {config.compute_dtype!r}; choose float32 or bfloat16")
-    if config.attention not in ("xla", "cudnn"):
-        raise UsageError(f"model.attention is {config.attention!r}; choose xla or cudnn")
+    if config.attention not in IMPLEMENTATIONS:
+        raise UsageError(f"model.attention is {config.attention!r}; choose {', '.join(IMPLEMENTATIONS)}")
 
 
 def loss_per_token(model: Model, params: Params, inputs_BxT: jax.Array, targets_BxT: jax.Array) -> jax.Array:

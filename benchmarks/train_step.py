@@ -1,0 +1,244 @@
+"""Training steps per second on CPU: ours beside transformers' GPT-2 in PyTorch, eager and compiled.
+
+    python benchmarks/train_step.py --peer_python=/path/to/peer/bin/python
+
+The peer has an interpreter of its own (without --peer_python only ours is measured):
+
+    python -m venv peer && peer/bin/python -m pip install "torch==2.13.*" transformers
+
+GPT of 6 layers, width 256, 8 heads, context 256, batch 16, vocabulary 8,192, float32, AdamW (0.9, 0.95, decay 0.1), clip
+1.0, synthetic tokens, 2 threads. Every variant is a process of its own; after its warm-up the variants take turns, a few
+steps each, so that a disturbance of the machine meets all of them. Ours runs plain (``attention=xla``), with query blocks
+(``attention=blocks``), and with blocks and the glibc tunable that asks for huge pages (what ``make demo`` sets).
+
+Hardware: any x86-64 with 2 cores to spare and 6 GB of memory. Time: about 6 minutes. Expected on an idle machine: blocks
+with the tunable at least as fast as compiled PyTorch. Writes benchmarks/results/train_step.{jsonl,png,svg}.
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from absl import app, flags
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from wsm_jax import plot_style
+
+PEER_PYTHON = flags.DEFINE_string("peer_python", "", "interpreter with torch and transformers; empty = ours only")
+ROUNDS = flags.DEFINE_integer("rounds", 7, "rounds; in each, every variant runs once", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 4, "steps of a variant in a round", lower_bound=1)
+SHAPE = flags.DEFINE_string("shape", "6,256,8,256,16,8192", "layers,width,heads,context,batch,vocabulary")
+THREADS = flags.DEFINE_integer("threads", 2, "cores and threads of every process", lower_bound=1)
+OUTPUT = flags.DEFINE_string("output", "benchmarks/results/train_step", "where results go, without suffix")
+WORKER = flags.DEFINE_string("worker", "", "internal: shape and attention of one of our processes, as JSON")
+
+HERE = Path(__file__).resolve().parent
+TUNABLE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+FIELDS = ("layers", "d_model", "heads", "context", "batch_size", "vocab_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One process of the benchmark: its name, its command and what it adds to the environment."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+
+
+class Worker:
+    """A running variant that answers with the time of N steps."""
+
+    def __init__(self, variant: Variant, threads: int):
+        clean = {k: v for k, v in os.environ.items() if k not in (*TUNABLE, "XLA_FLAGS")}
+        pinned = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
+        self.variant = variant
+        self.process = subprocess.Popen(
+            variant.command,
+            env=clean | pinned | variant.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.facts = self._read()
+
+    def run(self, steps: int) -> dict[str, float]:
+        """Seconds, CPU-seconds and last loss of ``steps`` steps."""
+        assert self.process.stdin is not None
+        print(steps, file=self.process.stdin, flush=True)
+        return self._read()
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        sys.exit(f"{self.variant.name} ended early; run it by hand: {shlex.join(self.variant.command)}")
+
+
+def variants(shape: dict[str, int], peer_python: str) -> list[Variant]:
+    """What is measured, in the order of a round."""
+
+    def ours(name: str, attention: str, environment: dict[str, str]) -> Variant:
+        worker = json.dumps(shape | {"attention": attention})
+        return Variant(name, [sys.executable, __file__, f"--worker={worker}"], environment)
+
+    found = [
+        ours("WSM-JAX", "xla", {}),
+        ours("WSM-JAX, blocks", "blocks", {}),
+        ours("WSM-JAX, blocks, huge pages", "blocks", TUNABLE),
+    ]
+    if peer_python:
+        peer = [peer_python, str(HERE / "train_step_torch.py")]
+        found.append(Variant("PyTorch eager", [*peer, "eager", json.dumps(shape)], {}))
+        found.append(Variant("PyTorch compiled", [*peer, "compile", json.dumps(shape)], {}))
+    return found
+
+
+def run_worker(settings: dict[str, Any]) -> None:
+    """Our side of the pipe: warms up, then runs N steps for every line N on standard input."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings["threads"]])
+    import jax
+    import numpy as np
+    from train_step_torch import answer, timed  # beside this file; imports torch only when it runs
+
+    from wsm_jax import optimizer, schedules, sharding, train_state, train_step
+    from wsm_jax.config import ModelConfig, OptimizerConfig
+    from wsm_jax.models import model
+
+    names = {field.name for field in dataclasses.fields(ModelConfig)}
+    config = ModelConfig(**{k: v for k, v in settings.items() if k in names})
+    built, mesh = model.build(config), sharding.make_mesh(jax.devices()[:1])
+    rule = optimizer.make(OptimizerConfig(), schedules.constant(1e-3, 10))
+    state = train_state.initialise(built, rule, 0, mesh)
+    parameters = model.parameter_count(state["params"])
+    compiled = train_step.jit_train_step(built, rule, mesh, state)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (settings["batch_size"], config.context + 1))
+    tokens = tokens.astype(np.int32)
+    batch = sharding.global_batch(mesh, {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]})
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(state)
+        return float(metrics["loss"])
+
+    first = step()
+    step()
+    answer({"versions": {"jax": jax.__version__}, "parameters": parameters, "first_loss": first})
+    for line in sys.stdin:
+        answer(timed(step, int(line)))
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on besides the code."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    load = os.getloadavg()[0]
+    return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform(), "load_before": load}
+
+
+def summary(records: list[dict[str, Any]]) -> Table:
+    """Medians over the rounds; ratios are medians of the ratios within a round."""
+    table = Table(title="Training step on CPU")
+    for column in ("variant", "tokens/s", "lowest to highest", "CPU-s a step"):
+        table.add_column(column, justify="left" if column == "variant" else "right")
+    peers = [r for r in records if r["variant"].startswith("PyTorch")]
+    for peer in peers:
+        table.add_column(f"x {peer['variant']}", justify="right")
+    for record in records:
+        rates = record["tokens_per_second"]
+        ratios = [median(a / b for a, b in zip(rates, p["tokens_per_second"], strict=True)) for p in peers]
+        cells = [f"{median(rates):,.0f}", f"{min(rates):,.0f} to {max(rates):,.0f}"]
+        cells += [f"{median(record['cpu_seconds_per_step']):.2f}", *(f"{ratio:.2f}" for ratio in ratios)]
+        table.add_row(record["variant"], *cells)
+    return table
+
+
+@plot_style.styled_figure
+def figure(records: list[dict[str, Any]]) -> Figure:
+    """Median tokens/s of every variant as bars, with lines from the lowest round to the highest."""
+    made = Figure(figsize=(plot_style.WIDTH, 0.6 + 0.35 * len(records)))
+    axes = made.add_subplot()
+    rates = [record["tokens_per_second"] for record in records]
+    middle = [median(r) for r in rates]
+    spread = [
+        [m - min(r) for m, r in zip(middle, rates, strict=True)],
+        [max(r) - m for m, r in zip(middle, rates, strict=True)],
+    ]
+    names = [record["variant"] for record in records]
+    colours = ["#999999" if name.startswith("PyTorch") else "#0072B2" for name in names]
+    axes.barh(names, middle, xerr=spread, color=colours, height=0.6, error_kw={"linewidth": 1, "capsize": 2})
+    axes.invert_yaxis()
+    axes.set(xlabel="tokens/s (median over rounds; whiskers: lowest and highest)", xlim=(0, None))
+    return made
+
+
+def main(argv: list[str]) -> None:
+    """Runs the benchmark, or one of its processes."""
+    del argv
+    if WORKER.value:
+        run_worker(json.loads(WORKER.value))
+        return
+    console = Console()
+    shape = dict(zip(FIELDS, (int(x) for x in SHAPE.value.split(",")), strict=True)) | {"threads": THREADS.value}
+    facts = machine()
+    if not PEER_PYTHON.value:
+        console.print("No --peer_python: measuring ours only.")
+    workers = []
+    for variant in variants(shape, PEER_PYTHON.value):
+        console.print(f"warming up: {variant.name}")
+        workers.append(Worker(variant, THREADS.value))
+    answers: list[list[dict[str, float]]] = [[] for _ in workers]
+    for number in range(ROUNDS.value):
+        for worker, timings in zip(workers, answers, strict=True):
+            timings.append(worker.run(STEPS.value))
+        console.print(f"round {number + 1} of {ROUNDS.value}")
+    tokens = shape["batch_size"] * shape["context"] * STEPS.value
+    records = []
+    for worker, timings in zip(workers, answers, strict=True):
+        worker.close()
+        records.append(
+            {
+                "variant": worker.variant.name,
+                "command": shlex.join(worker.variant.command),
+                "environment": worker.variant.environment,
+                "benchmark": shlex.join(sys.argv),
+                "shape": shape,
+                "steps_per_round": STEPS.value,
+                "tokens_per_second": [tokens / t["seconds"] for t in timings],
+                "cpu_seconds_per_step": [t["cpu_seconds"] / STEPS.value for t in timings],
+                "last_loss": timings[-1]["loss"],
+                **worker.facts,
+                "machine": facts,
+                "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            }
+        )
+    output = Path(OUTPUT.value)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    plot_style.save(figure(records), output)
+    console.print(summary(records))
+    console.print(f"written: {output}.jsonl, .png, .svg")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,195 @@
+"""Branches: the parent's state, tokens and counts, another schedule; and the parent left as it was."""
+
+import os
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from tests.runs import BRANCH, RESUME, STEPS, assert_same_bits, assert_same_checkpoints
+from wsm_jax import Run, UsageError, checkpoints
+from wsm_jax.branch import parse_branch
+
+pytest_plugins = ["tests.runs"]
+pytestmark = pytest.mark.xdist_group("train")
+END = 30  # of the decayed branches
+
+
+def contents(folder):
+    """Every file and folder with its size and time of change."""
+    found = {path: path.stat() for path in [folder, *folder.rglob("*")]}
+    return {path: (stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in found.items()}
+
+
+def state(run, step):
+    path = run.resume_stream / str(step)
+    return {item: checkpoints.load_tree(path, item) for item in ("params", "opt_state")}
+
+
+def counts(tree):
+    """The update counts in an optimizer state."""
+    return {int(leaf) for leaf in jax.tree.leaves(tree["opt_state"]) if np.asarray(leaf).dtype == np.int32}
+
+
+@pytest.fixture(scope="module")
+def decayed(tiny, reference):
+    """A linear decay to zero from step 18 to step 30, with a record for every step."""
+    before = contents(reference.path)
+    run = tiny.run(
+        "decayed",
+        branch_from=f"{reference.path}@{BRANCH}",
+        duration=f"{END}steps",
+        schedule__name="cooldown",
+        log__interval="1steps",
+        evaluation__interval="",
+    )
+    assert contents(reference.path) == before, "the branch changed its parent's folder"
+    return run
+
+
+@pytest.fixture(scope="module")
+def constant(tiny, reference):
+    """The parent's own schedule from step 18 on, with a record for every step."""
+    before = contents(reference.path)
+    run = tiny.run("constant", branch_from=f"{reference.path}@{BRANCH}", log__interval="1steps")
+    assert contents(reference.path) == before, "the branch changed its parent's folder"
+    return run
+
+
+def test_a_constant_branch_is_its_parent_bit_for_bit(constant, reference):
+    """Same parameters, optimizer state and tokens, or the parent's later checkpoints would not come out again."""
+    run = constant
+    assert checkpoints.complete_steps(run.merge_stream) == [s for s in run.plan.merge_steps() if s > BRANCH]
+    assert_same_checkpoints(run, reference, after=BRANCH)
+    losses = {record["step"]: record["loss"] for record in run.metrics("train")}
+    assert list(losses) == list(range(BRANCH + 1, STEPS + 1))
+    for record in reference.metrics("train"):
+        if (step := record["step"]) > BRANCH:
+            assert np.mean([losses[step - 2], losses[step - 1], losses[step]]) == pytest.approx(
+                record["loss"], rel=1e-12
+            )
+    assert run.metrics("validation") == [r for r in reference.metrics("validation") if r["step"] > BRANCH]
+    assert (run.facts["branch_from"], run.facts["branch_step"]) == (f"{reference.path}@{BRANCH}", BRANCH)
+    assert run.facts["data_hash"] == reference.facts["data_hash"]
+    assert counts(state(run, STEPS)) == {STEPS}
+
+
+def test_a_cooldown_starts_with_the_parents_losses_and_decays_to_zero(decayed, constant, reference):
+    rates = {record["step"]: record["learning_rate"] for record in decayed.metrics("train")}
+    peak, window = reference.config.optimizer.peak_lr, END - BRANCH
+    # The update that ends step s has count s - 1; the one of the branch step is the last at the full rate.
+    expected = {s: peak * min(1.0, 1 - (s - 1 - BRANCH) / window) for s in range(BRANCH + 1, END + 1)}
+    assert rates == pytest.approx(expected, rel=1e-6)
+    ours, theirs = ([record["loss"] for record in run.metrics("train")] for run in (decayed, constant))
+    # Updates 18 (still at the peak) and 19 see the parent's parameters and tokens; from update 19 on the rate is lower.
+    assert ours[:2] == theirs[:2]
+    assert ours[2] != theirs[2]
+    assert ours[2] == pytest.approx(theirs[2], rel=1e-3)
+    assert counts(state(decayed, END)) == {END}
+
+
+def test_wsd_that_decays_from_the_branch_is_the_cooldown(tiny, reference, decayed):
+    run = tiny.run(
+        "wsd",
+        branch_from=f"{reference.path}@{BRANCH}",
+        duration=f"{END}steps",
+        schedule__name="wsd",
+        schedule__decay=f"{END - BRANCH}steps",
+        log__interval="1steps",
+        evaluation__interval="",
+    )
+    assert [r["learning_rate"] for r in run.metrics("train")] == [r["learning_rate"] for r in decayed.metrics("train")]
+    assert_same_bits(state(run, END), state(decayed, END))
+
+
+def test_a_branch_goes_on_although_its_parent_let_go_of_the_state(tiny, reference):
+    """A branch of a state that is not kept for ever: it needs it to start, and never again."""
+    parent = shutil.copytree(reference.path, tiny.folder / "letting-go")
+    origin = f"{parent}@{RESUME * 3}"
+    expected = state(tiny.run("resumed", branch_from=origin, checkpoint__resume_interval="4steps"), STEPS)
+    shutil.rmtree(parent / "checkpoints" / "resume" / str(RESUME * 3))
+    shutil.rmtree(tiny.folder / "resumed" / "checkpoints" / "resume" / str(STEPS))
+    run = tiny.run("resumed", branch_from=origin, checkpoint__resume_interval="4steps")
+    assert [record["step"] for record in run.metrics("start")] == [RESUME * 3, STEPS - 4]
+    assert_same_bits(state(run, STEPS), expected)
+    with pytest.raises(UsageError, match=rf"has no full state at step {RESUME * 3}"):
+        tiny.run("too-late", branch_from=origin)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_where_to_branch(reference, tmp_path):
+    run, step = parse_branch(f"{reference.path}@{BRANCH}")
+    assert (run.path, step) == (reference.path, BRANCH)
+    with pytest.raises(UsageError, match=rf"has no full state at step 7; it has \[{BRANCH}, 36, {STEPS}\]"):
+        parse_branch(f"{reference.path}@7")
+    with pytest.raises(UsageError, match=r"nowhere is not a run directory"):
+        parse_branch(f"{tmp_path / 'nowhere'}@{BRANCH}")
+    for text in (str(reference.path), f"{reference.path}@", f"{reference.path}@last", f"{reference.path}@-3"):
+        with pytest.raises(UsageError, match=r"is not of the form RUN@STEP"):
+            parse_branch(text)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model__d_model": 32}, r"model\.d_model differs from that of .*reference \(16\): its state does not fit"),
+        ({"model__layers": 3}, r"model\.layers differs"),
+        ({"optimizer__name": "lion"}, r"optimizer\.name differs from that of .* \('adamw'\)"),
+        ({"duration": f"{BRANCH}steps"}, rf"branch starts at step {BRANCH}, but duration='18steps' ends at {BRANCH}"),
+        ({"schedule__name": "wsd", "schedule__decay": "40steps"}, r"starts at step 8, before the branch at 18"),
+        (
+            {"data__tokenizer": "bpe:299"},
+            r"the tokenizer differs from that of .*; use data\.tokenizer=.*tokenizer\.json",
+        ),
+    ],
+)
+def test_a_state_that_does_not_fit(tiny, reference, fields, message):
+    directory = tiny.folder / "never"
+    with pytest.raises(UsageError, match=message) as caught:
+        tiny.run("never", branch_from=f"{reference.path}@{BRANCH}", **fields)
+    assert "\n" not in str(caught.value)
+    assert not directory.exists()
+
+
+def test_a_cooldown_needs_a_branch(tiny):
+    with pytest.raises(UsageError, match=r"cooldown starts where a run is branched: add --branch_from=RUN@STEP"):
+        tiny.run("never", schedule__name="cooldown")
+
+
+def test_other_documents_with_the_parents_tokenizer(tiny, reference, capsys):
+    """Other documents make another vocabulary under the same name; with the parent's own one it is a note."""
+    from wsm_jax.train import train
+
+    text = tiny.folder / "other"
+    shutil.copytree(tiny.folder / "text", text)
+    for name in sorted(os.listdir(text))[::3]:
+        (text / name).write_text((text / name).read_text() + "\n# 数字 " * 40)
+    origin, short = f"{reference.path}@{BRANCH}", {"duration": f"{BRANCH + 2}steps", "evaluation__interval": ""}
+    with pytest.raises(UsageError, match=r"the tokenizer differs") as caught:
+        tiny.run("never", branch_from=origin, data__source=f"text:{text}", **short)
+    found = re.search(r"use data\.tokenizer=(\S+)", str(caught.value))
+    assert found
+    config = tiny.config(data__source=f"text:{text}", data__tokenizer=found[1], **short)
+    run = train(config, tiny.folder / "other-documents", branch_from=origin)
+    assert "note: data.source differs from the parent's" in capsys.readouterr().err
+    assert run.facts["data_hash"] != reference.facts["data_hash"]
+    assert checkpoints.complete_steps(run.resume_stream) == [BRANCH + 2]
+
+
+def test_a_branch_has_one_origin(tiny, reference, decayed):
+    fields = {
+        "duration": f"{END}steps",
+        "schedule__name": "cooldown",
+        "log__interval": "1steps",
+        "evaluation__interval": "",
+    }
+    with pytest.raises(UsageError, match=r"was made with branch_from='.*@18', now it is '.*@36'|ends at 30"):
+        tiny.run("decayed", branch_from=f"{reference.path}@36", **fields)
+    fields |= {"schedule__name": "constant"}
+    with pytest.raises(UsageError, match=r"was made with schedule\.name='cooldown', now it is 'constant'"):
+        tiny.run("decayed", branch_from=f"{reference.path}@{BRANCH}", **fields)
+    assert Run(decayed.path).facts["branch_step"] == BRANCH
