@@ -1,4 +1,4 @@
-"""The peer of ``benchmarks/train_step.py``: transformers' GPT-2 in PyTorch. Needs torch and transformers, nothing of ours.
+"""The peer of ``benchmarks/train_step.py``: transformers' GPT-2 in PyTorch. Needs nothing of ours.
 
 Started by the benchmark as ``python train_step_torch.py eager|compile SHAPE_JSON``; for every line N on standard input
 it runs N steps and prints one JSON line.

@@ -20,8 +20,8 @@ def get_config() -> Config:
     return Config(
         duration="1600steps",
         batch_size=8,
-        model=ModelConfig(layers=4, d_model=128, heads=4, context=128),
-        data=DataConfig(validation_fraction=0.04, test_fraction=0.04),
+        model=ModelConfig(layers=4, d_model=128, heads=4, context=128, attention="blocks"),
+        data=DataConfig(validation_fraction=0.04, test_fraction=0.04, workers=0),
         optimizer=OptimizerConfig(peak_lr=3e-3),
         schedule=ScheduleConfig(warmup="100steps"),
         checkpoint=CheckpointConfig(merge_interval="0.025run", resume_interval="0.125run", branch_points="0.75run"),

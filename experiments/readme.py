@@ -33,7 +33,9 @@ def demo_section(results: list[dict[str, Any]], seconds: list[dict[str, float]])
     """Table over seeds, what it shows in words, figures and provenance."""
     first = results[0]
     keys = [row["name"] if row["group"] != "chosen" else "chosen" for row in first["rows"]]
-    rows = [["", "window (steps)", "test loss, mean", "minus raw, mean ± 95%", "each seed", "extra tokens", "extra seconds"]]
+    rows = [
+        ["", "window (steps)", "test loss, mean", "minus raw, mean ± 95%", "each seed", "extra tokens", "extra seconds"]
+    ]
     for index, key in enumerate(keys):
         each = [result["rows"][index] for result in results]
         mean, half = interval([row["difference"] for row in each])
@@ -77,7 +79,10 @@ def shares(results: list[dict[str, Any]]) -> list[str]:
     """What part of the best real decay's gain the merges recover, seed by seed."""
     best = [min(row["difference"] for row in r["rows"] if row["group"] == "decay") for r in results]
     lines = []
-    for group, words in (("merge", "the best merge at the decay's own window"), ("chosen", "the merge chosen on validation")):
+    for group, words in (
+        ("merge", "the best merge at the decay's own window"),
+        ("chosen", "the merge chosen on validation"),
+    ):
         own = [min(row["difference"] for row in r["rows"] if row["group"] == group) for r in results]
         parts = ", ".join(f"{a / b:.0%}" for a, b in zip(own, best, strict=True))
         lines.append(f"Of what the best real decay gains on test, {words} recovers {parts} (by seed).")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsm_jax import cli, config_flags, merge_weights, update_weights
+from wsm_jax import cli, config_flags, merge_weights, run, schedules, update_weights
 from wsm_jax.config import flat_fields
 from wsm_jax.errors import UsageError
 from wsm_jax.merging.command import input_weights, parse_input
@@ -171,3 +171,12 @@ def test_weights_of_explicit_inputs():
         input_weights([("a", 0.2), ("b", 0.8)], "cosine")
     with pytest.raises(UsageError, match="b has no weight"):
         input_weights([("a", 0.2), ("b", None)], None)
+
+
+@pytest.mark.parametrize("name", ["tiny.py", "demo.py", "lawa.py:small", "lawa.py:medium", "lawa.py:large"])
+def test_every_configuration_of_the_repository_loads_from_anywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = config_flags.load([f"--config={CONFIG.parent / name}"])
+    resolved = run.plan(config)
+    assert resolved.merge_steps()[-1] == resolved.steps
+    schedules.from_config(config)

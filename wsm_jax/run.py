@@ -52,13 +52,18 @@ def plan(config: Config) -> Plan:
     """Resolves every duration of ``config``.
 
     Raises:
-      UsageError: a duration that is malformed, below one step, or longer than the run.
+      UsageError: a duration that is malformed, below one step, or after the run's end where nothing would ever be saved.
     """
 
-    def within(field: str, text: str) -> int:
+    def at_least_one(field: str, text: str) -> int:
         steps = config.duration_steps(field, text)
-        if not 1 <= steps <= config.steps:
-            raise UsageError(f"{field}={text!r} is {steps} steps; it must be between 1 and the run's {config.steps}")
+        if steps < 1:
+            raise UsageError(f"{field}={text!r} is {steps} steps of a run of {config.steps}; it must be at least 1")
+        return steps
+
+    def within(field: str, text: str) -> int:
+        if (steps := at_least_one(field, text)) > config.steps:
+            raise UsageError(f"{field}={text!r} is {steps} steps, but the run ends at {config.steps}")
         return steps
 
     for field in ("batch_size", "accumulate"):
@@ -69,8 +74,7 @@ def plan(config: Config) -> Plan:
     if config.steps < 1:
         raise UsageError(f"duration={config.duration!r} is {config.steps} steps; it must be at least 1")
     points = tuple(
-        within("checkpoint.branch_points", text)
-        for text in config_lib.parse_list(config.checkpoint.branch_points)
+        within("checkpoint.branch_points", text) for text in config_lib.parse_list(config.checkpoint.branch_points)
     )
     if config.checkpoint.resume_keep < 1 or config.checkpoint.merge_keep < 0:
         raise UsageError("checkpoint.resume_keep must be at least 1 and checkpoint.merge_keep at least 0 (0 = all)")
@@ -81,12 +85,12 @@ def plan(config: Config) -> Plan:
         tokens_per_step=config.tokens_per_step,
         switch_step=within("data.switch_at", config.data.switch_at) if config.data.switch_at else None,
         merge_interval=within("checkpoint.merge_interval", config.checkpoint.merge_interval),
-        resume_interval=within("checkpoint.resume_interval", config.checkpoint.resume_interval),
+        resume_interval=at_least_one("checkpoint.resume_interval", config.checkpoint.resume_interval),
         branch_points=points,
         evaluation_interval=(
-            within("evaluation.interval", config.evaluation.interval) if config.evaluation.interval else 0
+            at_least_one("evaluation.interval", config.evaluation.interval) if config.evaluation.interval else 0
         ),
-        log_interval=within("log.interval", config.log.interval),
+        log_interval=at_least_one("log.interval", config.log.interval),
     )
 
 
