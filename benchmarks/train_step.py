@@ -8,8 +8,8 @@ The peer has an interpreter of its own (without --peer_python only ours is measu
 
 GPT of 6 layers, width 256, 8 heads, context 256, batch 16, vocabulary 8,192, float32, AdamW (0.9, 0.95, decay 0.1),
 clip 1.0, synthetic tokens, 2 threads. Every variant is a process of its own; after its warm-up the variants take turns,
-a few steps each, so that a disturbance of the machine meets all of them. Ours runs plain (``attention=xla``), with query
-blocks (``attention=blocks``), and with blocks and the glibc tunable for huge pages (what ``make demo`` sets).
+a few steps each, so that a disturbance of the machine meets all of them. Ours runs plain (``attention=xla``), with
+query blocks (``attention=blocks``), and with blocks and the glibc tunable for huge pages (what ``make demo`` sets).
 
 Hardware: any x86-64 with 2 cores to spare and 8 GB of memory. Time: about 6 minutes. Expected on an idle machine:
 blocks with the tunable at least as fast as compiled PyTorch. Writes benchmarks/results/train_step.{jsonl,png,svg}.

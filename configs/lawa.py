@@ -1,11 +1,11 @@
 """The LAWA paper's three GPT-2 sizes at a constant rate (arXiv 2306.03241; nanoGPT's shapes and AdamW settings).
 
-For accelerators; wants the extra `hf` for OpenWebText and GPT-2's vocabulary (a folder with encoder.json and vocab.bpe):
+For accelerators; wants the extra `hf` for OpenWebText and GPT-2's vocabulary (encoder.json and vocab.bpe in a folder):
 
     wsm train --config=configs/lawa.py:small --run=runs/small --config.data.tokenizer=tokenizers/gpt2
 
-About 0.5M tokens a step, context 1,024, warm-up of 2,000 steps; peak rates are nanoGPT's, the paper's high ones are ten times
-those. The paper decays along a cosine and averages along the run; here the rate stays constant.
+About 0.5M tokens a step, context 1,024, warm-up of 2,000 steps; peak rates are nanoGPT's, the paper's high ones are ten
+times those. The paper decays along a cosine and averages along the run; here the rate stays constant.
 """
 
 from wsm_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig, OptimizerConfig, ScheduleConfig

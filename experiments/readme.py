@@ -56,20 +56,19 @@ def demo_section(results: list[dict[str, Any]], seconds: list[dict[str, float]])
     took = statistics.fmean(sum(stages.values()) for stages in seconds)
     return [
         f"{first['parameters']:,} parameters, {steps:,} tokens, test loss in nats a token, {len(results)} seeds "
-        f"({first['machine']}; {took / 60:.1f} minutes a seed; Python {first['python']}, jax {first['versions']['jax']}; "
+        f"({first['machine']}; {took / 60:.1f} minutes a seed; Python {first['python']}, "
+        f"jax {first['versions']['jax']}; "
         f"config {', '.join(result['config_hash'] for result in results)}; data {first['data_hash'][:12]}):",
         "",
         *markdown_table(rows),
         "",
         *shares(results),
-        f"The window of {first['count_at_equal_window']} checkpoints × {interval_steps} steps is as long as the real decay; "
-        "as the oldest checkpoint lies one interval less before the newest, the emulated decay stops one interval early. "
-        "The interval is over seeds; those over documents, for each seed, are in "
-        "[results/demo](results/demo). Chosen: "
-        + ", ".join(f"{r['chosen']['curve']} × {r['chosen']['count']}" for r in results)
-        + ".",
+        f"The window of {first['count_at_equal_window']} checkpoints × {interval_steps} steps is as long as the real "
+        "decay; the oldest checkpoint lies one interval less before the newest, so the emulated decay stops one "
+        "interval early. The ± is over seeds; those over documents are in [results/demo](results/demo) for each seed. "
+        "Chosen, by seed: " + ", ".join(f"{r['chosen']['curve']} × {r['chosen']['count']}" for r in results) + ".",
         "",
-        "![Loss of the constant-rate run, of its merge along the run, and of three real decays](results/demo/loss.png)",
+        "![Loss of the constant-rate run, its merge along the run, and three real decays](results/demo/loss.png)",
         "",
         "Seed 0: the merged curve is what an anneal would give at that point of the run, had it been done.",
     ]
@@ -90,15 +89,26 @@ def shares(results: list[dict[str, Any]]) -> list[str]:
 
 
 def speed_section(records: list[dict[str, Any]]) -> list[str]:
-    """Training speed beside the peer, from the newest benchmark run."""
-    newest = [record for record in records if record["date"] == records[-1]["date"]]
-    rows = [["training step", "tokens/s (median)", "of torch.compile"]]
-    peer = next((r["tokens_per_second"] for r in newest if r["name"] == "torch compiled"), None)
-    for record in newest:
-        ratio = f"{record['tokens_per_second'] / peer:.2f}" if peer else "–"
-        rows.append([record["name"], f"{record['tokens_per_second']:,.0f}", ratio])
+    """Training speed beside the peer: medians over interleaved rounds, ratios within a round."""
+    peers = [record for record in records if record["variant"].startswith("PyTorch")]
+    rows = [["training step", "tokens/s", "CPU-s a step", *(f"× {peer['variant']}" for peer in peers)]]
+    for record in records:
+        rates = record["tokens_per_second"]
+        ratios = (statistics.median(a / b for a, b in zip(rates, p["tokens_per_second"], strict=True)) for p in peers)
+        rows.append(
+            [
+                record["variant"],
+                f"{statistics.median(rates):,.0f}",
+                f"{statistics.median(record['cpu_seconds_per_step']):.2f}",
+                *(f"{ratio:.2f}" for ratio in ratios),
+            ]
+        )
+    shape, machine = records[0]["shape"], records[0]["machine"]
     return [
-        f"`python benchmarks/train_step.py`, {newest[0]['shape']}, {newest[0]['machine']}, interleaved rounds:",
+        f"Training step of a GPT with {shape['layers']} layers, width {shape['d_model']}, context {shape['context']}, "
+        f"batch {shape['batch_size']}, vocabulary {shape['vocab_size']:,}, float32, on {shape['threads']} cores of "
+        f"{machine['cpu']}, {len(records[0]['tokens_per_second'])} interleaved rounds "
+        "(`python benchmarks/train_step.py --peer_python=…`; [records](benchmarks/results/train_step.jsonl)), medians:",
         "",
         *markdown_table(rows),
     ]

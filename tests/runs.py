@@ -37,6 +37,12 @@ from wsm_jax.train import train
 
 ROOT = Path(__file__).parent.parent
 STEPS, MERGE, RESUME, BRANCH, LOG = 48, 3, 12, 18, 3
+SIX_STEPS = {
+    "duration": "6steps",
+    "checkpoint__resume_interval": "6steps",
+    "checkpoint__branch_points": "",
+    "evaluation__interval": "6steps",
+}
 TIMINGS = ("seconds", "tokens_per_second", "compile_seconds")
 TEMPORARY = "orbax-checkpoint-tmp"
 

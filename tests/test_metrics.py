@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.runs import SIX_STEPS
 from wsm_jax import UsageError
 from wsm_jax.config import LogConfig
 from wsm_jax.metrics import Writer, check_trackers
@@ -110,7 +111,7 @@ def test_tensorboard_hides_what_a_resumed_run_writes_again_and_no_more(tmp_path)
 
 
 def test_a_run_with_tensorboard(tiny):
-    run = tiny.run("tensorboard", duration="6steps", checkpoint__branch_points="", log__tensorboard=True)
+    run = tiny.run("tensorboard", **SIX_STEPS, log__tensorboard=True)
     written = scalars(run.path)
     for record in run.metrics("train"):
         assert written[record["step"], "train/loss"] == pytest.approx(record["loss"])

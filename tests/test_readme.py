@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments import readme
+
 pytestmark = pytest.mark.xdist_group("demo")  # one demo run serves several files
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -74,3 +76,7 @@ def test_the_two_commands_are_targets_of_the_makefile():
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for command in re.findall(r"^make (\w+)", TEXT, re.MULTILINE):
         assert command in targets
+
+
+def test_the_figures_are_those_of_the_committed_results():
+    assert readme.render(TEXT) == TEXT, "run python -m experiments.readme"

@@ -55,12 +55,13 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tiny, request, devices)
     name = f"killed-{devices}"
     directory = tiny.folder / name
     resume = directory / "checkpoints" / "resume"
+    anywhere = random.Random(devices).randint(15, 30)
     # While a full state is being saved and, on one device, before the first one (all over again) and at any time.
     moments = [lambda: bool(saves_under_way(resume)) and newest_state(directory) >= BRANCH]
     if devices == 1:
         moments[:0] = [
             lambda: recorded_step(directory) >= 6,
-            lambda: recorded_step(directory) >= random.randint(15, 24),
+            lambda: recorded_step(directory) >= anywhere,
         ]
     starts = [0]
     for moment in moments:
@@ -119,8 +120,7 @@ def test_sigterm_and_sigint_save_at_once_and_the_same_command_goes_on(tiny, refe
     assert run.metrics("validation") == reference.metrics("validation")
 
 
-def test_a_signal_at_the_last_step_is_a_run_that_is_done(tiny, reference):
-    """Nothing is left to resume, so the status is 0; and the same command on a run that is done changes nothing."""
+def test_the_same_command_on_a_run_that_is_done_changes_nothing(tiny, reference):
     before = {path: path.stat().st_mtime_ns for path in reference.path.rglob("*") if path.is_file()}
     tiny.run("reference")
     assert {path: path.stat().st_mtime_ns for path in reference.path.rglob("*") if path.is_file()} == before

@@ -20,6 +20,7 @@ from tests.runs import (
     MERGE,
     RESUME,
     ROOT,
+    SIX_STEPS,
     STEPS,
     assert_same_bits,
     assert_whole,
@@ -293,7 +294,7 @@ def test_too_little_disk_is_an_error_before_training(tiny, reference, monkeypatc
 def test_quiet_means_quiet(tiny):
     """Nothing on either stream, from a fresh process, also from the libraries; and from a thread, where Python allows
     no signal handlers."""
-    config = tiny.config(duration="6steps", checkpoint__branch_points="", data__store=str(tiny.folder / "new-store"))
+    config = tiny.config(**SIX_STEPS, data__store=str(tiny.folder / "new-store"))
     program = f"""
 import json, threading
 from wsm_jax.config import from_dict

@@ -195,7 +195,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     return _build(Config, values, "config")
 
 
-def _build(cls: type, values: dict[str, Any], path: str) -> Any:
+def _build(cls: Any, values: dict[str, Any], path: str) -> Any:
     if not isinstance(values, dict):
         raise UsageError(f"{path} is {values!r}, not a group of fields")
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -205,7 +205,8 @@ def _build(cls: type, values: dict[str, Any], path: str) -> Any:
     made = {}
     for name, value in values.items():
         kind: Any = fields[name].type
-        made[name] = _build(kind, value, f"{path}.{name}") if dataclasses.is_dataclass(kind) else value
+        nested = dataclasses.is_dataclass(kind)
+        made[name] = _build(kind, value, f"{path}.{name}") if nested else value
     return cls(**made)
 
 

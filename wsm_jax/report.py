@@ -13,6 +13,11 @@ from wsm_jax import run as run_lib
 from wsm_jax.comparison import Comparison, Row
 from wsm_jax.decay import DECAYS
 
+GROUPS = {
+    "merge": "merges at the decay's window",
+    "chosen": "merge chosen on validation",
+    "decay": "real decays, from the branch",
+}
 HEADER = ("", "window (steps)", "test loss", "minus raw [95%]", "tokens", "extra tokens", "extra seconds")
 
 
@@ -125,11 +130,16 @@ def _figures(result: Comparison) -> dict[str, tuple[Any, str]]:
     }
     train = [(r["step"], r["loss"]) for r in base.metrics("train")]
     gains = [
-        {"name": r.name, "group": r.group, "difference": r.difference.loss, "low": r.difference.interval[0],
-         "high": r.difference.interval[1]}
-        for r in result.rows
-        if r.group != "raw"
-    ]  # fmt: skip
+        {
+            "name": row.name.split()[-1],
+            "group": GROUPS[row.group],
+            "difference": row.difference.loss,
+            "low": row.difference.interval[0],
+            "high": row.difference.interval[1],
+        }
+        for row in result.rows
+        if row.group != "raw"
+    ]
     return {
         "loss": (
             plots.loss_figure(

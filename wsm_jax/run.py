@@ -52,7 +52,7 @@ def plan(config: Config) -> Plan:
     """Resolves every duration of ``config``.
 
     Raises:
-      UsageError: a duration that is malformed, below one step, or after the run's end where nothing would ever be saved.
+      UsageError: a duration that is malformed, below one step, or beyond the run's end where it must lie inside.
     """
 
     def at_least_one(field: str, text: str) -> int:

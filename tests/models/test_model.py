@@ -20,11 +20,11 @@ from wsm_jax.models.attention import BLOCK, causal_attention
 SMALL = ModelConfig(layers=3, d_model=32, heads=4, context=80, vocab_size=128)  # 80 = one attention block and a part
 
 
-def tokens(rows: int = 2, config: ModelConfig = SMALL, seed: int = 0) -> np.ndarray:
+def tokens(rows: int = 2, config: ModelConfig = SMALL, seed: int = 0) -> Any:
     return np.random.default_rng(seed).integers(0, config.vocab_size, (rows, config.context + 1)).astype(np.int32)
 
 
-def loss_and_grads(config: ModelConfig, params: Any, batch: np.ndarray) -> tuple[jax.Array, Any]:
+def loss_and_grads(config: ModelConfig, params: Any, batch: Any) -> tuple[jax.Array, Any]:
     built = model.build(config)
 
     def mean_loss(params: Any) -> jax.Array:
@@ -46,7 +46,7 @@ def assert_close(a: Any, b: Any, rtol: float) -> None:
         np.testing.assert_allclose(x, y, rtol=0, atol=rtol * np.abs(y).max())
 
 
-def plain_logits(params: Any, inputs: np.ndarray, heads: int) -> jax.Array:
+def plain_logits(params: Any, inputs: Any, heads: int) -> jax.Array:
     """GPT-2 written out with nothing but jax.numpy, one layer at a time."""
 
     def norm(x, scale):
@@ -95,8 +95,8 @@ def test_equivalent_formulations_agree(change):
 @pytest.mark.parametrize("length", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
 def test_block_attention_equals_dot_product_attention(length):
     q, k, v, g = jax.random.normal(jax.random.key(0), (4, 2, length, 3, 8))
-    y, pull = jax.vjp(lambda *a: causal_attention(*a, "blocks"), q, 10 * k, v)
-    expected, expected_pull = jax.vjp(lambda *a: causal_attention(*a, "xla"), q, 10 * k, v)
+    y, pull = jax.vjp(lambda q, k, v: causal_attention(q, k, v, "blocks"), q, 10 * k, v)
+    expected, expected_pull = jax.vjp(lambda q, k, v: causal_attention(q, k, v, "xla"), q, 10 * k, v)
     np.testing.assert_allclose(y, expected, atol=1e-5)
     for mine, theirs in zip(pull(g), expected_pull(g), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
@@ -158,7 +158,7 @@ def test_the_embedding_is_also_the_output_projection():
     params = built.init(jax.random.key(0))
     row = 7
     changed = params | {"token_embedding": params["token_embedding"].at[row].multiply(2.0)}
-    inputs = np.where(tokens()[:, :-1] == row, 0, tokens()[:, :-1])  # the row is never looked up
+    inputs: Any = np.where(tokens()[:, :-1] == row, 0, tokens()[:, :-1])  # the row is never looked up
     before, after = built.apply(params, inputs), built.apply(changed, inputs)
     np.testing.assert_allclose(after[..., row], 2 * before[..., row], rtol=1e-5, atol=1e-6)
     others = np.arange(SMALL.vocab_size) != row
