@@ -1,7 +1,7 @@
 """The command line: ``wsm prepare | train | merge | weights | eval | report``.
 
 Heavy libraries are imported by the verbs that need them. Exit status: 0 done; 2 bad input (one line on stderr);
-3 stopped at a NaN; 75 stopped by a signal, resumable.
+3 stopped at a NaN; 75 stopped by a signal, resumable; 130 interrupted before training.
 """
 
 import argparse
@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Preempted as error:
         print(f"wsm: {error}", file=sys.stderr)
         return 75
+    except KeyboardInterrupt:  # outside the training loop, which saves and stops by itself
+        print("wsm: interrupted", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -184,7 +187,9 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> None:
     evaluator = evaluate_lib.run_evaluator(run, options.split)
     figures = {"checkpoint": str(path), "split": options.split, **evaluator(checkpoints.load_tree(path)).summary()}
     if options.json:
-        print(json.dumps(figures))
+        # JSON knows no NaN: the standard error over a single document is null.
+        known = {name: None if value != value else value for name, value in figures.items()}
+        print(json.dumps(known))
     else:
         _table(["figure", "value"], [[name, _shown(value)] for name, value in figures.items()])
 

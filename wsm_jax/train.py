@@ -82,7 +82,7 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
         "steps": plan.steps,
         "tokens_per_step": plan.tokens_per_step,
         "merge_interval": plan.merge_interval,
-        "branch_from": branch_from or None,
+        "branch_from": f"{parent.path.absolute()}@{branch_step}" if parent else None,
         "branch_step": branch_step,
         "data_hash": corpus.hash,
         "data": corpus.manifest(),
