@@ -78,6 +78,11 @@ def shares(results: list[dict[str, Any]]) -> list[str]:
     """What part of the best real decay's gain the merges recover, seed by seed."""
     best = [min(row["difference"] for row in r["rows"] if row["group"] == "decay") for r in results]
     lines = []
+    for curve in (row["name"].split()[-1] for row in results[0]["rows"] if row["group"] == "decay"):
+        pair = [[row["difference"] for row in r["rows"] if row["name"].endswith(f" {curve}")] for r in results]
+        # The rows of one curve: the merge at the decay's window first, the real decay last.
+        parts = ", ".join(f"{own[0] / own[-1]:.0%}" for own in pair)
+        lines.append(f"The {curve} merge recovers {parts} of what the real {curve} decay gains.")
     for group, words in (
         ("merge", "the best merge at the decay's own window"),
         ("chosen", "the merge chosen on validation"),

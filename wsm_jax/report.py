@@ -85,6 +85,14 @@ def findings(result: Comparison) -> list[str]:
         f"The best real decay ({best_decay.name.removeprefix('real decay, ')}) changes the test loss of the last "
         f"checkpoint ({raw.test.loss:.4f}) by {best_decay.difference.loss:+.4f} nats a token."
     ]
+    pairs = []
+    for decay in by_group["decay"]:
+        same = next(row for row in by_group["merge"] if row.name.split()[-1] == decay.name.split()[-1])
+        if decay.difference.loss < 0:
+            share = same.difference.loss / decay.difference.loss
+            pairs.append(f"{same.name.split()[-1]} {share:.0%}")
+    if pairs:
+        lines.append(f"Share of each real decay's gain that the merge emulating it recovers: {', '.join(pairs)}.")
     if gain > 0:
         best_merge = min(by_group["merge"], key=lambda row: row.test.loss)
         for row, how in (
