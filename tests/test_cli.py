@@ -93,7 +93,7 @@ def test_weights_plot(tmp_path, capsys):
         (["merge"], "either checkpoint folders or --run"),
         (["merge", "/a", "--run=/b"], "either checkpoint folders or --run"),
         (["merge", "/a", "/b"], "needs --output"),
-        (["merge", "/a", "/b", "--output=/c"], "/a is not a complete Orbax checkpoint"),
+        (["merge", "/a", "/b", "--output=/c"], "/a is neither a complete Orbax checkpoint nor"),
         (["merge", "/a", "/b", "--output=/c", "--count=2"], "--count goes with --run"),
         (["train", "--run=/x"], "--config=FILE is missing"),
         (["train", "--run=/x", "--config=nope.py"], "no file nope.py"),

@@ -72,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--distributed", action="store_true", help="one process of several: jax.distributed.initialize()")
 
     sub = verb("merge", merge, "Merge checkpoints given as IN[:WEIGHT] ..., or a window of a run's.")
-    sub.add_argument("inputs", nargs="*", metavar="IN[:WEIGHT]", help="Orbax checkpoint folders; no weights = uniform")
+    sub.add_argument(
+        "inputs", nargs="*", metavar="IN[:WEIGHT]", help="Orbax or safetensors folders; uniform by default"
+    )
     sub.add_argument("--output", metavar="OUT", help="where to write; for --run default RUN/merged/NAME")
     sub.add_argument("--run", dest="directory", metavar="DIR", help="merge a window of this run's merge stream")
     sub.add_argument("--curve", metavar="C", help="decay curve to emulate; inputs are oldest first")

@@ -190,7 +190,7 @@ def test_damage_names_the_checkpoint(tmp_path):
 def test_a_missing_or_half_checkpoint_is_refused(tmp_path):
     paths = save_all(tmp_path, [tree(0)])
     (tmp_path / "1").mkdir()
-    with pytest.raises(UsageError, match="1 is not a complete Orbax checkpoint"):
+    with pytest.raises(UsageError, match="1 is neither a complete Orbax checkpoint nor"):
         wsm_jax.merge_checkpoints([*paths, tmp_path / "1"], [0.5, 0.5])
 
 

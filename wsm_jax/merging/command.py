@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from wsm_jax import checkpoints, coefficients
+from wsm_jax import coefficients
 from wsm_jax.errors import UsageError
-from wsm_jax.merging import offline, provenance, selection
+from wsm_jax.merging import offline, provenance, selection, storage
 from wsm_jax.run import Run
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -49,10 +49,9 @@ def merge_inputs(options: argparse.Namespace) -> dict[str, Any]:
     if options.weight_decay_aware:
         raise UsageError("--weight_decay_aware goes with --run, which knows rate, decay and mask")
     inputs = [parse_input(text) for text in options.inputs]
-    for path, _ in inputs:
-        if not checkpoints.is_checkpoint(path):
-            raise UsageError(f"{path} is not a complete Orbax checkpoint")
-    weights, paths = input_weights(inputs, options.curve), [path for path, _ in inputs]
+    paths = [path for path, _ in inputs]
+    storage.check(paths)
+    weights = input_weights(inputs, options.curve)
     record = provenance.record(paths, weights, curve=options.curve, output=str(options.output))
     _write(options, paths, weights, record)
     return record

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsm_jax import checkpoints
 from wsm_jax.errors import UsageError
 from wsm_jax.merging import leaves as leaves_lib
+from wsm_jax.merging import storage
 from wsm_jax.merging.leaves import Weights
 
 
@@ -107,13 +107,13 @@ def merge_checkpoints(
     non_floating: str = "error",
     dtype: Any = None,
 ) -> Any:
-    """:func:`merge` for Orbax checkpoints on disk, reading one at a time.
+    """:func:`merge` for checkpoints on disk, Orbax or Hugging Face safetensors, reading one at a time.
 
     Args:
       paths: checkpoint folders, oldest first.
       weights: as for :func:`merge`.
-      item: which item of the checkpoints; default ``params``, else their only one.
-      output: also write the result there as an Orbax checkpoint; it appears whole or not at all.
+      item: which item of Orbax checkpoints; default ``params``, else their only one.
+      output: also write the result there, in the format of the inputs; it appears whole or not at all.
       metadata: stored beside the arrays of ``output``.
       non_floating: as for :func:`merge`.
       dtype: as for :func:`merge`.
@@ -129,8 +129,7 @@ def merge_checkpoints(
         raise UsageError(f"{output} exists; choose another name or remove it")
     merged = merge_many(paths, {"merged": weights}, item=item, non_floating=non_floating, dtype=dtype)["merged"]
     if output is not None:
-        checkpoints.check_disk(output, checkpoints.tree_bytes(merged))
-        checkpoints.save_tree(output, merged, metadata)
+        storage.save_tree(output, merged, metadata or {}, like=paths[-1])
     return merged
 
 
@@ -159,13 +158,14 @@ def merge_many(
     """
     if not paths:
         raise UsageError("nothing to merge: no checkpoints were given")
-    shapes = [checkpoints.abstract_tree(path, item) for path in paths]
+    storage.check(paths)
+    shapes = [storage.abstract_tree(path, item) for path in paths]
     leaves_lib.check_same_leaves(shapes, [str(path) for path in paths])
     sums = {name: _Sum(w, shapes[0], len(paths), non_floating, dtype) for name, w in weights.items()}
     for index, path in enumerate(paths):
         waiting = [total for total in sums.values() if total.needs(index) or index == 0]
         if waiting:
-            tree = checkpoints.load_tree(path, item, shapes[index])
+            tree = storage.load_tree(path, item, shapes[index])
             _check_finite(tree, path)
             for total in waiting:
                 total.add(index, tree)
@@ -173,11 +173,13 @@ def merge_many(
 
 
 @jax.jit
-def _finite(tree: Any) -> dict[str, jax.Array]:
-    return {path: jnp.isfinite(leaf).all() for path, leaf in leaves_lib.named_leaves(tree).items()}
+def _finite(named: dict[str, Any]) -> dict[str, jax.Array]:
+    return {name: jnp.isfinite(leaf).all() for name, leaf in named.items()}
 
 
 def _check_finite(tree: Any, path: str | Path) -> None:
-    bad = [name for name, fine in _finite(tree).items() if not fine]
+    named = leaves_lib.named_leaves(tree)
+    floating = {name: leaf for name, leaf in named.items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    bad = [name for name, fine in _finite(floating).items() if not fine]
     if bad:
         raise UsageError(f"{path}: leaf {bad[0]} holds a NaN or an infinity")

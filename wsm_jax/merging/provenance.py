@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from wsm_jax import checkpoints
 from wsm_jax import run as run_lib
+from wsm_jax.merging import storage
 from wsm_jax.merging.leaves import Weights
 
 
@@ -21,7 +21,7 @@ def record(paths: Sequence[str | Path], weights: Weights, **more: Any) -> dict[s
     """
     return {
         **more,
-        "inputs": [{"path": str(path), **checkpoints.user_metadata(path)} for path in paths],
+        "inputs": [{"path": str(path), **storage.user_metadata(path)} for path in paths],
         "weights": (
             {path: np.asarray(vector).tolist() for path, vector in weights.items()}
             if isinstance(weights, Mapping)
