@@ -178,13 +178,15 @@ def environment() -> dict[str, Any]:
     import jax
 
     device = jax.devices()[0]
+    program = os.path.basename(sys.argv[0])
+    program = "python -m wsm_jax" if program == "__main__.py" else program
     return {
         "wsm_jax": metadata.version("wsm-jax"),
         "versions": {name: metadata.version(name) for name in LIBRARIES},
         "python": platform.python_version(),
         "machine": f"{jax.device_count()} x {device.device_kind}, {os.cpu_count()} CPU cores, {platform.machine()}",
         "platform": device.platform,
-        "command": " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+        "command": " ".join([program, *sys.argv[1:]]),
     }
 
 
