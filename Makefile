@@ -4,9 +4,6 @@ SEED ?= 0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# Where huge pages can be had, XLA on CPU spares itself most of the page faults of its temporaries.
-export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
-
 .PHONY: demo test slow lint setup clean
 
 setup: $(VENV)/ready

@@ -9,10 +9,11 @@ The peer has an interpreter of its own (without --peer_python only ours is measu
 GPT of 6 layers, width 256, 8 heads, context 256, batch 16, vocabulary 8,192, float32, AdamW (0.9, 0.95, decay 0.1),
 clip 1.0, synthetic tokens, 2 threads. Every variant is a process of its own; after its warm-up the variants take turns,
 a few steps each, so that a disturbance of the machine meets all of them. Ours runs plain (``attention=xla``), with
-query blocks (``attention=blocks``), and with blocks and the glibc tunable for huge pages (what ``make demo`` sets).
+query blocks (``attention=blocks``), and with blocks and one of two glibc tunables against page faults.
 
 Hardware: any x86-64 with 2 cores to spare and 8 GB of memory. Time: about 6 minutes. Expected on an idle machine:
-blocks with the tunable at least as fast as compiled PyTorch. Writes benchmarks/results/train_step.{jsonl,png,svg}.
+blocks with the kept heap at about 0.8 of compiled PyTorch; the rest is the matrix products, Eigen's against MKL's.
+Writes benchmarks/results/train_step.{jsonl,png,svg}.
 """
 
 import dataclasses
@@ -43,7 +44,11 @@ OUTPUT = flags.DEFINE_string("output", "benchmarks/results/train_step", "where r
 WORKER = flags.DEFINE_string("worker", "", "internal: shape and attention of one of our processes, as JSON")
 
 HERE = Path(__file__).resolve().parent
-TUNABLE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+# Everything from one heap that is never given back: after the first steps no page is ever new.
+KEPT_HEAP = {
+    "GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736:glibc.malloc.arena_max=1"
+}
 FIELDS = ("layers", "d_model", "heads", "context", "batch_size", "vocab_size")
 
 
@@ -60,7 +65,7 @@ class Worker:
     """A running variant that answers with the time of N steps."""
 
     def __init__(self, variant: Variant, threads: int):
-        clean = {k: v for k, v in os.environ.items() if k not in (*TUNABLE, "XLA_FLAGS")}
+        clean = {k: v for k, v in os.environ.items() if k not in (*HUGE_PAGES, "XLA_FLAGS")}
         pinned = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
         self.variant = variant
         self.process = subprocess.Popen(
@@ -103,7 +108,8 @@ def variants(shape: dict[str, int], peer_python: str) -> list[Variant]:
     found = [
         ours("WSM-JAX", "xla", {}),
         ours("WSM-JAX, blocks", "blocks", {}),
-        ours("WSM-JAX, blocks, huge pages", "blocks", TUNABLE),
+        ours("WSM-JAX, blocks, huge pages", "blocks", HUGE_PAGES),
+        ours("WSM-JAX, blocks, kept heap", "blocks", KEPT_HEAP),
     ]
     if peer_python:
         peer = [peer_python, str(HERE / "train_step_torch.py")]

@@ -18,6 +18,9 @@ from pathlib import Path
 from wsm_jax import cli, config_flags, run
 
 CONFIG = Path(__file__).parent.parent / "configs" / "demo.py"
+# XLA:CPU makes and frees its temporaries at every update. With one heap that is never given back no page is new after
+# the first updates; otherwise page faults cost a fifth of the time (benchmarks/train_step.py).
+KEPT_HEAP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736:glibc.malloc.arena_max=1"
 CURVES = ("linear", "cosine", "minus_sqrt")
 
 
@@ -52,8 +55,7 @@ def main() -> int:
     options, overrides = parser.parse_known_args()
     output = options.output or Path("runs") / f"demo-{options.seed}"
     stages: dict[str, float] = {}
-    # Every update makes and frees the same temporaries; with huge pages the CPU spares itself most of the page faults.
-    environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
+    environment = {"GLIBC_TUNABLES": KEPT_HEAP, **os.environ}
     todo = commands(output, options.seed, overrides)
     for number, command in enumerate(todo, 1):
         print(f"\n[{number}/{len(todo)}] wsm {' '.join(command)}", file=sys.stderr, flush=True)
