@@ -75,22 +75,26 @@ def demo_section(results: list[dict[str, Any]], seconds: list[dict[str, float]])
 
 
 def shares(results: list[dict[str, Any]]) -> list[str]:
-    """What part of the best real decay's gain the merges recover, seed by seed."""
-    best = [min(row["difference"] for row in r["rows"] if row["group"] == "decay") for r in results]
-    lines = []
-    for curve in (row["name"].split()[-1] for row in results[0]["rows"] if row["group"] == "decay"):
-        pair = [[row["difference"] for row in r["rows"] if row["name"].endswith(f" {curve}")] for r in results]
+    """What part of the real decays' gain on test the merges recover, seed by seed."""
+    curves = [row["name"].split()[-1] for row in results[0]["rows"] if row["group"] == "decay"]
+    pairs = []
+    for curve in curves:
         # The rows of one curve: the merge at the decay's window first, the real decay last.
-        parts = ", ".join(f"{own[0] / own[-1]:.0%}" for own in pair)
-        lines.append(f"The {curve} merge recovers {parts} of what the real {curve} decay gains.")
-    for group, words in (
-        ("merge", "the best merge at the decay's own window"),
-        ("chosen", "the merge chosen on validation"),
-    ):
+        rows = [[row["difference"] for row in r["rows"] if row["name"].endswith(f" {curve}")] for r in results]
+        pairs.append(f"{curve} {' '.join(f'{own[0] / own[-1]:.0%}' for own in rows)}")
+    best = [min(row["difference"] for row in r["rows"] if row["group"] == "decay") for r in results]
+    parts = []
+    for group, words in {
+        "merge": "the best merge at the decay's window",
+        "chosen": "the one chosen on validation",
+    }.items():
         own = [min(row["difference"] for row in r["rows"] if row["group"] == group) for r in results]
-        parts = ", ".join(f"{a / b:.0%}" for a, b in zip(own, best, strict=True))
-        lines.append(f"Of what the best real decay gains on test, {words} recovers {parts} (by seed).")
-    return [" ".join(lines), ""]
+        parts.append(f"{words} {' '.join(f'{a / b:.0%}' for a, b in zip(own, best, strict=True))}")
+    return [
+        f"* Of each real decay's gain, the merge that emulates it recovers (by seed): {'; '.join(pairs)}.",
+        f"* Of the best real decay's gain: {'; '.join(parts)}.",
+        "",
+    ]
 
 
 def speed_section(records: list[dict[str, Any]]) -> list[str]:

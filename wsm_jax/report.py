@@ -96,7 +96,7 @@ def findings(result: Comparison) -> list[str]:
     if gain > 0:
         best_merge = min(by_group["merge"], key=lambda row: row.test.loss)
         for row, how in (
-            (best_merge, "the best merge at the decay's window"),
+            (best_merge, "the best merge at the decay's window, picked on test"),
             (by_group["chosen"][0], "the merge chosen on validation"),
         ):
             lines.append(
