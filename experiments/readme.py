@@ -85,7 +85,7 @@ def shares(results: list[dict[str, Any]]) -> list[str]:
     best = [min(row["difference"] for row in r["rows"] if row["group"] == "decay") for r in results]
     parts = []
     for group, words in {
-        "merge": "the best merge at the decay's window",
+        "merge": "the best merge at its window (picked on test)",
         "chosen": "the one chosen on validation",
     }.items():
         own = [min(row["difference"] for row in r["rows"] if row["group"] == group) for r in results]
