@@ -12,7 +12,7 @@ a few steps each, so that a disturbance of the machine meets all of them. Ours r
 query blocks (``attention=blocks``), and with blocks and one of two glibc tunables against page faults.
 
 Hardware: any x86-64 with 2 cores to spare and 8 GB of memory. Time: about 6 minutes. Expected on an idle machine:
-blocks with the kept heap at about 0.8 of compiled PyTorch; the rest is the matrix products, Eigen's against MKL's.
+blocks with the kept heap at about 0.8 of compiled PyTorch; what makes the rest has not been profiled.
 Writes benchmarks/results/train_step.{jsonl,png,svg}.
 """
 
