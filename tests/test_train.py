@@ -29,7 +29,7 @@ from tests.runs import (
     records,
     to_dict,
 )
-from wsm_jax import NonFiniteError, Run, UsageError, checkpoints, optimizer, schedules, sharding, train_state
+from wsm_jax import NonFiniteError, Run, UsageError, checkpoints, disk, optimizer, schedules, sharding, train_state
 from wsm_jax.data import pipeline, tokens
 from wsm_jax.models import model as model_lib
 from wsm_jax.models import presets
@@ -265,7 +265,7 @@ def test_the_disk_that_will_be_needed(tiny, reference, capsys):
     )
     assert found, printed
     assert int(found[2]) == STEPS // MERGE
-    size = checkpoints.tree_bytes(checkpoints.abstract_tree(reference.merge_stream / str(STEPS)))
+    size = disk.tree_bytes(checkpoints.abstract_tree(reference.merge_stream / str(STEPS)))
     assert float(found[3]) == pytest.approx(size / 1e6, abs=0.05)
     assert f"{reference.path} is complete at step {STEPS}" in printed
     # AdamW's state is two more copies; four full states at most at a time (two kept, the branch point, the next).
@@ -281,8 +281,8 @@ def test_too_little_disk_is_an_error_before_training(tiny, reference, monkeypatc
         tiny.run("never")
     assert not (tiny.folder / "never").exists()
     # A run that goes on has its own checkpoints on that disk already.
-    needed = 28 * checkpoints.tree_bytes(checkpoints.abstract_tree(reference.merge_stream / str(STEPS)))
-    room(needed - checkpoints.disk_bytes(reference.path / "checkpoints") + 10**4)
+    needed = 28 * disk.tree_bytes(checkpoints.abstract_tree(reference.merge_stream / str(STEPS)))
+    room(needed - disk.disk_bytes(reference.path / "checkpoints") + 10**4)
     tiny.run("reference")
     with pytest.raises(UsageError, match="GB more"):
         tiny.run("never")

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from wsm_jax.decay import DECAYS
     from wsm_jax.errors import NonFiniteError, Preempted, UsageError
     from wsm_jax.evaluate import Evaluation, paired_difference
-    from wsm_jax.merging.offline import merge, merge_checkpoints, merge_many
+    from wsm_jax.merging.offline import merge_checkpoints, merge_many
+    from wsm_jax.merging.trees import merge
     from wsm_jax.run import Run
 
 _HOMES = {
@@ -21,7 +22,7 @@ _HOMES = {
     "update_weights": "coefficients",
     "merge_weights": "coefficients",
     "schedule_weights": "coefficients",
-    "merge": "merging.offline",
+    "merge": "merging.trees",
     "merge_checkpoints": "merging.offline",
     "merge_many": "merging.offline",
     "Config": "config",

@@ -1,8 +1,8 @@
 """Checkpoints on disk; the only file that imports Orbax (its v1 API).
 
 A *stream* is a folder with one complete checkpoint a step. A run has two: ``resume`` holds everything needed to go on,
-for the last few steps and the branch points; ``merge`` holds only the parameters, float32, uncompressed, in chunks of
-at most 64 MB, so that a merge can read any part of them at the disk's speed. Orbax writes to a temporary name and
+for the last few steps and the branch points; ``merge`` holds only the parameters, float32, uncompressed, as plain files
+of at most 64 MB, so that a merge can read any part of them at the disk's speed. Orbax writes to a temporary name and
 renames, so a folder named by a step is whole.
 """
 
@@ -10,20 +10,24 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+import tensorstore as ts
 from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from wsm_jax.errors import UsageError
+from wsm_jax.sharding import path_name
 
 PARAMS = "params"
 CHUNK_BYTES = 64 * 10**6
 _DELETED = ".deleted-"  # begins the name of a checkpoint that is being removed
+_COMPLETE = "_CHECKPOINT_METADATA"  # written last
 _UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's mark of one that is being written
 
 # Orbax logs every save and restore, and warns when a sharding is read from the file; neither tells a user anything.
@@ -32,12 +36,25 @@ warnings.filterwarnings("ignore", message="Sharding info not provided when resto
 
 
 def _context(mergeable: bool) -> ocp.Context:
-    """How arrays are stored: ``mergeable`` is uncompressed in chunks that a merge can read one by one."""
+    """How arrays are stored: ``mergeable`` is uncompressed, every chunk a file that a merge can read any part of.
+
+    Without this Orbax puts all arrays in one OCDBT database, whose reads are several times slower.
+    """
     context = ocp.Context()
     if mergeable:
         context.array.saving.use_compression = False
-        context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
+        context.array.saving.use_ocdbt = False
+        context.array.saving.scoped_storage_options_creator = _storage_options
     return context
+
+
+def _storage_options(key: Any, value: Any) -> Any:
+    del key
+    large = value.size * value.dtype.itemsize > CHUNK_BYTES
+    # Scanned layers are cut between layers first: then a chunk is one range of the leaf, and a merge reads raw bytes.
+    return ocp.options.ArrayOptions.Saving.StorageOptions(
+        chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if large and len(value.shape) > 2 else ()
+    )
 
 
 class Stream:
@@ -131,7 +148,7 @@ def is_checkpoint(path: str | os.PathLike) -> bool:
     """Whether ``path`` is a complete Orbax checkpoint."""
     root = epath.Path(path).absolute()
     # Orbax takes any folder whose name is not temporary, even an empty one, for a checkpoint of its old format.
-    marks = (root / "_CHECKPOINT_METADATA", root / "_METADATA")
+    marks = (root / _COMPLETE, root / "_METADATA")
     return ocp.is_orbax_checkpoint(root) and (any(mark.exists() for mark in marks) or any(root.glob("*/_METADATA")))
 
 
@@ -197,10 +214,26 @@ def load_tree(path: str | os.PathLike, item: str | None = None, abstract: Any = 
     """
     root, name = _require(path), choose_item(path, item)
     abstract = abstract_tree(path, item) if abstract is None else abstract
+    _check_chunks(path, item)
     try:
         return ocp.load(root, abstract, checkpointable_name=name)
     except Exception as error:
         raise UsageError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _check_chunks(path: str | os.PathLike, item: str | None) -> None:
+    """Raises UsageError for a chunk that is not there: from plain files TensorStore would read it as zeros."""
+    folder, names, layout = array_names(path, item)
+    if layout.endswith("ocdbt"):
+        return
+    for leaf, name in names.items():
+        try:
+            array = ts.open({"driver": layout, "kvstore": f"file://{folder.absolute()}/{name}/"}, open=True).result()
+            whole = array.storage_statistics(query_fully_stored=True).result().fully_stored
+        except ValueError as error:
+            raise UsageError(f"{path}: leaf {leaf} cannot be read ({error})") from error
+        if not whole:
+            raise UsageError(f"{path}: leaf {leaf} is not whole: a file of it under {folder / name} is missing")
 
 
 def save_tree(path: str | os.PathLike, tree: Any, metadata: dict[str, Any] | None = None, item: str = PARAMS) -> None:
@@ -216,38 +249,77 @@ def save_tree(path: str | os.PathLike, tree: Any, metadata: dict[str, Any] | Non
         ocp.save(epath.Path(path).absolute(), tree, checkpointable_name=item, custom_metadata=metadata or {})
 
 
+def array_names(path: str | os.PathLike, item: str | None = None) -> tuple[Path, dict[str, str], str]:
+    """Where the arrays of a checkpoint are stored, for those who read parts of them without Orbax.
+
+    Returns:
+      the item's folder; leaf's path ("blocks/mlp/up/kernel") -> name of its array there; and the TensorStore driver and
+      key-value store that read it, ``"zarr3"``, ``"zarr"``, ``"zarr3+ocdbt"`` or ``"zarr+ocdbt"``.
+
+    Raises:
+      UsageError: no complete checkpoint, no such item, or metadata that cannot be read.
+    """
+    root, name = Path(_require(path)), choose_item(path, item)
+    folder = root / name if name else root
+    try:
+        metadata = json.loads((folder / "_METADATA").read_text())
+        entries = [entry["key_metadata"] for entry in metadata["tree_metadata"].values() if not _empty(entry)]
+        keys = [[str(key["key"]) for key in entry] for entry in entries]
+        layout = ("zarr3" if metadata.get("use_zarr3") else "zarr") + ("+ocdbt" if metadata["use_ocdbt"] else "")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UsageError(f"{folder}: unreadable checkpoint metadata ({type(error).__name__}: {error})") from error
+    return folder, {"/".join(key): ".".join(key) for key in keys}, layout
+
+
+def _empty(entry: dict[str, Any]) -> bool:
+    """Whether a stored node is an empty container or None, which has no array."""
+    return bool(entry["value_metadata"].get("skip_deserialize"))
+
+
+def begin_tree(path: str | os.PathLike, tree: Any, item: str = PARAMS) -> tuple[Path, dict[str, str]]:
+    """Everything of a checkpoint but its arrays, which somebody else writes as zarr3 under the names returned.
+
+    It is no complete checkpoint until :func:`complete_tree`. On several processes all call it together.
+
+    Args:
+      path: must not exist.
+      tree: nested dictionaries and lists whose leaves have shape and dtype.
+      item: name of the item.
+
+    Returns:
+      as :func:`array_names`, without the layout.
+    """
+    path = Path(path).absolute()
+    # One element for each leaf: Orbax would want all of every array at once. Then the true shapes take its place.
+    small = jax.tree.map(lambda leaf: np.zeros((1,) * len(leaf.shape), leaf.dtype), tree)
+    with _context(mergeable=True):
+        ocp.save(epath.Path(path), small, checkpointable_name=item)
+    folder, names, _ = array_names(path, item)
+    if jax.process_index() == 0:
+        file = folder / "_METADATA"
+        metadata = json.loads(file.read_text())
+        shapes = {path_name(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for entry in metadata["tree_metadata"].values():
+            if not _empty(entry):
+                key = "/".join(str(key["key"]) for key in entry["key_metadata"])
+                entry["value_metadata"]["write_shape"] = list(shapes[key])
+        file.write_text(json.dumps(metadata))
+        for name in ("_sharding", "array_metadatas"):  # both speak of the small arrays
+            shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
+        for name in names.values():
+            shutil.rmtree(folder / name)
+        os.replace(path / _COMPLETE, path / f".{_COMPLETE}")
+    return folder, names
+
+
+def complete_tree(path: str | os.PathLike, metadata: dict[str, Any]) -> None:
+    """Turns what :func:`begin_tree` made into a complete checkpoint that carries ``metadata``."""
+    hidden = Path(path) / f".{_COMPLETE}"
+    hidden.write_text(json.dumps({**json.loads(hidden.read_text()), "custom_metadata": metadata}))
+    os.replace(hidden, Path(path) / _COMPLETE)
+
+
 def user_metadata(path: str | os.PathLike) -> dict[str, Any]:
     """What was stored beside the arrays of the checkpoint at ``path``."""
-    text = (_require(path) / "_CHECKPOINT_METADATA").read_text()
+    text = (_require(path) / _COMPLETE).read_text()
     return json.loads(text).get("custom_metadata") or {}
-
-
-def tree_bytes(tree: Any) -> int:
-    """Bytes of a tree of arrays or shapes when stored uncompressed."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def disk_bytes(directory: str | os.PathLike) -> int:
-    """Bytes of the files under ``directory``; 0 where there is none."""
-    return sum(path.stat().st_size for path in Path(directory).rglob("*") if path.is_file())
-
-
-def check_disk(directory: str | os.PathLike, needed: int) -> None:
-    """Raises UsageError where the disk under ``directory`` has less than ``needed`` bytes free."""
-    free = shutil.disk_usage(_existing_parent(Path(directory).absolute())).free
-    if needed > free:
-        raise UsageError(
-            f"{directory} needs {needed / 1e9:.3f} GB more but its disk has {free / 1e9:.3f} GB free; "
-            "lower checkpoint.merge_keep, raise checkpoint.merge_interval, or choose another disk"
-        )
-
-
-def _existing_parent(path: Path) -> Path:
-    return path if path.exists() else _existing_parent(path.parent)
-
-
-def stream_bytes(tree: Any, saves: Iterable[int], keep: int, keep_steps: Collection[int] = ()) -> int:
-    """Most bytes a stream will hold: kept checkpoints, and the one being written before an old one goes."""
-    saves = sorted(set(saves))
-    kept = len(saves) if not keep else min(len(saves), keep + 1 + len(set(keep_steps) & set(saves)))
-    return kept * tree_bytes(tree)

@@ -110,8 +110,8 @@ def compare(base: Run, decays: Sequence[Run], *, say: Callable[[str], None] = la
     tokens = base.config.evaluation.tokens
     validate = evaluate.run_evaluator(base, "validation", limit_tokens=tokens)
     validation = {}
-    for number, (curve, n) in enumerate(candidates, 1):
-        validation[curve, n] = validate(merges.pop(f"{curve} {n}")).loss
+    for number, ((curve, n), (_, merged)) in enumerate(zip(candidates, merges, strict=True), 1):
+        validation[curve, n] = validate(merged).loss
         if number % 10 == 0 or number == len(candidates):
             say(f"validated {number} of {len(candidates)} merges")
     chosen = min(validation, key=lambda key: validation[key])
@@ -168,9 +168,8 @@ def _row(
 def _merge_row(base: Run, curve: str, count: int, group: str, test: evaluate.Evaluator, raw: Evaluation) -> Row:
     window = selection.select(base, count, last_step=base.plan.steps)
     clock = time.perf_counter()
-    merged = jax.block_until_ready(
-        offline.merge_checkpoints(window.paths, selection.curve_weights(base, window, curve))
-    )
+    weights = selection.curve_weights(base, window, curve)
+    merged = jax.block_until_ready(dict(offline.merge_many(window.paths, {curve: weights}))[curve])
     seconds = time.perf_counter() - clock
     label = "merge" if group == "merge" else "merge chosen on validation:"
     return _row(f"{label} {curve}", group, count * window.interval, test(merged), raw, base, 0, seconds)
@@ -187,7 +186,7 @@ def _series(base: Run, count: int, first: int, validate: evaluate.Evaluator) -> 
         for end in ends
     }
     merged = offline.merge_many([base.merge_stream / str(step) for step in steps], weights)
-    return [(int(step), validate(tree).loss) for step, tree in merged.items()]
+    return [(int(step), validate(tree).loss) for step, tree in merged]
 
 
 def _rates(run: Run) -> list[tuple[int, float]]:

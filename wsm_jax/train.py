@@ -14,6 +14,7 @@ from wsm_jax import (
 )
 from wsm_jax import (
     checkpoints,
+    disk,
     evaluate,
     schedules,
     sharding,
@@ -216,14 +217,18 @@ def _forecast(directory: Path, config: Config, plan: Plan, abstract: train_state
     merge_saves = [step for step in plan.merge_steps() if step > start]
     resume_saves = [step for step in plan.resume_steps() if step > start]
     full = {name: abstract[name] for name in ("params", "opt_state")}
-    merge = checkpoints.stream_bytes(abstract["params"], merge_saves, settings.merge_keep)
-    resume = checkpoints.stream_bytes(full, resume_saves, settings.resume_keep, plan.branch_points)
+    merge = disk.stream_bytes(abstract["params"], merge_saves, settings.merge_keep)
+    resume = disk.stream_bytes(full, resume_saves, settings.resume_keep, plan.branch_points)
     # What an earlier start has written is part of the whole and takes no room again.
-    checkpoints.check_disk(directory, merge + resume - checkpoints.disk_bytes(directory / "checkpoints"))
+    disk.check_disk(
+        directory,
+        merge + resume - disk.disk_bytes(directory / "checkpoints"),
+        "lower checkpoint.merge_keep, raise checkpoint.merge_interval, or choose another disk",
+    )
     kept = min(len(merge_saves), settings.merge_keep or len(merge_saves))
     return (
         f"disk: up to {(merge + resume) / 1e9:.3f} GB under {directory} "
-        f"(merge stream {kept} x {checkpoints.tree_bytes(abstract['params']) / 1e6:.1f} MB, one every "
+        f"(merge stream {kept} x {disk.tree_bytes(abstract['params']) / 1e6:.1f} MB, one every "
         f"{plan.merge_interval} steps; full states {resume / 1e9:.3f} GB)"
     )
 

@@ -91,5 +91,4 @@ def _write(options: argparse.Namespace, paths: Any, weights: Any, record: dict[s
         item=options.item,
         output=options.output,
         metadata=record,
-        non_floating=options.non_floating,
     )

@@ -1,38 +1,34 @@
-"""Safetensors folders as Hugging Face keeps them: single file, or shards with an index."""
+"""Safetensors folders as Hugging Face keeps them: single file, or shards with an index.
 
-import dataclasses
+The library checks every file; offsets come from its header (https://github.com/huggingface/safetensors#format: eight
+bytes of length, JSON, data), so that any part of any tensor is one read.
+"""
+
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from wsm_jax.errors import UsageError
+from wsm_jax.merging.leaves import Leaf
 
 SINGLE = "model.safetensors"
-RECORD = "merge.json"
 INDEX = "model.safetensors.index.json"
+RECORD = "merge.json"
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".msgpack", ".h5")
-
 _DTYPES: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
     "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """Shape and dtype of a stored tensor; unlike jax.ShapeDtypeStruct it keeps 64-bit dtypes as they are."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
+_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 
 def is_folder(path: str | os.PathLike) -> bool:
@@ -59,73 +55,163 @@ def files(path: str | os.PathLike) -> list[Path]:
     return [folder / name for name in names]
 
 
-def abstract_tree(path: str | os.PathLike) -> dict[str, Tensor]:
-    """Name -> shape and dtype of every tensor; reads the headers only.
+class Source:
+    """The tensors of a folder, any part of which can be read; see :class:`wsm_jax.merging.storage.Source`.
 
     Raises:
       UsageError: a file that is damaged, or a dtype that has no counterpart here.
     """
-    found = {}
-    for file in files(path):
-        with _open(file) as tensors:
-            for name in tensors.keys():
-                view = tensors.get_slice(name)
-                if view.get_dtype() not in _DTYPES:
-                    raise UsageError(f"{file}: tensor {name} is {view.get_dtype()}, which cannot be merged")
-                found[name] = Tensor(tuple(view.get_shape()), np.dtype(_DTYPES[view.get_dtype()]))
-    return dict(sorted(found.items()))
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.leaves: dict[str, Leaf] = {}
+        self._places: dict[str, tuple[int, int]] = {}  # name -> file descriptor, offset of the data
+        self._files: dict[int, Path] = {}
+        try:
+            for file in files(path):
+                self._open(file)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, file: Path) -> None:
+        try:
+            with safe_open(file, framework="numpy"):  # checks header and length
+                pass
+            descriptor = os.open(file, os.O_RDONLY)
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"{file}: cannot be read ({error})") from error
+        self._files[descriptor] = file
+        length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+        header = json.loads(os.pread(descriptor, length, 8))
+        header.pop("__metadata__", None)
+        # In the order of the file, so that a merge reads it from front to back.
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            if entry["dtype"] not in _DTYPES:
+                raise UsageError(f"{file}: tensor {name} is {entry['dtype']}, which cannot be merged")
+            if name in self.leaves:
+                raise UsageError(f"{file}: tensor {name} is in another file of the folder too")
+            self.leaves[name] = Leaf(tuple(entry["shape"]), np.dtype(_DTYPES[entry["dtype"]]))
+            self._places[name] = descriptor, 8 + length + entry["data_offsets"][0]
+
+    def tree(self) -> dict[str, Leaf]:
+        """Name -> leaf: the tree that a merge of such folders has."""
+        return dict(sorted(self.leaves.items()))
+
+    def read(self, path: str, start: int, out: np.ndarray) -> None:
+        """Fills ``out`` (1-D, of the leaf's dtype) with the leaf's elements from ``start`` on, in C order."""
+        descriptor, offset = self._places[path]
+        read_exactly(descriptor, offset + start * out.itemsize, out, f"{self._files[descriptor]}: tensor {path}")
+
+    def rows(self, path: str, start: int, stop: int) -> np.ndarray:
+        """Rows ``start`` to ``stop`` of the tensor (a scalar: all of it), read by the safetensors library."""
+        with safe_open(self.path / self.file_of(path), framework="numpy") as tensors:
+            return tensors.get_slice(path)[start:stop] if self.leaves[path].shape else tensors.get_tensor(path)
+
+    def file_of(self, path: str) -> str:
+        """Name of the file that holds the tensor."""
+        return self._files[self._places[path][0]].name
+
+    def record(self) -> dict[str, Any]:
+        """What identifies the checkpoint in a record."""
+        return {"path": str(self.path), "format": "safetensors"}
+
+    def close(self) -> None:
+        """Closes the files."""
+        while self._files:
+            os.close(self._files.popitem()[0])
 
 
-def load_tree(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Name -> array, in order of name.
+def read_exactly(descriptor: int, offset: int, out: np.ndarray, what: str) -> None:
+    """Fills ``out`` from ``offset`` on.
 
     Raises:
-      UsageError: a file that is damaged.
+      UsageError: the file ends before, or cannot be read; ``what`` names it.
     """
-    found = {}
-    for file in files(path):
-        with _open(file) as tensors:
-            for name in tensors.keys():
-                found[name] = tensors.get_tensor(name)
-    return dict(sorted(found.items()))
+    view = memoryview(out.view(np.uint8).data)
+    while view.nbytes:
+        try:
+            count = os.preadv(descriptor, [view], offset)
+        except OSError as error:
+            raise UsageError(f"{what} cannot be read ({error.strerror})") from error
+        if not count:
+            raise UsageError(f"{what} cannot be read: the file is cut short")
+        view, offset = view[count:], offset + count
 
 
-def save_tree(path: str | os.PathLike, tree: dict[str, Any], record: dict[str, Any], like: str | os.PathLike) -> None:
-    """Writes a folder that ``transformers`` loads: one safetensors file, merge.json, and what else ``like`` holds.
+class Sink:
+    """Writes a folder that ``transformers`` loads, part by part and from several threads.
+
+    The files are those of ``like`` where all its tensors are there, else one. What else ``like`` holds (configuration,
+    tokenizer) is copied.
 
     Args:
-      path: the folder; it appears whole or not at all.
-      tree: name -> array.
-      record: the merge's provenance.
-      like: folder whose configuration and tokenizer files are copied.
-
-    Raises:
-      UsageError: ``path`` exists.
+      folder: must not exist.
+      leaves: name -> leaf to write.
+      like: None, or a source whose files and configuration are taken over.
+      create: make the files; on several processes one does.
     """
-    path, like = Path(path), Path(like)
-    if path.exists():
-        raise UsageError(f"{path} exists; choose another name or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        for file in like.iterdir():
-            weights = file.suffix in (".safetensors", ".bin", ".pt", ".msgpack", ".h5") or file.name.endswith(
-                ".index.json"
+
+    def __init__(self, folder: Path, leaves: Mapping[str, Leaf], like: Source | None, create: bool):
+        self._folder = folder
+        self._places: dict[str, tuple[Path, int]] = {}
+        if create:
+            folder.mkdir()
+        if create and like is not None:
+            for file in like.path.iterdir():
+                weights = file.suffix in _WEIGHTS or file.name.endswith(".index.json")
+                if file.is_file() and not weights and file.name != RECORD:
+                    shutil.copy(file, folder)
+        groups: dict[str, list[str]] = {}
+        for name in leaves:
+            groups.setdefault(like.file_of(name) if like else SINGLE, []).append(name)
+        for file, names in groups.items():
+            self._begin(folder / file, {name: leaves[name] for name in names}, create)
+        if create and set(groups) != {SINGLE}:
+            total = sum(leaf.nbytes for leaf in leaves.values())
+            weight_map = {name: file for file, names in groups.items() for name in names}
+            text = json.dumps(
+                {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2
             )
-            if file.is_file() and not weights and file.name != "merge.json":
-                shutil.copy(file, temporary)
-        arrays = {name: np.asarray(array) for name, array in tree.items()}
-        save_file(arrays, temporary / SINGLE, metadata={"format": "pt"})  # transformers refuses a file without it
-        (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        os.rename(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            (folder / INDEX).write_text(text + "\n")
+
+    def _begin(self, file: Path, leaves: Mapping[str, Leaf], create: bool) -> None:
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
+        end = 0
+        # The largest elements first keep every tensor aligned, as the format asks for.
+        for name, leaf in sorted(leaves.items(), key=lambda item: -item[1].dtype.itemsize):
+            header[name] = {
+                "dtype": _NAMES[leaf.dtype],
+                "shape": list(leaf.shape),
+                "data_offsets": [end, end + leaf.nbytes],
+            }
+            end += leaf.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        if create:
+            with open(file, "wb") as out:
+                out.write(len(text).to_bytes(8, "little") + text)
+                out.truncate(8 + len(text) + end)
+        for name in leaves:
+            self._places[name] = file, 8 + len(text) + header[name]["data_offsets"][0]
+
+    def write(self, path: str, start: int, values: np.ndarray) -> None:
+        """Stores ``values`` (1-D, of the leaf's dtype) from element ``start`` of the leaf on."""
+        file, offset = self._places[path]
+        write_exactly(file, offset + start * values.itemsize, values)
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Stores the record of the merge; the folder is complete then."""
+        (self._folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _open(file: Path) -> Any:
+def write_exactly(file: Path, offset: int, values: np.ndarray) -> None:
+    """Writes the bytes of ``values`` (contiguous) into an existing file."""
+    view = memoryview(values.view(np.uint8).data)
+    descriptor = os.open(file, os.O_WRONLY)
     try:
-        return safe_open(file, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise UsageError(f"{file}: cannot be read ({error})") from error
+        while view.nbytes:
+            count = os.pwritev(descriptor, [view], offset)
+            view, offset = view[count:], offset + count
+    finally:
+        os.close(descriptor)

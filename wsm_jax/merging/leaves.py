@@ -1,5 +1,8 @@
-"""What a merge does with each leaf, and whether several trees can be merged at all."""
+"""What a merge does with each leaf, and whether several checkpoints can be merged at all."""
 
+import dataclasses
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,11 +13,38 @@ import numpy as np
 from wsm_jax.errors import UsageError
 from wsm_jax.sharding import path_name
 
-AVERAGE = "average"
-NON_FLOATING = ("error", "last", "first")
+AVERAGE, LAST, FIRST, SKIP, ERROR = POLICIES = ("average", "last", "first", "skip", "error")
 
 # One vector for all leaves, or one for each leaf by its path ("blocks/mlp/up/kernel").
 Weights = Any
+
+# (regular expression on the path, policy); the first that matches decides.
+Rules = Sequence[tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A stored array.
+
+    Attributes:
+      shape: as stored.
+      dtype: as stored; unlike jax.ShapeDtypeStruct it keeps 64-bit dtypes as they are.
+      quantum: elements, in C order, that can only be read together (the rows of a stored chunk); 1 for raw bytes.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    quantum: int = 1
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes, uncompressed."""
+        return self.size * self.dtype.itemsize
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -22,23 +52,82 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def check_same_leaves(trees: Sequence[Any], names: Sequence[str]) -> None:
-    """Checks that all trees hold the same leaves with the same shapes and dtypes.
-
-    Args:
-      trees: arrays or shapes.
-      names: what to call each tree in the error.
+def parse_rule(text: str) -> tuple[str, str]:
+    """``REGEX=POLICY``, split at the last ``=``.
 
     Raises:
-      UsageError: naming the tree and the first leaf that departs from the first tree's.
+      UsageError: another form, a regular expression that does not compile, an unknown policy.
     """
-    first = named_leaves(trees[0])
-    for tree, name in zip(trees[1:], names[1:], strict=True):
-        leaves = named_leaves(tree)
-        for path in first:
-            if path not in leaves:
-                raise UsageError(f"{name} has no leaf {path}, which {names[0]} has")
-        for path, leaf in leaves.items():
+    pattern, equals, policy = text.rpartition("=")
+    if not equals or policy not in POLICIES:
+        raise UsageError(f"--leaves={text}: write REGEX=POLICY with a policy of {', '.join(POLICIES)}")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"--leaves={text}: {pattern!r} is not a regular expression ({error})") from error
+    return pattern, policy
+
+
+def leaf_policies(leaves: Mapping[str, Any], rules: Rules = ()) -> dict[str, str]:
+    """path -> policy: of the first rule whose expression is found in the path, else the default.
+
+    The default is ``average`` for floating leaves and ``last`` for the others: counters, masks and token ids have no
+    average, and the newest is the one that goes with the end of the window. The expert bias of loss-free balancing in
+    mixtures of experts (``expert_bias``, ``e_score_correction_bias``) is floating and averaged like the router that it
+    corrects; ``expert_bias=last`` keeps the newest, whose loads it was set for. Which is better is open.
+
+    Args:
+      leaves: path -> anything with a dtype.
+      rules: (expression, policy) pairs.
+
+    Raises:
+      UsageError: a leaf whose policy is ``error``; an average of a leaf that has none; a rule that matches nothing.
+    """
+    # A rule may be idle because an earlier one takes all its leaves; one that fits no path at all is a mistake.
+    idle = [pattern for pattern, _ in rules if not any(re.search(pattern, path) for path in leaves)]
+    if idle:
+        raise UsageError(f"no leaf matches {idle[0]!r}; the leaves are {_few(leaves)}")
+    policies = {}
+    for path, leaf in leaves.items():
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        rule = next((i for i, (pattern, _) in enumerate(rules) if re.search(pattern, path)), None)
+        policies[path] = (AVERAGE if floating else LAST) if rule is None else rules[rule][1]
+        if policies[path] not in POLICIES:
+            raise UsageError(f"leaf {path}: unknown policy {policies[path]!r}; choose {', '.join(POLICIES)}")
+        if policies[path] == ERROR:
+            raise UsageError(
+                f"leaf {path} ({leaf.dtype}) is not to be merged: the rule {rules[rule or 0][0]!r} says so"
+            )
+        if policies[path] == AVERAGE and not floating:
+            raise UsageError(f"leaf {path} is {leaf.dtype}, which has no average; choose last, first or skip for it")
+    return policies
+
+
+def check_same(leaves: Sequence[Mapping[str, Any]], names: Sequence[str], rules: Rules = ()) -> None:
+    """Checks that all checkpoints hold the same leaves with the same shapes and dtypes.
+
+    Leaves that the rules skip may differ or be missing.
+
+    Args:
+      leaves: for each checkpoint path -> anything with shape and dtype.
+      names: what to call each of them in the error.
+      rules: as for :func:`leaf_policies`.
+
+    Raises:
+      UsageError: naming the checkpoint and the first leaf that departs from the first checkpoint's.
+    """
+
+    def skipped(path: str) -> bool:
+        return next((policy for pattern, policy in rules if re.search(pattern, path)), "") == SKIP
+
+    first = {path: leaf for path, leaf in leaves[0].items() if not skipped(path)}
+    for other, name in zip(leaves[1:], names[1:], strict=True):
+        missing = [path for path in first if path not in other]
+        if missing:
+            raise UsageError(f"{name} has no leaf {missing[0]}, which {names[0]} has")
+        for path, leaf in other.items():
+            if skipped(path):
+                continue
             if path not in first:
                 raise UsageError(f"{name} has a leaf {path}, which {names[0]} lacks")
             if (leaf.shape, leaf.dtype) != (first[path].shape, first[path].dtype):
@@ -46,27 +135,6 @@ def check_same_leaves(trees: Sequence[Any], names: Sequence[str]) -> None:
                     f"{name}: leaf {path} is {leaf.dtype}{list(leaf.shape)}, "
                     f"in {names[0]} it is {first[path].dtype}{list(first[path].shape)}"
                 )
-
-
-def leaf_policies(tree: Any, non_floating: str = "error") -> dict[str, str]:
-    """path -> ``average`` for floating leaves; for the others ``last`` or ``first``, as asked.
-
-    Raises:
-      UsageError: a leaf that is not floating and no policy for it, naming it; an unknown policy.
-    """
-    if non_floating not in NON_FLOATING:
-        raise UsageError(
-            f"the policy for leaves that are not floating is {non_floating!r}; choose {', '.join(NON_FLOATING)}"
-        )
-    policies = {}
-    for path, leaf in named_leaves(tree).items():
-        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-        if not floating and non_floating == "error":
-            raise UsageError(
-                f"leaf {path} is {leaf.dtype}, which has no average; pass non_floating=last or first to copy it"
-            )
-        policies[path] = AVERAGE if floating else non_floating
-    return policies
 
 
 def weight_vectors(weights: Weights, paths: Sequence[str], count: int) -> dict[str, np.ndarray]:
@@ -96,3 +164,8 @@ def weight_vectors(weights: Weights, paths: Sequence[str], count: int) -> dict[s
         if bad.size:
             raise UsageError(f"weight {bad[0]} for {path} is {checked[path][bad[0]]}; it must be a finite number")
     return checked
+
+
+def _few(paths: Mapping[str, Any]) -> str:
+    names = list(paths)
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,10 +1,9 @@
-"""The weighted sum of checkpoints: in memory, from disk, or many at once from one pass over the disk.
+"""Merges of checkpoints on disk: to disk, or many at once into memory, from one pass over the inputs."""
 
-All of them take the same jitted step, total + c x in float32 and in the order of the checkpoints, so they agree bit
-for bit. From disk, one checkpoint is in memory at a time beside the running totals.
-"""
-
-from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,174 +11,265 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsm_jax import disk
 from wsm_jax.errors import UsageError
+from wsm_jax.merging import engine, placement, plan, storage, verification
 from wsm_jax.merging import leaves as leaves_lib
-from wsm_jax.merging import storage
-from wsm_jax.merging.leaves import Weights
+from wsm_jax.merging.leaves import AVERAGE, SKIP, Leaf, Rules, Weights
+from wsm_jax.merging.storage import Source
+
+DTYPES = ("same", "float32", "bfloat16", "float16")
+_ROOM = 0.8  # share of the host's free memory that results may take
 
 
-def _add(total: Any, tree: Any, coefficients: Any) -> Any:
-    return jax.tree.map(lambda t, x, c: t + c * x.astype(jnp.float32), total, tree, coefficients)
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Merges of the same checkpoints, checked and ready to run.
 
+    Attributes:
+      sources: the inputs, oldest first.
+      names: of the merges.
+      vectors: for each merge path -> float64 [inputs].
+      policies: path -> policy.
+      leaves: path -> leaf of the inputs, with the quantum of the coarsest.
+      results: path -> leaf of the result; what is skipped is not there.
+      memory: bytes of the workers together.
+    """
 
-_add_jit = jax.jit(_add, donate_argnums=0)
+    sources: list[Source]
+    names: list[str]
+    vectors: list[dict[str, np.ndarray]]
+    policies: dict[str, str]
+    leaves: dict[str, Leaf]
+    results: dict[str, Leaf]
+    memory: int
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of one result."""
+        return sum(leaf.nbytes for leaf in self.results.values())
 
-@jax.jit
-def _scale(tree: Any, coefficients: Any) -> Any:
-    # Adding to zeros would turn -0.0 into 0.0; starting from the product keeps a single checkpoint exact.
-    return jax.tree.map(lambda x, c: c * x.astype(jnp.float32), tree, coefficients)
+    def run(
+        self,
+        write: engine.Write,
+        *,
+        chosen: range | None = None,
+        ranges: Mapping[str, tuple[int, int]] | None = None,
+        progress: bool = False,
+    ) -> list[str | None]:
+        """Executes the merges ``chosen`` (default: all).
 
+        Args:
+          write: see :func:`engine.execute`.
+          chosen: numbers of the merges.
+          ranges: what of each leaf this process wants; without it the processes of a distributed run share all groups.
+          progress: show a bar.
 
-class _Sum:
-    """One merge in progress: takes the checkpoints in order, skips those of zero weight, gives the merged tree."""
-
-    def __init__(self, weights: Weights, tree: Any, count: int, non_floating: str, dtype: Any = None):
-        self._policies = leaves_lib.leaf_policies(tree, non_floating)
-        averaged = [path for path, policy in self._policies.items() if policy == leaves_lib.AVERAGE]
-        self._vectors = leaves_lib.weight_vectors(weights, averaged, count)
-        self._structure = jax.tree.structure(tree)
-        self._dtypes = {path: leaf.dtype for path, leaf in leaves_lib.named_leaves(tree).items()}
-        self._dtype = dtype
-        self._total: dict[str, Any] | None = None
-        self._copied: dict[str, Any] = {}
-
-    def needs(self, index: int) -> bool:
-        """Whether checkpoint ``index`` adds anything to this merge."""
-        return any(vector[index] != 0 for vector in self._vectors.values()) or bool(
-            set(self._policies.values()) - {leaves_lib.AVERAGE}
+        Returns:
+          the fingerprints of what was read of the inputs.
+        """
+        chosen = range(len(self.names)) if chosen is None else chosen
+        vectors = [self.vectors[i] for i in chosen]
+        groups = plan.make_plan(
+            self.leaves,
+            self.policies,
+            vectors,
+            len(self.sources),
+            memory=self.memory // engine.WORKERS,
+            ranges=ranges,
         )
-
-    def add(self, index: int, tree: Any) -> None:
-        named = leaves_lib.named_leaves(tree)
-        for path, policy in self._policies.items():
-            if policy == "last" or (policy == "first" and path not in self._copied):
-                self._copied[path] = named[path]
-        averaged = {path: named[path] for path in self._vectors}
-        coefficients = {path: np.float32(vector[index]) for path, vector in self._vectors.items()}
-        if self._total is None:
-            self._total = _scale(averaged, coefficients)
-        else:
-            self._total = _add_jit(self._total, averaged, coefficients)
-
-    def result(self) -> Any:
-        total = self._total or {}
-        merged = [
-            self._copied[path] if path in self._copied else total[path].astype(self._dtype or self._dtypes[path])
-            for path in self._policies
-        ]
-        return jax.tree.unflatten(self._structure, merged)
+        if ranges is None:
+            groups = groups[jax.process_index() :: jax.process_count()]
+        return engine.execute(
+            self.sources,
+            groups,
+            write,
+            dtypes={path: leaf.dtype for path, leaf in self.results.items()},
+            quanta={path: leaf.quantum for path, leaf in self.leaves.items()},
+            names=[self.names[i] for i in chosen],
+            memory=self.memory,
+            progress=progress and jax.process_index() == 0,
+        ).hexdigests()
 
 
-def merge(trees: Sequence[Any], weights: Weights, *, non_floating: str = "error", dtype: Any = None) -> Any:
-    """The weighted sum of pytrees of arrays, jitted, accumulated in float32.
-
-    Args:
-      trees: pytrees of equal structure, shapes and dtypes, oldest first.
-      weights: one weight for each tree (e.g. of :func:`wsm_jax.merge_weights`), or a mapping from each leaf's path
-        ("blocks/mlp/up/kernel") to such a vector.
-      non_floating: what to do with integer and boolean leaves: ``error``, ``last`` or ``first`` (copied).
-      dtype: of the floating leaves of the result; default: as in ``trees``.
-
-    Returns:
-      a pytree of the same structure.
-
-    Raises:
-      UsageError: no trees, trees that differ, weights that do not fit, a leaf that cannot be averaged.
-    """
-    if not trees:
-        raise UsageError("nothing to merge: the list of trees is empty")
-    leaves_lib.check_same_leaves(trees, [f"tree {i}" for i in range(len(trees))])
-    total = _Sum(weights, trees[0], len(trees), non_floating, dtype)
-    for index, tree in enumerate(trees):
-        if total.needs(index) or index == 0:
-            total.add(index, tree)
-    return total.result()
-
-
-def merge_checkpoints(
-    paths: Sequence[str | Path],
-    weights: Weights,
-    *,
-    item: str | None = None,
-    output: str | Path | None = None,
-    metadata: dict[str, Any] | None = None,
-    non_floating: str = "error",
-    dtype: Any = None,
-) -> Any:
-    """:func:`merge` for checkpoints on disk, Orbax or Hugging Face safetensors, reading one at a time.
-
-    Args:
-      paths: checkpoint folders, oldest first.
-      weights: as for :func:`merge`.
-      item: which item of Orbax checkpoints; default ``params``, else their only one.
-      output: also write the result there, in the format of the inputs; it appears whole or not at all.
-      metadata: stored beside the arrays of ``output``.
-      non_floating: as for :func:`merge`.
-      dtype: as for :func:`merge`.
-
-    Returns:
-      the merged pytree.
-
-    Raises:
-      UsageError: before any array is read: a missing or incomplete checkpoint, leaves that differ, an ``output`` that
-        exists, too little disk. While reading: an array that cannot be read, a result that is not finite.
-    """
-    if output is not None and Path(output).exists():
-        raise UsageError(f"{output} exists; choose another name or remove it")
-    merged = merge_many(paths, {"merged": weights}, item=item, non_floating=non_floating, dtype=dtype)["merged"]
-    if output is not None:
-        storage.save_tree(output, merged, metadata or {}, like=paths[-1])
-    return merged
-
-
-def merge_many(
-    paths: Sequence[str | Path],
+@contextlib.contextmanager
+def prepare(
+    paths: Sequence[str | os.PathLike],
     weights: Mapping[str, Weights],
     *,
     item: str | None = None,
-    non_floating: str = "error",
-    dtype: Any = None,
-) -> dict[str, Any]:
-    """Several merges of the same checkpoints from one pass over the disk, without writing them.
+    rules: Rules = (),
+    dtype: str = "same",
+    memory: int = engine.MEMORY,
+) -> Iterator[Job]:
+    """Opens and checks everything, reading metadata only; arguments and errors as :func:`merge_checkpoints`."""
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype={dtype!r}: choose {', '.join(DTYPES)}")
+    if not weights:
+        raise UsageError("nothing to merge: no weights were given")
+    with storage.open_sources(paths, item) as sources:
+        leaves_lib.check_same([source.leaves for source in sources], [str(source.path) for source in sources], rules)
+        every = {path: leaf for source in sources for path, leaf in source.leaves.items()}
+        found = leaves_lib.leaf_policies(every, rules)
+        policies = {path: found[path] for path in sources[0].leaves}
+        averaged = [path for path, policy in policies.items() if policy == AVERAGE]
+        leaves = plan.common_leaves([source.leaves for source in sources])
+        results = {}
+        for path, policy in policies.items():
+            out = leaves[path].dtype if dtype == "same" or policy != AVERAGE else jnp.dtype(dtype)
+            if policy == AVERAGE and out == np.float64:
+                raise UsageError(f"leaf {path} is float64, but merges are float32 at best; ask for dtype=float32")
+            if policy != SKIP:
+                results[path] = Leaf(leaves[path].shape, np.dtype(out))
+        vectors = [leaves_lib.weight_vectors(vector, averaged, len(paths)) for vector in weights.values()]
+        yield Job(sources, list(weights), vectors, policies, leaves, results, memory)
 
-    Memory: the results and one checkpoint.
+
+def merge_checkpoints(
+    paths: Sequence[str | os.PathLike],
+    weights: Weights,
+    output: str | os.PathLike,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    verify: bool = False,
+    progress: bool = False,
+    form: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """:func:`wsm_jax.merge` from disk to disk, Orbax or Hugging Face safetensors, in one pass and little memory.
+
+    Memory depends neither on the number of inputs nor on the size of the model, unless an input can only be read in
+    larger chunks. On several processes (``jax.distributed``) each reads and writes its part; all see one file system.
 
     Args:
       paths: checkpoint folders, oldest first.
-      weights: name -> weights over all ``paths``, as for :func:`merge`; zeros leave checkpoints out.
-      item, non_floating, dtype: as for :func:`merge_checkpoints`.
+      weights: as for :func:`wsm_jax.merge`.
+      output: the folder to write; it appears whole or not at all.
+      metadata: kept in the record beside the arrays.
+      verify: read the output back and compare samples with a sum in float64 before it appears.
+      progress: show a bar.
+      form: ``orbax`` or ``safetensors``; default: as the inputs.
+      options: ``item`` of Orbax checkpoints (default ``params``, else their only one), ``rules`` as for
+        :func:`wsm_jax.merge`, ``dtype`` of the averaged leaves (``same``, ``float32``, ``bfloat16``, ``float16``) and
+        ``memory`` (bytes).
 
     Returns:
-      name -> merged pytree.
+      the record: ``metadata``, and inputs with their fingerprints.
+
+    Raises:
+      UsageError: before any array is read: a missing or incomplete checkpoint, leaves that differ, an ``output`` that
+        exists, too little disk. While reading: an array that cannot be read or holds a NaN or an infinity, named.
+    """
+    records = write_many(
+        paths, {"merged": weights}, {"merged": output}, metadata={"merged": metadata or {}}, verify=verify,
+        progress=progress, form=form, **options,
+    )  # fmt: skip
+    return records["merged"]
+
+
+def write_many(
+    paths: Sequence[str | os.PathLike],
+    weights: Mapping[str, Weights],
+    outputs: Mapping[str, str | os.PathLike],
+    *,
+    metadata: Mapping[str, Mapping[str, Any]] | None = None,
+    verify: bool = False,
+    progress: bool = False,
+    form: str | None = None,
+    **options: Any,
+) -> dict[str, dict[str, Any]]:
+    """Several merges of the same checkpoints from one pass over them, each written to its own folder.
+
+    Args:
+      paths: checkpoint folders, oldest first.
+      weights: name -> weights over all ``paths``; zeros leave checkpoints out.
+      outputs: name -> folder to write.
+      metadata: name -> what is kept in its record.
+      verify, progress, form, options: as for :func:`merge_checkpoints`.
+
+    Returns:
+      name -> record.
 
     Raises:
       UsageError: as :func:`merge_checkpoints`.
     """
-    if not paths:
-        raise UsageError("nothing to merge: no checkpoints were given")
-    storage.check(paths)
-    shapes = [storage.abstract_tree(path, item) for path in paths]
-    leaves_lib.check_same_leaves(shapes, [str(path) for path in paths])
-    sums = {name: _Sum(w, shapes[0], len(paths), non_floating, dtype) for name, w in weights.items()}
-    for index, path in enumerate(paths):
-        waiting = [total for total in sums.values() if total.needs(index) or index == 0]
-        if waiting:
-            tree = storage.load_tree(path, item, shapes[index])
-            _check_finite(tree, path)
-            for total in waiting:
-                total.add(index, tree)
-    return {name: total.result() for name, total in sums.items()}
+    if form not in (None, *storage.FORMATS):
+        raise UsageError(f"format {form!r}: choose {' or '.join(storage.FORMATS)}")
+    for output in outputs.values():
+        storage.check_free(output)
+    with prepare(paths, weights, **options) as job, contextlib.ExitStack() as stack:
+        disk.check_disk(Path(next(iter(outputs.values()))).parent, job.bytes * len(outputs))
+        folders = [stack.enter_context(storage.unfinished(outputs[name])) for name in job.names]
+        sinks = [storage.create_sink(folder, job.results, job.sources[-1], form) for folder in folders]
+        with storage.all_succeed():
+            found = job.run(lambda n, *part: sinks[n].write(*part), progress=progress)
+        records = {}
+        inputs = [source.record() for source in job.sources]
+        if jax.process_count() == 1:
+            inputs = [{**entry, "xxh3": digest} for entry, digest in zip(inputs, found, strict=True)]
+        special = {path: policy for path, policy in job.policies.items() if policy != AVERAGE}
+        for name, sink, folder in zip(job.names, sinks, folders, strict=True):
+            own = dict((metadata or {}).get(name, {}))
+            records[name] = {**own, "inputs": inputs, "leaf_policies": special}
+            with storage.all_succeed():
+                if jax.process_index() == 0:
+                    sink.finish(records[name])
+                    if verify:
+                        verification.check(job, name, folder, form)
+    return records
 
 
-@jax.jit
-def _finite(named: dict[str, Any]) -> dict[str, jax.Array]:
-    return {name: jnp.isfinite(leaf).all() for name, leaf in named.items()}
+def merge_many(
+    paths: Sequence[str | os.PathLike],
+    weights: Mapping[str, Weights],
+    *,
+    shardings: Any = None,
+    progress: bool = False,
+    room: int | None = None,
+    **options: Any,
+) -> Iterator[tuple[str, Any]]:
+    """Several merges of the same checkpoints, in memory, without writing them.
+
+    All come from one pass over the disk where the results fit into ``room``, else from as few passes as that takes.
+    Let go of each result before taking the next, and no more than ``room`` is held by them.
+
+    Args:
+      paths: checkpoint folders, oldest first.
+      weights: name -> weights over all ``paths``, as for :func:`wsm_jax.merge`; zeros leave checkpoints out.
+      shardings: a jax.sharding.Sharding for all leaves, or a tree of them; default: the first local device. Each
+        process reads the rows that its devices hold.
+      progress: show a bar.
+      room: bytes of the results held at once; default: 80% of the memory that is free.
+      options: as for :func:`merge_checkpoints`.
+
+    Yields:
+      name, merged pytree of jax arrays (Orbax: the tree that was saved; safetensors: name -> array).
+
+    Raises:
+      UsageError: as :func:`merge_checkpoints`.
+    """
+    stack = contextlib.ExitStack()
+    job = stack.enter_context(prepare(paths, weights, **options))
+    return _results(stack, job, shardings, progress, int(_free_memory() * _ROOM) if room is None else room)
 
 
-def _check_finite(tree: Any, path: str | Path) -> None:
-    named = leaves_lib.named_leaves(tree)
-    floating = {name: leaf for name, leaf in named.items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
-    bad = [name for name, fine in _finite(floating).items() if not fine]
-    if bad:
-        raise UsageError(f"{path}: leaf {bad[0]} holds a NaN or an infinity")
+def _results(
+    stack: contextlib.ExitStack, job: Job, shardings: Any, progress: bool, room: int
+) -> Iterator[tuple[str, Any]]:
+    with stack:
+        together = max(1, room // max(job.bytes, 1))
+        for first in range(0, len(job.names), together):
+            chosen = range(first, min(first + together, len(job.names)))
+            results = placement.Results(job.results, job.sources[-1].tree(), shardings, len(chosen))
+            job.run(results.write, chosen=chosen, ranges=results.ranges, progress=progress)
+            for i in chosen:
+                yield job.names[i], results.take(i - first)
+
+
+def _free_memory() -> int:
+    """Bytes that programs can still take, the page cache counted as free."""
+    try:
+        with open("/proc/meminfo") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

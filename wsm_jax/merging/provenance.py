@@ -1,27 +1,23 @@
 """The record of a merge: what went in, with which weights, made by what."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from wsm_jax import run as run_lib
-from wsm_jax.merging import storage
 from wsm_jax.merging.leaves import Weights
 
 
-def record(paths: Sequence[str | Path], weights: Weights, **more: Any) -> dict[str, Any]:
-    """A JSON-ready record of a merge, stored beside its arrays.
+def record(weights: Weights, **more: Any) -> dict[str, Any]:
+    """A JSON-ready record of a merge; the engine adds the inputs and their fingerprints and stores it with the arrays.
 
     Args:
-      paths: inputs, oldest first.
       weights: one vector, or a mapping path -> vector.
       more: whatever else identifies the merge, e.g. curve, count, interval, steps.
     """
     return {
         **more,
-        "inputs": [{"path": str(path), **storage.user_metadata(path)} for path in paths],
         "weights": (
             {path: np.asarray(vector).tolist() for path, vector in weights.items()}
             if isinstance(weights, Mapping)

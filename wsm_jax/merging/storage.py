@@ -1,44 +1,230 @@
-"""Checkpoints to merge, whatever their format: Orbax or Hugging Face safetensors."""
+"""Checkpoints to merge, whatever their format, and the place where a merge appears: whole or not at all."""
 
+import contextlib
+import fcntl
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from wsm_jax import checkpoints
 from wsm_jax.errors import UsageError
-from wsm_jax.merging import huggingface
+from wsm_jax.merging import huggingface, zarr
+from wsm_jax.merging.leaves import Leaf, named_leaves
+
+ORBAX, SAFETENSORS = FORMATS = ("orbax", "safetensors")
 
 
-def check(paths: Sequence[str | os.PathLike]) -> None:
-    """Raises UsageError for a path that is no complete checkpoint, or formats that are mixed."""
-    for path in paths:
-        if not (huggingface.is_folder(path) or checkpoints.is_checkpoint(path)):
-            raise UsageError(f"{path} is neither a complete Orbax checkpoint nor a folder with {huggingface.SINGLE}")
-    other = [path for path in paths if huggingface.is_folder(path) != huggingface.is_folder(paths[0])]
-    if other:
-        raise UsageError(f"{paths[0]} and {other[0]} differ in format; all inputs must have one format")
+class Source(Protocol):
+    """A checkpoint on disk.
+
+    Attributes:
+      path: its folder.
+      leaves: path -> leaf, in the order in which reading is best.
+    """
+
+    path: Path
+    leaves: dict[str, Leaf]
+
+    def tree(self) -> Any:
+        """The tree that was saved, with something of shape and dtype for each array."""
+        ...
+
+    def read(self, path: str, start: int, out: np.ndarray) -> None:
+        """Fills ``out`` (1-D, of the leaf's dtype) from element ``start`` on; ends lie on multiples of the quantum."""
+        ...
+
+    def rows(self, path: str, start: int, stop: int) -> np.ndarray:
+        """Rows ``start`` to ``stop`` of the leaf (a scalar: all of it), read by the format's own library."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """What identifies the checkpoint in a record."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of its files."""
+        ...
 
 
-def abstract_tree(path: str | os.PathLike, item: str | None = None) -> Any:
-    """Shapes and dtypes of what is stored at ``path``; ``item`` is for Orbax."""
-    return huggingface.abstract_tree(path) if huggingface.is_folder(path) else checkpoints.abstract_tree(path, item)
+class Sink(Protocol):
+    """A checkpoint being written."""
+
+    def write(self, path: str, start: int, values: np.ndarray) -> None:
+        """Stores ``values`` (1-D, of the leaf's dtype) from element ``start`` of the leaf on; from any thread."""
+        ...
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Stores the record; the checkpoint is complete then."""
+        ...
 
 
-def load_tree(path: str | os.PathLike, item: str | None, abstract: Any) -> Any:
-    """The arrays stored at ``path``."""
-    return huggingface.load_tree(path) if huggingface.is_folder(path) else checkpoints.load_tree(path, item, abstract)
+def open_source(path: str | os.PathLike, item: str | None = None) -> Source:
+    """The checkpoint at ``path``; reads metadata only.
+
+    Raises:
+      UsageError: no complete checkpoint of a known format, or its metadata is damaged.
+    """
+    if huggingface.is_folder(path):
+        return huggingface.Source(path)
+    if checkpoints.is_checkpoint(path):
+        return zarr.Source(path, item)
+    raise UsageError(f"{path} is neither a complete Orbax checkpoint nor a folder with {huggingface.SINGLE}")
 
 
-def save_tree(path: str | os.PathLike, tree: Any, record: dict[str, Any], like: str | os.PathLike) -> None:
-    """Writes the result in the format of the input ``like``; it appears whole under ``path`` or not at all."""
-    checkpoints.check_disk(Path(path).parent, checkpoints.tree_bytes(tree))
-    if huggingface.is_folder(like):
-        huggingface.save_tree(path, tree, record, like)
+@contextlib.contextmanager
+def open_sources(paths: Sequence[str | os.PathLike], item: str | None = None) -> Iterator[list[Source]]:
+    """All checkpoints at ``paths``, closed at the end. A path given twice is opened once.
+
+    Raises:
+      UsageError: as :func:`open_source`; no paths; formats that are mixed.
+    """
+    if not paths:
+        raise UsageError("nothing to merge: no checkpoints were given")
+    opened: dict[str, Source] = {}
+    try:
+        for path in paths:
+            if str(path) not in opened:
+                opened[str(path)] = open_source(path, item)
+        first = opened[str(paths[0])]
+        other = [source.path for source in opened.values() if type(source) is not type(first)]
+        if other:
+            raise UsageError(f"{first.path} and {other[0]} differ in format; all inputs must have one format")
+        yield [opened[str(path)] for path in paths]
+    finally:
+        for source in opened.values():
+            source.close()
+
+
+def check_free(output: str | os.PathLike) -> None:
+    """Raises UsageError where ``output`` exists."""
+    if os.path.lexists(output):
+        raise UsageError(f"{output} exists; choose another name or remove it")
+
+
+@contextlib.contextmanager
+def unfinished(output: str | os.PathLike) -> Iterator[Path]:
+    """A path beside ``output`` to write the checkpoint at; it becomes ``output`` when the block ends without an error.
+
+    What a killed merge has left there is removed. On several processes all enter and leave together.
+
+    Raises:
+      UsageError: ``output`` exists, or another process is writing it.
+    """
+    output = Path(output).absolute()
+    check_free(output)
+    folder = output.with_name(f".{output.name}.merging")
+    with all_succeed():
+        lock = _claim(folder, output) if jax.process_index() == 0 else None
+    try:
+        yield folder / output.name
+        together("end")
+        if lock is not None:
+            check_free(output)
+            os.rename(folder / output.name, output)
+        together("published")
+    finally:
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
+def _claim(folder: Path, output: Path) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise UsageError(f"{output} is being written by another merge; wait for it or choose another name") from error
+    for leftover in folder.iterdir():
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    return lock
+
+
+@contextlib.contextmanager
+def all_succeed() -> Iterator[None]:
+    """A block after which all processes go on, or none: an error in one is an error in all.
+
+    Raises:
+      UsageError: another process failed; its own message tells why.
+    """
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as raised:
+        error = raised
+    if jax.process_count() > 1:
+        fine = multihost_utils.process_allgather(np.asarray(error is None))
+        if error is None and not fine.all():
+            error = UsageError(f"process {int(np.argmin(fine))} of the merge failed; see its message")
+    if error is not None:
+        raise error
+
+
+def together(what: str) -> None:
+    """Waits for all processes of a distributed run; does nothing on one."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"wsm merge: {what}")
+
+
+def create_sink(path: Path, leaves: Mapping[str, Leaf], like: Source, form: str | None = None) -> Sink:
+    """A sink for ``leaves`` at ``path``, which does not exist. On several processes all call it together.
+
+    Args:
+      path: the folder to be.
+      leaves: path -> leaf to write, as the inputs name them.
+      like: the newest input; where the format stays, its tree, its files and its configuration are taken over. Where it
+        changes, ``a/b`` in a tree and ``a.b`` in safetensors are one name.
+      form: ``orbax`` or ``safetensors``; default: as ``like``.
+    """
+    was = SAFETENSORS if isinstance(like, huggingface.Source) else ORBAX
+    form = form or was
+    names = {name: output_name(name, like, form) for name in leaves}
+    renamed = {names[name]: leaf for name, leaf in leaves.items()}
+    if len(renamed) < len(leaves):
+        raise UsageError(f"two leaves of {like.path} have one name in {form}; merge into {was}")
+    first = jax.process_index() == 0
+    if form == SAFETENSORS:
+        sink: Sink = huggingface.Sink(path, renamed, like if isinstance(like, huggingface.Source) else None, first)
     else:
-        checkpoints.save_tree(path, tree, record)
+        # A leaf that is not written becomes None, which a tree does not count as a leaf.
+        tree = like.tree() if form == was else _nested(renamed)
+        kept = [renamed.get(name) for name in named_leaves(tree)]
+        sink = zarr.Sink(path, renamed, jax.tree.unflatten(jax.tree.structure(tree), kept), create=first)
+    together("created")
+    return sink if form == was else _Renamed(sink, names)
 
 
-def user_metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """What an Orbax checkpoint carries beside its arrays; nothing for safetensors."""
-    return {} if huggingface.is_folder(path) else checkpoints.user_metadata(path)
+def output_name(name: str, like: Source, form: str | None = None) -> str:
+    """What the leaf ``name`` of ``like`` is called when written as ``form``."""
+    if form in (None, SAFETENSORS if isinstance(like, huggingface.Source) else ORBAX):
+        return name
+    return name.replace("/", ".") if form == SAFETENSORS else name.replace(".", "/")
+
+
+class _Renamed:
+    """A sink whose leaves have other names than the inputs'."""
+
+    def __init__(self, sink: Sink, names: Mapping[str, str]):
+        self._sink, self._names = sink, names
+        self.finish = sink.finish
+
+    def write(self, path: str, start: int, values: np.ndarray) -> None:
+        self._sink.write(self._names[path], start, values)
+
+
+def _nested(leaves: Mapping[str, Leaf]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree

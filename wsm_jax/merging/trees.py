@@ -1,0 +1,63 @@
+"""The weighted sum of pytrees in memory."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wsm_jax.errors import UsageError
+from wsm_jax.merging import leaves as leaves_lib
+from wsm_jax.merging.leaves import AVERAGE, FIRST, LAST, SKIP, Rules, Weights
+
+
+def _add(total: Any, tree: Any, coefficients: Any) -> Any:
+    return jax.tree.map(lambda t, x, c: t + c * x.astype(jnp.float32), total, tree, coefficients)
+
+
+_add_jit = jax.jit(_add, donate_argnums=0)
+
+
+@jax.jit
+def _scale(tree: Any, coefficients: Any) -> Any:
+    # Adding to zeros would turn -0.0 into 0.0; starting from the product keeps a single checkpoint exact.
+    return jax.tree.map(lambda x, c: c * x.astype(jnp.float32), tree, coefficients)
+
+
+def merge(trees: Sequence[Any], weights: Weights, *, rules: Rules = (), dtype: Any = None) -> Any:
+    """The weighted sum of pytrees of arrays, jitted, accumulated in float32; sharded arrays stay where they are.
+
+    Args:
+      trees: pytrees of equal structure, shapes and dtypes, oldest first.
+      weights: one weight for each tree (e.g. of :func:`wsm_jax.merge_weights`), or a mapping from each leaf's path
+        ("blocks/mlp/up/kernel") to such a vector.
+      rules: (regular expression on the path, policy) pairs, see :func:`wsm_jax.merging.leaves.leaf_policies`; by
+        default floating leaves are averaged and the others come from the last tree. A skipped leaf becomes None.
+      dtype: of the averaged leaves of the result; default: as in ``trees``.
+
+    Returns:
+      a pytree of the same structure.
+
+    Raises:
+      UsageError: no trees, trees that differ, weights that do not fit, a leaf that cannot be averaged.
+    """
+    if not trees:
+        raise UsageError("nothing to merge: the list of trees is empty")
+    named = [leaves_lib.named_leaves(tree) for tree in trees]
+    leaves_lib.check_same(named, [f"tree {i}" for i in range(len(trees))], rules)
+    policies = leaves_lib.leaf_policies(named[0], rules)
+    averaged = [path for path, policy in policies.items() if policy == AVERAGE]
+    vectors = leaves_lib.weight_vectors(weights, averaged, len(trees))
+    total: Any = {}
+    for index, leaves in enumerate(named):
+        if any(vector[index] for vector in vectors.values()) or (not total and index == len(named) - 1):
+            terms = {path: leaves[path] for path in averaged}
+            coefficients = {path: np.float32(vector[index]) for path, vector in vectors.items()}
+            total = _scale(terms, coefficients) if not total else _add_jit(total, terms, coefficients)
+    sources = {LAST: named[-1], FIRST: named[0], SKIP: dict.fromkeys(policies)}
+    merged = [
+        total[path].astype(dtype or named[0][path].dtype) if policy == AVERAGE else sources[policy][path]
+        for path, policy in policies.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(trees[0]), merged)

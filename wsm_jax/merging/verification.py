@@ -1,0 +1,75 @@
+"""A second look at a merge that was written: samples of it against a sum in float64, read by the formats' libraries."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+import numpy as np
+
+from wsm_jax.errors import UsageError
+from wsm_jax.merging import storage
+from wsm_jax.merging.leaves import AVERAGE, FIRST
+
+if TYPE_CHECKING:
+    from wsm_jax.merging.offline import Job
+
+SAMPLES = 64  # blocks over all leaves, at least one from each leaf
+BLOCK = 1 << 16  # elements of a block, at most, where a row is not longer
+
+
+def check(job: "Job", name: str, written: Path, form: str | None = None) -> int:
+    """Compares blocks of rows, chosen at random but the same ones every time, with the inputs.
+
+    Args:
+      job: the merges.
+      name: of the one to check.
+      written: its folder.
+      form: the format it was written in, if not that of the inputs.
+
+    Returns:
+      elements that were compared.
+
+    Raises:
+      UsageError: one differs by more than float32 sums of that length and the dtype of the result explain.
+    """
+    vectors = job.vectors[job.names.index(name)]
+    random = np.random.default_rng(0)
+    each = -(-SAMPLES // max(len(job.results), 1))
+    compared = 0
+    out = storage.open_source(written)
+    try:
+        for path, leaf in job.results.items():
+            rows = leaf.shape[0] if leaf.shape else 1
+            height = max(1, min(rows, BLOCK * rows // max(leaf.size, 1)))
+            stored = storage.output_name(path, job.sources[-1], form)
+            for start in {int(s) for s in random.integers(0, rows - height + 1, each)} if leaf.size else ():
+                block = start, start + height
+                found = out.rows(stored, *block)
+                expected, bound = _expected(job, path, vectors, block, found.dtype)
+                bad = ~(np.abs(found.astype(np.float64) - expected) <= bound)
+                if bad.any():
+                    worst = np.unravel_index(int(np.argmax(bad)), bad.shape)
+                    raise UsageError(
+                        f"{written}: leaf {path} does not verify: row {start + (worst[0] if worst else 0)} holds "
+                        f"{found[worst]} where float64 gives {expected[worst]}; nothing was published"
+                    )
+                compared += found.size
+    finally:
+        out.close()
+    return compared
+
+
+def _expected(job: "Job", path: str, vectors: dict, block: tuple[int, int], dtype: np.dtype):
+    if job.policies[path] != AVERAGE:
+        source = job.sources[0 if job.policies[path] == FIRST else -1]
+        return source.rows(path, *block).astype(np.float64), 0.0
+    inputs = [source.rows(path, *block).astype(np.float64) for source in job.sources]
+    terms = [c * x for c, x in zip(vectors[path], inputs, strict=True)]
+    expected, size = np.sum(terms, axis=0), np.sum(np.abs(terms), axis=0)
+    # n products and sums in float32 (Higham, Accuracy and Stability, section 3.1), weights rounded to float32, then
+    # the rounding to the dtype of the result, whose smallest number bounds it near zero.
+    info = jnp.finfo(dtype)
+    unit = 2.0**-24
+    return expected, (len(terms) + 3) * unit * size + float(info.eps) * np.abs(expected) + float(
+        info.smallest_subnormal
+    )

@@ -1,0 +1,204 @@
+"""Orbax checkpoints read and written array by array, any part of them, without the tree in memory.
+
+Arrays that lie in plain files, uncompressed, are read and written as raw bytes: so it is with our merge stream and with
+every merge. Others (OCDBT, compressed, cut along other axes) are read through TensorStore, whole chunks at a time.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from wsm_jax import checkpoints
+from wsm_jax.errors import UsageError
+from wsm_jax.merging.huggingface import read_exactly, write_exactly
+from wsm_jax.merging.leaves import Leaf
+
+
+class Source:
+    """The arrays of one item of a checkpoint; see :class:`wsm_jax.merging.storage.Source`.
+
+    Raises:
+      UsageError: no complete checkpoint, no such item, an array that cannot be opened or is not numeric.
+    """
+
+    def __init__(self, path: str | os.PathLike, item: str | None = None):
+        self.path, self._item = Path(path), item
+        self._folder, self._names, layout = checkpoints.array_names(path, item)
+        driver, _, ocdbt = layout.partition("+")
+
+        def spec(name: str) -> dict[str, Any]:
+            base, inside = (f"file://{self._folder.absolute()}/", f"{name}/")
+            where = {"driver": "ocdbt", "base": base, "path": inside} if ocdbt else f"{base}{inside}"
+            return {"driver": driver, "kvstore": where}
+
+        opening = {leaf: ts.open(spec(name), open=True, read=True) for leaf, name in self._names.items()}
+        self._arrays: dict[str, ts.TensorStore] = {}
+        self.leaves: dict[str, Leaf] = {}
+        self._raw: dict[str, int] = {}  # leaf -> elements of a chunk, where chunks are raw files
+        for leaf, future in opening.items():
+            try:
+                array = future.result()
+                dtype = np.dtype(array.dtype.numpy_dtype)
+            except (ValueError, TypeError) as error:
+                reason = str(error).split(" [")[0]
+                raise UsageError(f"{path}: leaf {leaf} is no array that can be read ({reason})") from error
+            chunk = array.chunk_layout.read_chunk.shape
+            rows = int(chunk[0] or 1) if chunk else 1
+            across = math.prod(array.shape[1:])
+            raw = not ocdbt and _raw(array)
+            if raw:
+                self._raw[leaf] = rows * across
+            quantum = 1 if raw else min(rows * across, math.prod(array.shape))
+            self._arrays[leaf] = array
+            self.leaves[leaf] = Leaf(tuple(array.shape), dtype, max(quantum, 1))
+
+    def tree(self) -> Any:
+        """The tree that was saved, with a leaf of shape and dtype for each array."""
+        return checkpoints.abstract_tree(self.path, self._item)
+
+    def read(self, path: str, start: int, out: np.ndarray) -> None:
+        """Fills ``out`` (1-D, of the leaf's dtype) with the leaf's elements from ``start`` on, in C order.
+
+        Where the leaf's quantum is not 1, both ends are multiples of it, or the leaf's end.
+        """
+        chunk = self._raw.get(path)
+        if chunk is None:
+            self._read_rows(path, start, out)
+            return
+        while out.size:
+            index, inside = divmod(start, chunk)
+            part = out[: chunk - inside]
+            self._read_file(path, index, inside, part)
+            start, out = start + part.size, out[part.size :]
+
+    def _read_file(self, path: str, index: int, inside: int, out: np.ndarray) -> None:
+        file = self._folder / self._names[path] / _chunk_name(index, len(self.leaves[path].shape))
+        what = f"{self.path}: leaf {path}"
+        try:
+            descriptor = os.open(file, os.O_RDONLY)
+        except OSError as error:
+            raise UsageError(f"{what} cannot be read: {file} ({error.strerror})") from error
+        try:
+            if os.fstat(descriptor).st_size < self._raw[path] * out.itemsize:
+                raise UsageError(f"{what} cannot be read: {file} is cut short")
+            read_exactly(descriptor, inside * out.itemsize, out, what)
+        finally:
+            os.close(descriptor)
+
+    def _read_rows(self, path: str, start: int, out: np.ndarray) -> None:
+        across = max(math.prod(self.leaves[path].shape[1:]), 1)
+        out[:] = self.rows(path, start // across, (start + out.size) // across).reshape(-1)
+
+    def rows(self, path: str, start: int, stop: int) -> np.ndarray:
+        """Rows ``start`` to ``stop`` of the array (a scalar: all of it), read by TensorStore."""
+        array = self._arrays[path]
+        try:
+            return np.asarray((array[start:stop] if array.rank else array).read().result())
+        except ValueError as error:
+            reason = str(error).split(" [")[0]
+            raise UsageError(f"{self.path}: leaf {path} cannot be read ({reason})") from error
+
+    def record(self) -> dict[str, Any]:
+        """What identifies the checkpoint in a record: its step, if it has one, and what was saved beside it."""
+        beside = checkpoints.user_metadata(self.path)
+        # Of a merge that is merged again the names and figures, not its own list of inputs.
+        plain = {name: value for name, value in beside.items() if isinstance(value, (str, int, float))}
+        step = {"step": int(self.path.name)} if self.path.name.isdigit() else {}
+        return {"path": str(self.path), "format": "orbax", **step, **plain}
+
+    def close(self) -> None:
+        """Lets go of the arrays."""
+        self._arrays.clear()
+
+
+def _raw(array: ts.TensorStore) -> bool:
+    """Whether each chunk is a file that begins with its elements in C order and holds whole rows of the first axis."""
+    metadata = array.spec().to_json()["metadata"]
+    if metadata.get("zarr_format") != 3 or metadata["chunk_key_encoding"]["name"] != "default":
+        return False
+    if metadata["chunk_key_encoding"].get("configuration", {}).get("separator", "/") != "/":
+        return False
+    chunk = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    codecs = metadata["codecs"]
+    if len(codecs) == 1 and codecs[0]["name"] == "sharding_indexed":
+        inner = codecs[0]["configuration"]
+        # One chunk a shard, its index after it: that is how Orbax stores what is not compressed.
+        if inner["chunk_shape"] != chunk or inner.get("index_location", "end") != "end":
+            return False
+        codecs = inner["codecs"]
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    plain = codecs in ([little], [{"name": "bytes"}])
+    return plain and list(chunk[1:]) == list(array.shape[1:])
+
+
+def _chunk_name(index: int, rank: int) -> str:
+    """File of the ``index``-th chunk along the first axis, in zarr3's default encoding."""
+    return "/".join(["c", *([str(index)] if rank else []), *["0"] * (rank - 1)])
+
+
+class Sink:
+    """Writes a checkpoint part by part and from several threads, in the layout of our merge stream.
+
+    On several processes each makes one, at the same time.
+
+    Args:
+      folder: must not exist.
+      leaves: path -> leaf to write.
+      tree: nested dictionaries and lists with these leaves.
+      create: make the files; on several processes one does.
+    """
+
+    def __init__(self, folder: Path, leaves: Mapping[str, Leaf], tree: Any, *, create: bool):
+        self._folder = folder
+        arrays, names = checkpoints.begin_tree(folder, tree)
+        self._places: dict[str, tuple[Path, int, int]] = {}  # leaf -> folder, elements of a chunk, rank
+        for path, leaf in leaves.items():
+            rows = leaf.shape[0] if leaf.shape else 1
+            across = math.prod(leaf.shape[1:])
+            chunks = max(1, -(-leaf.nbytes // checkpoints.CHUNK_BYTES))
+            rows_each = -(-rows // min(chunks, rows))
+            self._places[path] = arrays / names[path], rows_each * across, len(leaf.shape)
+            if create:
+                self._begin(path, leaf, rows_each, -(-rows // rows_each))
+
+    def _begin(self, path: str, leaf: Leaf, rows: int, chunks: int) -> None:
+        folder, elements, rank = self._places[path]
+        metadata = {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": list(leaf.shape),
+            "data_type": leaf.dtype.name,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [rows, *leaf.shape[1:]] if rank else []},
+            },
+            "chunk_key_encoding": {"name": "default"},
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+            "fill_value": False if leaf.dtype == np.bool_ else 0,
+        }
+        folder.mkdir(parents=True)
+        (folder / "zarr.json").write_text(json.dumps(metadata))
+        for index in range(chunks):
+            file = folder / _chunk_name(index, rank)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+            os.truncate(file, elements * leaf.dtype.itemsize)
+
+    def write(self, path: str, start: int, values: np.ndarray) -> None:
+        """Stores ``values`` (1-D, of the leaf's dtype) from element ``start`` of the leaf on."""
+        folder, chunk, rank = self._places[path]
+        while values.size:
+            index, inside = divmod(start, chunk)
+            part = values[: chunk - inside]
+            write_exactly(folder / _chunk_name(index, rank), inside * values.itemsize, part)
+            start, values = start + part.size, values[part.size :]
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Stores the record of the merge; the checkpoint is complete then."""
+        checkpoints.complete_tree(self._folder, dict(record))
