@@ -1,0 +1,236 @@
+"""What a merge refuses, in one line that names the culprit, and what a failure, a kill or a rival leaves behind."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import wsm_jax
+from tests.merging.trees import bits, save_all, tree
+from wsm_jax import UsageError, checkpoints
+from wsm_jax.merging import huggingface, offline, storage, zarr
+
+
+def refused(folder, paths, words, weights=None, **options):
+    """The merge is refused in one line; neither the output nor anything of it is left."""
+    before = sorted(os.listdir(folder))
+    with pytest.raises(UsageError, match=words) as error:
+        wsm_jax.merge_checkpoints(paths, weights or [1 / len(paths)] * len(paths), folder / "out", **options)
+    assert "\n" not in str(error.value)
+    assert sorted(os.listdir(folder)) == before
+
+
+def safetensors_folders(folder, count=2, **changed):
+    paths = [folder / str(i) for i in range(count)]
+    for i, path in enumerate(paths):
+        path.mkdir()
+        tensors = {"w": np.full((4, 5), i, np.float32), "b": np.ones(3, np.float32)}
+        save_file(tensors | (changed if i == count - 1 else {}), path / "model.safetensors")
+    return paths
+
+
+# --- before any array is read ----------------------------------------------------------------------------------------
+
+
+def test_inputs_that_are_not_there(tmp_path):
+    paths = save_all(tmp_path, [tree(0)])
+    (tmp_path / "1").mkdir()
+    refused(tmp_path, [*paths, tmp_path / "1"], "1 is neither a complete Orbax checkpoint nor a folder with model.safe")
+    refused(tmp_path, [*paths, tmp_path / "2"], "2 is neither")
+    shutil.copytree(paths[0], tmp_path / "3.orbax-checkpoint-tmp-17")
+    refused(tmp_path, [*paths, tmp_path / "3.orbax-checkpoint-tmp-17"], "is neither a complete")
+    with pytest.raises(UsageError, match="nothing to merge"):
+        wsm_jax.merge_many([], {})
+
+
+def test_inputs_that_differ(tmp_path, monkeypatch):
+    other = {**tree(1), "more": jnp.ones(1)}
+    paths = save_all(tmp_path, [tree(0), other, {"embedding": jnp.ones((7, 6))}])
+    for source in (zarr.Source, huggingface.Source):
+        monkeypatch.setattr(source, "read", lambda *_: pytest.fail("an array was read"))
+    refused(tmp_path, paths[:2], f"{paths[1]} has a leaf more, which {paths[0]} lacks")
+    refused(tmp_path, paths[1::-1], f"{paths[0]} has no leaf more, which {paths[1]} has")
+    refused(tmp_path, [paths[0], paths[2]], "has no leaf blocks/kernel")
+    refused(tmp_path, paths[:1], "need 1 weights", weights=[0.5, 0.5])
+    refused(tmp_path, paths[:1], "dtype='int8': choose", dtype="int8")
+    refused(tmp_path, paths[:1], "format 'npz': choose orbax or safetensors", form="npz")
+    refused(tmp_path, paths[:1], r"no leaf matches 'router'; the leaves are .*embedding", rules=[("router", "last")])
+    (tmp_path / "st").mkdir()
+    (tmp_path / "st" / "a").mkdir()
+    folder = safetensors_folders(tmp_path / "st" / "a", 1)[0]
+    refused(tmp_path, [paths[0], folder], "differ in format")
+
+
+def test_an_existing_output_is_refused_before_anything_is_opened(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UsageError, match="out exists"):
+        wsm_jax.merge_checkpoints([tmp_path / "nowhere"], [1.0], tmp_path / "out")
+    with pytest.raises(UsageError, match="out exists"):
+        offline.write_many([tmp_path / "nowhere"], {"a": [1.0]}, {"a": tmp_path / "out"})
+
+
+def test_too_little_disk(tmp_path, monkeypatch):
+    paths = save_all(tmp_path, [tree(0)])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 4, 5))
+    refused(tmp_path, paths, "needs 0.000 GB more but its disk has 0.000 GB free; choose another disk")
+
+
+def test_float64_is_not_merged_in_silence(tmp_path):
+    paths = safetensors_folders(tmp_path, 1, w=np.ones((2, 2)))
+    refused(tmp_path, paths, "leaf w is float64, but merges are float32 at best; ask for dtype=float32")
+    wsm_jax.merge_checkpoints(paths, [1.0], tmp_path / "out", dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / "model.safetensors").write_bytes(b"\x00" * 4), "1/model.safetensors: cannot be read"),
+        (lambda f: os.truncate(f / "model.safetensors", 150), "1/model.safetensors: cannot be read"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("{"), "not an index of safetensors"),
+        (
+            lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"w": "gone.safetensors"}}'),
+            "1 has no file gone.safetensors, which its index names",
+        ),
+    ],
+)
+def test_damaged_safetensors(tmp_path, damage, words):
+    paths = safetensors_folders(tmp_path)
+    damage(paths[1])
+    refused(tmp_path, paths, words)
+
+
+# --- while reading ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_value_that_is_not_finite_names_checkpoint_and_leaf(tmp_path, bad, dtype):
+    broken = tree(1, dtype)
+    broken["blocks"]["norm"] = broken["blocks"]["norm"].at[2, 4].set(bad)
+    paths = save_all(tmp_path, [tree(0, dtype), broken, tree(2, dtype)])
+    refused(tmp_path, paths, r"1: leaf blocks/norm holds a NaN or an infinity")
+    with pytest.raises(UsageError, match="1: leaf blocks/norm holds"):
+        list(wsm_jax.merge_many(paths, {"a": [0.5, 0.2, 0.3], "b": [0.0, 0.5, 0.5]}))
+
+
+def test_an_overflow_is_told_from_a_bad_input(tmp_path):
+    paths = save_all(tmp_path, [{"a": jnp.ones(3), "w": jnp.full(3, 1e6)}, {"a": jnp.ones(3), "w": jnp.full(3, 1e6)}])
+    refused(tmp_path, paths, "leaf w overflows; its weights or the output's dtype", dtype="float16")
+
+
+@pytest.mark.parametrize("way", ["removed", "cut short"])
+def test_a_damaged_chunk_names_checkpoint_and_leaf(tmp_path, way):
+    paths = save_all(tmp_path, [tree(0), tree(1)])
+    file = paths[1] / "params" / "blocks.kernel" / "c" / "0" / "0" / "0"
+    file.unlink() if way == "removed" else os.truncate(file, 10)
+    refused(tmp_path, paths, f"{paths[1]}: leaf blocks/kernel cannot be read")
+
+
+def test_a_damaged_database_of_another_codebase_is_named(tmp_path):
+    import orbax.checkpoint
+
+    paths = [tmp_path / "0", tmp_path / "1"]
+    for i, path in enumerate(paths):
+        orbax.checkpoint.PyTreeCheckpointer().save(path, {"w": np.random.default_rng(i).standard_normal((300, 300))})
+    for file in [*paths[1].glob("d/*"), *paths[1].glob("ocdbt.process_0/d/*")]:
+        os.truncate(file, 10)
+    refused(tmp_path, paths, f"{paths[1]}: leaf w ", dtype="float32")
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    paths = save_all(tmp_path, [tree(0), tree(1)])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zarr, "write_exactly", full)
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(OSError, match="No space left"):
+        wsm_jax.merge_checkpoints(paths, [0.5, 0.5], tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+# --- after writing ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["orbax", "safetensors"])
+def test_verification_sees_a_wrong_block_and_nothing_is_published(tmp_path, monkeypatch, form):
+    trees = [tree(i) for i in range(3)]
+    paths = save_all(tmp_path, trees)
+    sink = {"orbax": zarr.Sink, "safetensors": huggingface.Sink}[form]
+    write = sink.write
+
+    def wrong(self, path, start, values):
+        write(self, path, start, values * np.float32(1 + 1e-5) if path.endswith("norm") else values)
+
+    monkeypatch.setattr(sink, "write", wrong)
+    refused(tmp_path, paths, "leaf blocks/norm does not verify: row", form=form, verify=True)
+    wsm_jax.merge_checkpoints(paths, [0.2, 0.3, 0.5], tmp_path / "unseen", form=form)  # that is what verify is for
+
+
+# --- rivals and kills ------------------------------------------------------------------------------------------------
+
+
+def test_two_merges_cannot_write_the_same_output(tmp_path):
+    paths = save_all(tmp_path, [tree(0)])
+    with storage.unfinished(tmp_path / "out") as place:
+        with pytest.raises(UsageError, match="out is being written by another merge"):
+            wsm_jax.merge_checkpoints(paths, [1.0], tmp_path / "out")
+        checkpoints.save_tree(place, tree(5))
+    assert bits(checkpoints.load_tree(tmp_path / "out")) == bits(tree(5))
+    assert sorted(os.listdir(tmp_path)) == ["0", "out"]
+
+
+MERGE = """
+import sys, wsm_jax
+paths = sys.argv[2:]
+print("ready", flush=True)
+wsm_jax.merge_checkpoints(paths, [1 / len(paths)] * len(paths), sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("form", ["orbax", "safetensors"])
+def test_a_killed_merge_leaves_nothing_that_looks_whole_and_can_be_repeated(tmp_path, form):
+    """Kills at several moments, from the start of the merge to shortly before its end."""
+    trees = [{"a": np.random.default_rng(i).standard_normal((3000, 3000), np.float32)} for i in range(4)]
+    (tmp_path / "in").mkdir()
+    if form == "orbax":
+        paths = save_all(tmp_path / "in", trees)
+    else:
+        paths = [tmp_path / "in" / str(i) for i in range(4)]
+        for path, value in zip(paths, trees, strict=True):
+            path.mkdir()
+            save_file(value, path / "model.safetensors")
+    out = tmp_path / "merged" / "out"
+    command = [sys.executable, "-c", MERGE, str(out), *map(str, paths)]
+    killed = 0
+    chosen = random.Random(0)
+    for delay in (0.0, 0.1, 0.2, 0.3, 0.4, 0.6):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert process.stdout is not None and process.stdout.readline()
+        deadline = time.time() + 60
+        while not (tmp_path / "merged").exists() and process.poll() is None and time.time() < deadline:
+            time.sleep(0.001)
+        time.sleep(delay * chosen.random())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if out.exists():  # it was done before
+            shutil.rmtree(out)
+            continue
+        killed += 1
+        whole = [p for p in (tmp_path / "merged").rglob("*") if p.is_dir() and checkpoints.is_checkpoint(p)]
+        assert not whole
+        assert not [p for p in os.listdir(tmp_path / "merged") if not p.startswith(".")]
+    assert killed
+    record = wsm_jax.merge_checkpoints(paths, [0.25] * 4, out, verify=True)
+    assert os.listdir(tmp_path / "merged") == ["out"]
+    assert json.dumps(record)

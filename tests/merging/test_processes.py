@@ -1,0 +1,172 @@
+"""Merges on several devices and several processes: each reads, merges, holds and writes only its part."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import wsm_jax
+from tests.merging.trees import bits, save_all
+from wsm_jax import checkpoints
+
+EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+
+
+def environment(**more):
+    return {**os.environ, "JAX_PLATFORMS": "cpu", **more}
+
+
+def large(seed):
+    """Rows for eight devices; more than one piece, so that there is something to share."""
+    random = np.random.default_rng(seed)
+    return {
+        "embedding": random.standard_normal((64, 4096), np.float32),
+        "blocks": {"kernel": random.standard_normal((8, 64, 256), np.float32), "norm": np.ones((8, 3), np.float32)},
+    }
+
+
+PLACED = """
+import sys, jax, numpy as np, wsm_jax
+from jax.sharding import NamedSharding, PartitionSpec as P
+mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+where = {"embedding": NamedSharding(mesh, P(("x", "y"))),
+         "blocks": {"kernel": NamedSharding(mesh, P("x", None, "y")), "norm": NamedSharding(mesh, P())}}
+paths = sys.argv[1:]
+weights = {"one": [0.2, 0.3, 0.5], "last": [0.0, 0.0, 1.0]}
+whole = {name: t for name, t in wsm_jax.merge_many(paths, weights)}
+for name, merged in wsm_jax.merge_many(paths, weights, shardings=where):
+    for path, leaf in (("embedding", merged["embedding"]), *merged["blocks"].items()):
+        there = where.get(path) or where["blocks"][path]
+        assert leaf.sharding == there, (path, leaf.sharding)
+        other = whole[name].get(path) if path in whole[name] else whole[name]["blocks"][path]
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(other))
+assert merged["embedding"].addressable_shards[0].data.shape == (8, 4096)
+assert merged["blocks"]["kernel"].addressable_shards[0].data.shape == (2, 64, 128)
+"""
+
+
+def test_results_are_placed_on_eight_devices(tmp_path):
+    paths = save_all(tmp_path, [large(i) for i in range(3)])
+    subprocess.run([sys.executable, "-c", PLACED, *map(str, paths)], env=environment(**EIGHT), check=True)
+
+
+def test_a_merge_does_not_depend_on_the_mesh_that_saved_its_inputs(tmp_path):
+    program = """
+import sys, jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from wsm_jax import checkpoints
+from tests.merging.test_processes import large
+mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+spec = {"embedding": P("x", "y"), "blocks": {"kernel": P(None, ("x", "y")), "norm": P("x")}}
+for i in range(3):
+    tree = jax.tree.map(lambda a, s: jax.device_put(a, NamedSharding(mesh, s)), large(i), spec)
+    checkpoints.save_tree(f"{sys.argv[1]}/sharded-{i}", tree)
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment(**EIGHT), check=True)
+    trees = [large(i) for i in range(3)]
+    weights = wsm_jax.merge_weights("cosine", 3)
+    wsm_jax.merge_checkpoints([tmp_path / f"sharded-{i}" for i in range(3)], weights, tmp_path / "out", verify=True)
+    assert bits(checkpoints.load_tree(tmp_path / "out")) == bits(wsm_jax.merge(trees, weights))
+
+
+PROCESS = """
+import sys, jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"localhost:{sys.argv[1]}", num_processes=2, process_id=int(sys.argv[2]))
+import numpy as np, wsm_jax
+from jax.sharding import NamedSharding, PartitionSpec as P
+from wsm_jax.merging import huggingface, plan, storage, zarr
+assert jax.process_count() == 2 and len(jax.devices()) == 4
+plan.PIECE = 4096
+plan.GROUP = 8192
+out, form, paths = sys.argv[3], sys.argv[4], sys.argv[5:]
+read = written = 0
+for source in (zarr.Source, huggingface.Source):
+    def counted(self, path, start, values, original=source.read):
+        global read
+        read += values.size
+        original(self, path, start, values)
+    source.read = counted
+for sink in (zarr.Sink, huggingface.Sink):
+    def noted(self, path, start, values, original=sink.write):
+        global written
+        written += values.size
+        original(self, path, start, values)
+    sink.write = noted
+if form == "fail":
+    for source in (zarr.Source, huggingface.Source):
+        if jax.process_index() == 1:
+            def broken(self, path, start, values):
+                raise wsm_jax.UsageError("disk on fire")
+            source.read = broken
+    try:
+        wsm_jax.merge_checkpoints(paths, [0.2, 0.3, 0.5], out)
+    except wsm_jax.UsageError as error:
+        print("error:", error)
+else:
+    wsm_jax.merge_checkpoints(paths, [0.2, 0.3, 0.5], out, form=form, verify=True)
+    print("offline", read, written)
+    read = 0
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    where = NamedSharding(mesh, P("x"))
+    (_, merged), = wsm_jax.merge_many(paths, {"a": [0.2, 0.3, 0.5]}, shardings=where)
+    for shard in merged["embedding"].addressable_shards:
+        np.save(f"{out}-shard-{shard.index[0].start}.npy", np.asarray(shard.data))
+    print("placed", read)
+"""
+
+
+def two_processes(*arguments):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    env = environment(XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(port), str(i), *map(str, arguments)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    outcomes = [process.communicate(timeout=240) for process in started]
+    for process, (_, errors) in zip(started, outcomes, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    return [printed for printed, _ in outcomes]
+
+
+@pytest.mark.parametrize("form", ["orbax", "safetensors"])
+def test_two_processes_each_read_and_write_their_part(tmp_path, form):
+    trees = [large(i) for i in range(3)]
+    paths = save_all(tmp_path, trees)
+    printed = two_processes(tmp_path / "out", form, *paths)
+    wsm_jax.merge_checkpoints(paths, [0.2, 0.3, 0.5], tmp_path / "alone", form=form)
+    if form == "orbax":
+        assert bits(checkpoints.load_tree(tmp_path / "out")) == bits(checkpoints.load_tree(tmp_path / "alone"))
+    else:
+        files = [tmp_path / name / "model.safetensors" for name in ("out", "alone")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    elements = sum(leaf.size for leaf in (trees[0]["embedding"], *trees[0]["blocks"].values()))
+    offline = [line.split()[1:] for text in printed for line in text.splitlines() if line.startswith("offline")]
+    read, written = (np.asarray([int(pair[i]) for pair in offline]) for i in (0, 1))
+    assert read.sum() == 3 * elements and written.sum() == elements
+    assert (read > elements).all()  # about half of 3 x elements each
+    # In memory every process reads the rows of its own two devices, to whole pieces.
+    placed = [int(line.split()[1]) for text in printed for line in text.splitlines() if line.startswith("placed")]
+    assert all(n < 0.6 * 3 * elements for n in placed)
+    expected = np.asarray(wsm_jax.merge(trees, [0.2, 0.3, 0.5])["embedding"])
+    rows = [np.load(tmp_path / f"out-shard-{start}.npy") for start in (0, 16, 32, 48)]
+    np.testing.assert_array_equal(np.concatenate(rows), expected)
+
+
+def test_an_error_in_one_process_is_an_error_in_all(tmp_path):
+    paths = save_all(tmp_path, [large(i) for i in range(3)])
+    first, second = two_processes(tmp_path / "out", "fail", *paths)
+    assert "error: process 1 of the merge failed" in first
+    assert "error: disk on fire" in second
+    assert sorted(os.listdir(tmp_path)) == ["0", "1", "2"]
