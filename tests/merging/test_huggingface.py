@@ -43,19 +43,27 @@ def merge(*arguments):
 def test_folders_merge_into_one_that_has_everything(tmp_path, shards):
     tensors = [folder(tmp_path / str(i), i, shards=shards) for i in range(5)]
     out = tmp_path / "out"
-    assert (
-        merge(*(tmp_path / str(i) for i in range(5)), f"--output={out}", "--curve=cosine", "--non_floating=last") == 0
-    )
-    merged = load_file(out / "model.safetensors")
+    assert merge(*(tmp_path / str(i) for i in range(5)), f"--output={out}", "--curve=cosine", "--verify") == 0
+    files = sorted(p.name for p in out.glob("*.safetensors"))
+    merged = {name: array for file in files for name, array in load_file(out / file).items()}
     weights = wsm_jax.merge_weights("cosine", 5)
     for name in ("layers.0.weight", "layers.1.weight"):
         expected = sum(c * t[name].astype(np.float64) for c, t in zip(weights, tensors, strict=True))
         np.testing.assert_allclose(merged[name], expected, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(merged["attention.mask"], tensors[4]["attention.mask"])
     assert merged["count"].tolist() == [4 + 2**40]  # 64 bits survive
-    assert {p.name for p in out.iterdir()} == {"model.safetensors", "config.json", "merge.json"}
-    with safe_open(out / "model.safetensors", framework="numpy") as file:
-        assert file.metadata() == {"format": "pt"}
+    # The files of the inputs, and nothing that only described their weights.
+    assert {p.name for p in out.iterdir()} == {p.name for p in (tmp_path / "4").iterdir()} | {"merge.json"}
+    if shards > 1:
+        index = json.loads((out / "model.safetensors.index.json").read_text())
+        assert (
+            index["weight_map"]
+            == json.loads((tmp_path / "4" / "model.safetensors.index.json").read_text())["weight_map"]
+        )
+        assert index["metadata"]["total_size"] == sum(array.nbytes for array in merged.values())
+    for file in files:
+        with safe_open(out / file, framework="numpy") as tensors:
+            assert tensors.metadata() == {"format": "pt"}
     record = json.loads((out / "merge.json").read_text())
     np.testing.assert_allclose(record["weights"], weights)
     assert len(record["inputs"]) == 5
@@ -63,18 +71,26 @@ def test_folders_merge_into_one_that_has_everything(tmp_path, shards):
 
 def test_half_precision_goes_in_and_out_and_is_summed_in_float32(tmp_path):
     tensors = [folder(tmp_path / str(i), i, dtype=ml_dtypes.bfloat16) for i in range(2)]
-    merged = wsm_jax.merge_checkpoints([tmp_path / "0", tmp_path / "1"], [0.5, 0.5], non_floating="first")
+    paths = [tmp_path / "0", tmp_path / "1"]
+    ((_, merged),) = wsm_jax.merge_many(paths, {"mean": [0.5, 0.5]}, rules=[("mask|count", "skip")])
     assert merged["layers.0.weight"].dtype == jnp.bfloat16
     exact = np.mean([t["layers.0.weight"].astype(np.float64) for t in tensors], axis=0)
     np.testing.assert_array_equal(np.asarray(merged["layers.0.weight"]), exact.astype(ml_dtypes.bfloat16))
 
 
-def test_leaves_that_are_not_floating_are_refused_unless_asked_for(tmp_path, capsys):
+def test_policies_on_the_command_line(tmp_path, capsys):
     for i in range(2):
         folder(tmp_path / str(i), i)
-    assert merge(tmp_path / "0", tmp_path / "1", f"--output={tmp_path / 'out'}") == 2
-    assert "leaf attention.mask is bool" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    out = tmp_path / "out"
+    assert merge(tmp_path / "0", tmp_path / "1", f"--output={out}", "--leaves=mask=error") == 2
+    assert "leaf attention.mask (bool) is not to be merged" in capsys.readouterr().err
+    assert merge(tmp_path / "0", tmp_path / "1", f"--output={out}", "--leaves=mask=nonsense") == 2
+    assert "--leaves=mask=nonsense: write REGEX=POLICY" in capsys.readouterr().err
+    assert not out.exists()
+    assert merge(tmp_path / "0", tmp_path / "1", f"--output={out}", "--leaves=mask=skip", "--leaves=count=first") == 0
+    merged = load_file(out / "model.safetensors")
+    assert sorted(merged) == ["count", "layers.0.weight", "layers.1.weight"]
+    assert merged["count"].tolist() == [2**40]
 
 
 def test_a_missing_shard_is_named(tmp_path, capsys):
@@ -100,19 +116,19 @@ def test_other_leaves_are_named(tmp_path):
     folder(tmp_path / "0", 0)
     folder(tmp_path / "1", 1, extra=np.ones(2, np.float32))
     with pytest.raises(UsageError, match=r"1 has a leaf extra, which .*0 lacks"):
-        wsm_jax.merge_checkpoints([tmp_path / "0", tmp_path / "1"], [0.5, 0.5], non_floating="last")
+        wsm_jax.merge_checkpoints([tmp_path / "0", tmp_path / "1"], [0.5, 0.5], tmp_path / "out")
 
 
 def test_formats_are_not_mixed(tmp_path):
     folder(tmp_path / "0", 0)
     checkpoints.save_tree(tmp_path / "1", {"w": jnp.ones(2)})
     with pytest.raises(UsageError, match="differ in format"):
-        wsm_jax.merge_checkpoints([tmp_path / "0", tmp_path / "1"], [0.5, 0.5])
+        wsm_jax.merge_checkpoints([tmp_path / "0", tmp_path / "1"], [0.5, 0.5], tmp_path / "out")
 
 
 def test_an_existing_output_stays_as_it_is(tmp_path, capsys):
     folder(tmp_path / "0", 0)
     (tmp_path / "out").mkdir()
-    assert merge(tmp_path / "0", f"--output={tmp_path / 'out'}", "--non_floating=last") == 2
+    assert merge(tmp_path / "0", f"--output={tmp_path / 'out'}") == 2
     assert "exists" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []

@@ -64,6 +64,11 @@ class Sink(Protocol):
         ...
 
 
+def is_checkpoint(path: str | os.PathLike) -> bool:
+    """Whether ``path`` is a complete checkpoint of a known format."""
+    return huggingface.is_folder(path) or checkpoints.is_checkpoint(path)
+
+
 def open_source(path: str | os.PathLike, item: str | None = None) -> Source:
     """The checkpoint at ``path``; reads metadata only.
 
