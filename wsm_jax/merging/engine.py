@@ -29,23 +29,44 @@ WORKERS = min(3, (os.cpu_count() or 1) + 1)  # one reads while others add and wr
 Write = Callable[[int, str, int, np.ndarray], None]  # merge, leaf, first element, values
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def ordered_sum(total: jax.Array, weights: jax.Array, stack: jax.Array) -> jax.Array:
-    """total [1, n] + sum_j weights [1, j] * stack [j, n], float32, in the order of j."""
+def _ordered(total: jax.Array, weights: jax.Array, stack: jax.Array) -> jax.Array:
+    """total [1, n] or [1, 1] + sum_j weights [1, j] * stack [j, n], float32, in the order of j."""
+    total = jnp.broadcast_to(total, (1, stack.shape[1]))
     for j in range(stack.shape[0]):
         total = total + weights[0, j] * stack[j : j + 1].astype(jnp.float32)
     return total
 
 
+_ordered_first = jax.jit(_ordered)
+_ordered_next = jax.jit(_ordered, donate_argnums=0)
+# Adding to 0.0 would turn a sum of -0.0 into 0.0. It is an argument and no constant, so that all batches are compiled
+# to the same chain of multiply-adds.
+_NOTHING = np.full((1, 1), -0.0, np.float32)
+
+
 @functools.partial(jax.jit, donate_argnums=0)
-def grid_sum(total: jax.Array, weights: jax.Array, stack: jax.Array) -> jax.Array:
-    """total [merges, n] + weights [merges, j] . stack [j, n], float32."""
-    return total + jnp.matmul(weights, stack.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+def _grid(total: jax.Array | None, weights: jax.Array, stack: jax.Array) -> jax.Array:
+    """total [merges, n] (None: nothing yet) + weights [merges, j] . stack [j, n], float32."""
+    added = jnp.matmul(weights, stack.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    return added if total is None else total + added
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _cast(total: jax.Array, dtype: Any) -> jax.Array:
     return total.astype(dtype)
+
+
+def add(total: jax.Array | None, weights: np.ndarray, stack: np.ndarray) -> jax.Array:
+    """total + weights . stack in float32: the ordered sum for one merge, the matrix product for several.
+
+    Args:
+      total: float32 [merges, n], which is donated; None: nothing yet.
+      weights: float32 [merges, inputs].
+      stack: [inputs, n] of any floating dtype.
+    """
+    if len(weights) > 1:
+        return _grid(total, weights, stack)
+    return _ordered_first(_NOTHING, weights, stack) if total is None else _ordered_next(total, weights, stack)
 
 
 class Fingerprints:
@@ -139,16 +160,14 @@ def execute(
     def merge(group: Group) -> np.ndarray:
         """[merges, elements] in the dtype of the result."""
         assert group.weights is not None
-        step = ordered_sum if len(group.weights) == 1 else grid_sum
-        # From -0.0 on: adding to 0.0 would turn a sum of -0.0 into 0.0.
-        total: Any = np.full((len(group.weights), group.elements), -0.0, np.float32)
+        total: Any = None
         for first in range(0, len(group.inputs), group.batch):
             batch = group.inputs[first : first + group.batch]
             stack = buffer("stack", group.dtype, len(batch) * group.elements).reshape(len(batch), group.elements)
             for row, index in zip(stack, batch, strict=True):
                 read(group, index, row)
             # The stack is lent to XLA without a copy, so it must be done before the next batch is read into it.
-            total = step(total, group.weights[:, first : first + group.batch], stack).block_until_ready()
+            total = add(total, group.weights[:, first : first + group.batch], stack).block_until_ready()
         dtype = dtypes[group.segments[0].path]
         merged = np.asarray(total if dtype == np.float32 else _cast(total, dtype))
         finite = merged if merged.dtype == np.float16 else np.asarray(total)

@@ -16,6 +16,9 @@ from wsm_jax.merging.leaves import Leaf
 
 PIECE = 1 << 16  # elements; what is fingerprinted at once
 GROUP = 1 << 19  # elements of a group, at most, where nothing forces more
+TOTALS = (
+    1 << 23
+)  # bytes of the totals of a group, where a piece of each fits: above, malloc gives pages back every time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +117,7 @@ def make_plan(
         used, rows = tables[key]
         merges = 0 if rows is None else len(rows)
         dtype = leaves[paths[0]].dtype
-        # Half of the memory for the totals, but at least a piece; the rest for as many inputs as it takes.
-        room = memory // 2 // max(8 * merges, dtype.itemsize) // PIECE * PIECE
+        room = min(TOTALS, memory // 4) // (4 * max(merges, 1)) // PIECE * PIECE
         elements = min(max(PIECE, min(GROUP, room)), _padded(sum(leaves[path].size for path in paths)))
         for segments in _pack(paths, leaves, ranges or {}, elements):
             length = max(elements, _padded(segments[-1].place.stop))  # one stored chunk may exceed the group
