@@ -156,7 +156,7 @@ def test_explicit_inputs_with_weights(demo_run, tmp_path, store):
         (["--curve=linear", "--count=50"], "no checkpoint at step"),
         (["--curve=linear", "--count=0"], "count must be a whole number of at least 1"),
         (["--curve=lineer", "--count=3"], "unknown curve 'lineer'"),
-        (["--curve=linear"], "needs --curve=C and --count=N"),
+        (["--curve=linear"], "--count=N or --window=W"),
         (["--curve=linear", "--count=3", "--last_step=41"], "no checkpoint at step"),
     ],
 )

@@ -71,24 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
     sub.add_argument("--distributed", action="store_true", help="one process of several: jax.distributed.initialize()")
 
-    sub = verb("merge", merge, "Merge checkpoints given as IN[:WEIGHT] ..., or a window of a run's.")
-    sub.add_argument(
-        "inputs", nargs="*", metavar="IN[:WEIGHT]", help="Orbax or safetensors folders; uniform by default"
-    )
-    sub.add_argument("--output", metavar="OUT", help="where to write; for --run default RUN/merged/NAME")
-    sub.add_argument("--run", dest="directory", metavar="DIR", help="merge a window of this run's merge stream")
-    sub.add_argument("--curve", metavar="C", help="decay curve to emulate; inputs are oldest first")
-    sub.add_argument("--count", type=int, metavar="N", help="checkpoints in the window")
-    sub.add_argument("--last_step", type=int, metavar="S", help="step of the newest checkpoint (default: the newest)")
-    sub.add_argument("--interval", type=int, metavar="K", help="steps between checkpoints (default: the stream's)")
-    sub.add_argument("--name", help="default <curve>-<count>x<interval>-at-<step>")
-    sub.add_argument("--weight_decay_aware", action="store_true", help="correct for AdamW's decay, leaf by leaf")
-    sub.add_argument("--item", help="item of the checkpoints to read (default: params, else the only one)")
-    sub.add_argument("--non_floating", default="error", choices=("error", "last", "first"), help="integer leaves")
-    sub.add_argument("--json", action="store_true", help="print the record as JSON")
+    _merge_options(verb("merge", merge, "Merge checkpoints given as IN[:WEIGHT] ..., or windows of a run's."))
 
-    sub = verb("weights", weights, "Print the merge weights of a decay curve.")
-    sub.add_argument("--curve", required=True, metavar="C", help="a name of wsm_jax.DECAYS")
+    sub = verb("weights", weights, "Print the merge weights of a decay curve or an average.")
+    sub.add_argument("--curve", required=True, metavar="C", help=f"{_CURVES} (best:N only with wsm merge --run)")
     sub.add_argument("--count", required=True, type=int, metavar="N", help="checkpoints")
     sub.add_argument("--learning_rate", type=float, metavar="LR", help="for the weight-decay-aware form")
     sub.add_argument("--weight_decay", type=float, default=0.0, metavar="WD", help="AdamW's decay; 0 = plain form")
@@ -109,6 +95,44 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", metavar="DIR", help="default: RUN/report of the first run")
     sub.add_argument("--json", action="store_true", help="print the table as JSON")
     return parser
+
+
+# Named here too, so that --help imports no numpy; a test compares them with the rules that there are.
+_CURVES = (
+    "linear | cosine | minus_sqrt | square | exponential | inverse_sqrt | ema (decay curves), "
+    "mean | lawa (uniform), wma (by index), ema:DECAY (recursive), best:N (lowest validation loss)"
+)
+
+
+def _merge_options(sub: argparse.ArgumentParser) -> None:
+    inputs = sub.add_argument_group("explicit inputs")
+    inputs.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="IN[:WEIGHT]",
+        help="Orbax or safetensors folders, oldest first; uniform without weights and --curve",
+    )
+    window = sub.add_argument_group(
+        "a window of a run", "It is count x interval long: two of --window, --count and --interval decide the third."
+    )
+    window.add_argument("--run", dest="directory", metavar="DIR", help="take checkpoints of this run's merge stream")
+    window.add_argument("--window", metavar="W", help="length, e.g. 400steps, 2Mtok or 0.1run")
+    window.add_argument("--count", type=int, metavar="N", help="checkpoints in the window")
+    window.add_argument("--interval", type=int, metavar="K", help="steps between them (default: the stream's)")
+    window.add_argument("--last_step", type=int, metavar="S", help="step of the newest one (default: the newest)")
+    window.add_argument("--every", type=int, metavar="K", help="one merge at every K-th step where the window fits")
+    rule = sub.add_argument_group("weights")
+    which = rule.add_mutually_exclusive_group()
+    which.add_argument("--curve", metavar="C", help=_CURVES)
+    which.add_argument("--schedule", metavar="FILE.py:NAME", help="emulate this function step -> learning rate")
+    which.add_argument("--like", metavar="RUN", help="emulate the schedule of this run, e.g. of a WSD run")
+    rule.add_argument("--weight_decay_aware", action="store_true", help="correct for AdamW's decay, leaf by leaf")
+    output = sub.add_argument_group("output")
+    output.add_argument("--output", metavar="OUT", help="default RUN/merged/NAME; with --every a folder of NAMEs")
+    output.add_argument("--name", help="default <curve>-<count>x<interval>-at-<step>")
+    output.add_argument("--item", help="item of the checkpoints to read (default: params, else the only one)")
+    output.add_argument("--non_floating", default="error", choices=("error", "last", "first"), help="integer leaves")
+    output.add_argument("--json", action="store_true", help="print the record as JSON, with --every a list of them")
 
 
 def prepare(options: argparse.Namespace, settings: list[str]) -> None:
@@ -139,24 +163,26 @@ def train(options: argparse.Namespace, settings: list[str]) -> None:
 
 
 def merge(options: argparse.Namespace, settings: list[str]) -> None:
-    """``wsm merge``: from explicit inputs or a window of a run."""
+    """``wsm merge``: from explicit inputs or windows of a run."""
     from wsm_jax.merging import command
 
-    if bool(options.directory) == bool(options.inputs):
-        raise UsageError("wsm merge takes either checkpoint folders or --run=DIR")
-    record = command.merge_run(options) if options.directory else command.merge_inputs(options)
+    found = command.run(options)
     if options.json:
-        print(json.dumps(record, indent=2))
-    else:
-        print(f"merged {len(record['inputs'])} checkpoints into {record['output']}")
+        print(json.dumps(found, indent=2))
+        return
+    for record in found if isinstance(found, list) else [found]:
+        vectors = record["weights"].values() if isinstance(record["weights"], dict) else [record["weights"]]
+        used = sum(any(column) for column in zip(*vectors, strict=True))
+        print(f"merged {used} checkpoints into {record['output']}")
 
 
 def weights(options: argparse.Namespace, settings: list[str]) -> None:
-    """``wsm weights``: the checkpoint and update weights of a curve."""
+    """``wsm weights``: the checkpoint and update weights of a rule."""
     from wsm_jax import coefficients
+    from wsm_jax.merging import weighting
 
-    vector = coefficients.merge_weights(
-        options.curve,
+    vector = weighting.count_weights(
+        weighting.parse(options.curve),
         options.count,
         learning_rate=options.learning_rate,
         weight_decay=options.weight_decay,
