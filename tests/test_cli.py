@@ -12,8 +12,6 @@ import pytest
 
 from wsm_jax import cli, config_flags, merge_weights, run, schedules, update_weights
 from wsm_jax.config import flat_fields
-from wsm_jax.errors import UsageError
-from wsm_jax.merging.command import input_weights, parse_input
 
 CONFIG = Path(__file__).parent.parent / "configs" / "tiny.py"
 
@@ -95,6 +93,17 @@ def test_weights_plot(tmp_path, capsys):
         (["merge", "/a", "/b"], "needs --output"),
         (["merge", "/a", "/b", "--output=/c"], "/a is neither a complete Orbax checkpoint nor"),
         (["merge", "/a", "/b", "--output=/c", "--count=2"], "--count goes with --run"),
+        (["merge", "/a", "/b", "--output=/c", "--window=9steps"], "--window goes with --run"),
+        (["merge", "/a", "/b", "--output=/c", "--every=9"], "--every goes with --run"),
+        (["merge", "/a", "/b", "--output=/c", "--like=/d"], "--like goes with --run"),
+        (["merge", "/a", "/b", "--output=/c", "--curve=best:1"], "best:1 needs a run"),
+        (["merge", "/a:nan", "/b:1", "--output=/c"], "the weight of /a is nan; it must be a finite number"),
+        (["merge", "/a:-inf", "/b:1", "--output=/c"], "the weight of /a is -inf"),
+        (["merge", "/a:1e999", "/b:1", "--output=/c"], "the weight of /a is 1e999"),
+        (["merge", "--run=/a", "--curve=linear", "--like=/b"], "not allowed with argument"),
+        (["merge", "--run=/a", "--count=2"], "needs --curve=C, --schedule=FILE.py:NAME or --like=RUN"),
+        (["merge", "--run=/a", "--like=/nowhere", "--count=2"], "/nowhere is not a run directory"),
+        (["merge", "--run=/a", "--schedule=nope.py:f", "--count=2"], "no file nope.py"),
         (["train", "--run=/x"], "--config=FILE is missing"),
         (["train", "--run=/x", "--config=nope.py"], "no file nope.py"),
         (
@@ -146,31 +155,6 @@ def test_overrides_reach_the_configuration():
     assert config.data.source == "text:a=0.7,text:b=0.3"
     assert config.checkpoint.branch_points == "10steps,0.5run"
     assert config.log.tensorboard is True
-
-
-@pytest.mark.parametrize(
-    ("text", "path", "weight"),
-    [
-        ("run/100", "run/100", None),
-        ("run/100:0.5", "run/100", 0.5),
-        ("run/100:-1e-2", "run/100", -0.01),
-        ("gs://bucket/run", "gs://bucket/run", None),
-        ("gs://bucket/run:2", "gs://bucket/run", 2.0),
-        ("C:folder", "C:folder", None),
-    ],
-)
-def test_an_input_is_split_only_where_a_number_follows(text, path, weight):
-    assert parse_input(text) == (path, weight)
-
-
-def test_weights_of_explicit_inputs():
-    np.testing.assert_allclose(input_weights([("a", None), ("b", None)], None), [0.5, 0.5])
-    np.testing.assert_allclose(input_weights([("a", 0.2), ("b", 0.8)], None), [0.2, 0.8])
-    np.testing.assert_allclose(input_weights([("a", None)] * 3, "cosine"), merge_weights("cosine", 3))
-    with pytest.raises(UsageError, match="not both"):
-        input_weights([("a", 0.2), ("b", 0.8)], "cosine")
-    with pytest.raises(UsageError, match="b has no weight"):
-        input_weights([("a", 0.2), ("b", None)], None)
 
 
 @pytest.mark.parametrize("name", ["tiny.py", "demo.py", "lawa.py:small", "lawa.py:medium", "lawa.py:large"])

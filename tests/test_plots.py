@@ -103,6 +103,13 @@ def test_weights_given():
     assert len(plots.weights_figure(["linear"], 1).axes[1].patches) == 1
 
 
+def test_weights_of_what_is_no_curve():
+    figure = plots.weights_figure(["wma"], 3, {"wma": [1 / 6, 2 / 6, 3 / 6]})
+    (points,) = figure.axes[0].get_lines()
+    np.testing.assert_allclose(np.asarray(points.get_ydata()), [5 / 6, 3 / 6])
+    assert legend(figure) == ["update weight $w_i$", "checkpoint weight $c_j$"]
+
+
 def test_loss():
     figure = plots.loss_figure(TRAIN, VALIDATION, tokens_per_step=1000, merged_name="merged", branch_step=800)
     whole, zoom = figure.axes

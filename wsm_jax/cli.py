@@ -1,4 +1,4 @@
-"""The command line: ``wsm prepare | train | merge | weights | eval | report``.
+"""The command line: ``wsm prepare | train | merge | weights | inspect | eval | report``.
 
 Heavy libraries are imported by the verbs that need them. Exit status: 0 done; 2 bad input (one line on stderr);
 3 stopped at a NaN; 75 stopped by a signal, resumable; 130 interrupted before training.
@@ -71,29 +71,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
     sub.add_argument("--distributed", action="store_true", help="one process of several: jax.distributed.initialize()")
 
-    sub = verb("merge", merge, "Merge checkpoints given as IN[:WEIGHT] ..., or a window of a run's.")
-    sub.add_argument(
-        "inputs", nargs="*", metavar="IN[:WEIGHT]", help="Orbax or safetensors folders; uniform by default"
-    )
-    sub.add_argument("--output", metavar="OUT", help="where to write; for --run default RUN/merged/NAME")
-    sub.add_argument("--run", dest="directory", metavar="DIR", help="merge a window of this run's merge stream")
-    sub.add_argument("--curve", metavar="C", help="decay curve to emulate; inputs are oldest first")
-    sub.add_argument("--count", type=int, metavar="N", help="checkpoints in the window")
-    sub.add_argument("--last_step", type=int, metavar="S", help="step of the newest checkpoint (default: the newest)")
-    sub.add_argument("--interval", type=int, metavar="K", help="steps between checkpoints (default: the stream's)")
-    sub.add_argument("--name", help="default <curve>-<count>x<interval>-at-<step>")
-    sub.add_argument("--weight_decay_aware", action="store_true", help="correct for AdamW's decay, leaf by leaf")
-    sub.add_argument("--item", help="item of the checkpoints to read (default: params, else the only one)")
-    sub.add_argument("--non_floating", default="error", choices=("error", "last", "first"), help="integer leaves")
-    sub.add_argument("--json", action="store_true", help="print the record as JSON")
+    _merge_options(verb("merge", merge, "Merge checkpoints given as IN[:WEIGHT] ..., or windows of a run's."))
 
-    sub = verb("weights", weights, "Print the merge weights of a decay curve.")
-    sub.add_argument("--curve", required=True, metavar="C", help="a name of wsm_jax.DECAYS")
+    sub = verb("weights", weights, "Print the merge weights of a decay curve or an average.")
+    sub.add_argument("--curve", required=True, metavar="C", help=f"{_CURVES} (best:N only with wsm merge --run)")
     sub.add_argument("--count", required=True, type=int, metavar="N", help="checkpoints")
     sub.add_argument("--learning_rate", type=float, metavar="LR", help="for the weight-decay-aware form")
     sub.add_argument("--weight_decay", type=float, default=0.0, metavar="WD", help="AdamW's decay; 0 = plain form")
     sub.add_argument("--steps_per_interval", type=int, metavar="T", help="updates between checkpoints")
     sub.add_argument("--plot", metavar="FILE", help="also draw them: FILE.png and FILE.svg")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = verb("inspect", inspect, "Tell what a run, a checkpoint or a merge is, without reading its arrays.")
+    sub.add_argument("path", metavar="PATH", help="a run directory, an Orbax checkpoint or a safetensors folder")
+    sub.add_argument("--item", help="item of an Orbax checkpoint (default: params, else the only one)")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
     sub = verb("eval", evaluate, "Loss of a run's checkpoint or merge on held-out documents.")
@@ -109,6 +100,61 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", metavar="DIR", help="default: RUN/report of the first run")
     sub.add_argument("--json", action="store_true", help="print the table as JSON")
     return parser
+
+
+# Named here too, so that --help imports no numpy; a test compares them with the rules that there are.
+_CURVES = (
+    "linear | cosine | minus_sqrt | square | exponential | inverse_sqrt | ema (decay curves), "
+    "mean | lawa (uniform), wma (by index), ema:DECAY (recursive), best:N (lowest validation loss)"
+)
+
+
+def _merge_options(sub: argparse.ArgumentParser) -> None:
+    inputs = sub.add_argument_group("explicit inputs")
+    inputs.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="IN[:WEIGHT]",
+        help="Orbax or safetensors folders, oldest first; uniform without weights and --curve",
+    )
+    window = sub.add_argument_group(
+        "a window of a run", "It is count x interval long: two of --window, --count and --interval decide the third."
+    )
+    window.add_argument("--run", dest="directory", metavar="DIR", help="take checkpoints of this run's merge stream")
+    window.add_argument("--window", metavar="W", help="length, e.g. 400steps, 2Mtok or 0.1run")
+    window.add_argument("--count", type=int, metavar="N", help="checkpoints in the window")
+    window.add_argument("--interval", type=int, metavar="K", help="steps between them (default: the stream's)")
+    window.add_argument("--last_step", type=int, metavar="S", help="step of the newest one (default: the newest)")
+    window.add_argument("--every", type=int, metavar="K", help="one merge at every K-th step where the window fits")
+    rule = sub.add_argument_group("weights")
+    which = rule.add_mutually_exclusive_group()
+    which.add_argument("--curve", metavar="C", help=_CURVES)
+    which.add_argument("--schedule", metavar="FILE.py:NAME", help="emulate this function step -> learning rate")
+    which.add_argument("--like", metavar="RUN", help="emulate the schedule of this run, e.g. of a WSD run")
+    rule.add_argument("--weight_decay_aware", action="store_true", help="correct for AdamW's decay, leaf by leaf")
+    output = sub.add_argument_group("output")
+    output.add_argument("--output", metavar="OUT", help="default RUN/merged/NAME; with --every a folder of NAMEs")
+    output.add_argument("--name", help="default <curve>-<count>x<interval>-at-<step>")
+    output.add_argument("--item", help="item of the checkpoints to read (default: params, else the only one)")
+    output.add_argument("--format", choices=("orbax", "safetensors"), help="default: as the inputs")
+    output.add_argument(
+        "--dtype",
+        default="same",
+        choices=("same", "float32", "bfloat16", "float16"),
+        help="of the averaged leaves; sums are float32 whatever goes in (default: same)",
+    )
+    output.add_argument(
+        "--leaves",
+        action="append",
+        metavar="REGEX=POLICY",
+        help="average | last | first | skip | error for leaves whose path matches; the first that matches counts "
+        "(default: floating leaves average, others last)",
+    )
+    output.add_argument("--verify", action="store_true", help="compare samples of the output with a float64 sum")
+    output.add_argument(
+        "--explain", action="store_true", help="print what would be done with each leaf; writes nothing"
+    )
+    output.add_argument("--json", action="store_true", help="print the record as JSON, with --every a list of them")
 
 
 def prepare(options: argparse.Namespace, settings: list[str]) -> None:
@@ -139,24 +185,33 @@ def train(options: argparse.Namespace, settings: list[str]) -> None:
 
 
 def merge(options: argparse.Namespace, settings: list[str]) -> None:
-    """``wsm merge``: from explicit inputs or a window of a run."""
+    """``wsm merge``: from explicit inputs or windows of a run."""
     from wsm_jax.merging import command
 
-    if bool(options.directory) == bool(options.inputs):
-        raise UsageError("wsm merge takes either checkpoint folders or --run=DIR")
-    record = command.merge_run(options) if options.directory else command.merge_inputs(options)
+    if options.explain:
+        rows = command.explain(options)
+        if options.json:
+            print(json.dumps(rows, indent=2))
+        else:
+            _table(list(rows[0]), [["" if v is None else str(v) for v in row.values()] for row in rows])
+        return
+    records = command.run(options)
     if options.json:
-        print(json.dumps(record, indent=2))
-    else:
-        print(f"merged {len(record['inputs'])} checkpoints into {record['output']}")
+        print(json.dumps(records[0] if options.every is None else records, indent=2))
+        return
+    for record in records:
+        vectors = record["weights"].values() if isinstance(record["weights"], dict) else [record["weights"]]
+        used = sum(any(column) for column in zip(*vectors, strict=True))
+        print(f"merged {used} checkpoints into {record['output']}")
 
 
 def weights(options: argparse.Namespace, settings: list[str]) -> None:
-    """``wsm weights``: the checkpoint and update weights of a curve."""
+    """``wsm weights``: the checkpoint and update weights of a rule."""
     from wsm_jax import coefficients
+    from wsm_jax.merging import weighting
 
-    vector = coefficients.merge_weights(
-        options.curve,
+    vector = weighting.count_weights(
+        weighting.parse(options.curve),
         options.count,
         learning_rate=options.learning_rate,
         weight_decay=options.weight_decay,
@@ -176,6 +231,26 @@ def weights(options: argparse.Namespace, settings: list[str]) -> None:
         for i, (c, w) in enumerate(zip(vector, [1.0, *scales], strict=True))
     ]
     _table(["checkpoint (0 = oldest)", "weight c", "scale w of the updates before it"], rows, title=options.curve)
+
+
+def inspect(options: argparse.Namespace, settings: list[str]) -> None:
+    """``wsm inspect``: facts, leaves and the record of where it comes from."""
+    from wsm_jax.merging import inspection
+
+    facts = inspection.inspect(options.path, options.item)
+    if options.json:
+        print(json.dumps(facts, indent=2))
+        return
+    leaves, record = facts.pop("leaves", {}), facts.pop("record", {})
+    if leaves:
+        _table(["leaf", "shape", "dtype"], [[name, str(x["shape"]), x["dtype"]] for name, x in leaves.items()])
+    _table(["fact", "value"], [[name, _listed(value)] for name, value in facts.items()])
+    inputs = record.pop("inputs", [])
+    if inputs:
+        columns = list(dict.fromkeys(name for entry in inputs for name in entry))
+        _table(columns, [[str(entry.get(name, "")) for name in columns] for entry in inputs], title="merged from")
+    if record:
+        _table(["recorded with it", "value"], [[name, _listed(value)] for name, value in record.items()])
 
 
 def evaluate(options: argparse.Namespace, settings: list[str]) -> None:
@@ -212,6 +287,16 @@ def report(options: argparse.Namespace, settings: list[str]) -> None:
     _table(header, rows, title="test loss, nats per token")
     print("\n".join(report_lib.findings(result)))
     print(f"report: {folder}/report.md")
+
+
+def _listed(value: Any) -> str:
+    """A value on one line: numbers of a list shortened, long lists by their ends."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_listed(entry)}" for name, entry in value.items())
+    if isinstance(value, list):
+        shown = [_listed(entry) for entry in value]
+        return ", ".join(shown if len(shown) <= 12 else [*shown[:5], "…", *shown[-5:]])
+    return f"{value:.6g}" if isinstance(value, float) else _shown(value)
 
 
 def _shown(value: Any) -> str:

@@ -157,6 +157,46 @@ def merge_weights(
     )
 
 
+def wma_weights(count: int) -> Vector:
+    """The weighted moving average over checkpoints: weights proportional to the index, the oldest counting 1.
+
+    With n = count: c_j = 2 (j + 1) / (n (n + 1)), so w_i = 1 - i (i + 1) / (n (n + 1)), which tends to the curve
+    ``square`` as n grows. Source: WMA of PMA, "Model Merging in Pre-training of LLMs" (arXiv 2505.12082).
+
+    Returns:
+      float64 [count], oldest first, non-negative, summing to 1.
+
+    Raises:
+      UsageError: count below 1.
+    """
+    _check_count(count)
+    return np.arange(1, count + 1, dtype=np.float64) / (count * (count + 1) / 2)
+
+
+def ema_weights(count: int, decay: float) -> Vector:
+    """The recursive average over checkpoints, m_0 = theta_0 and m_j = decay m_{j-1} + (1 - decay) theta_j.
+
+    With k = count - 1: c_0 = decay^k and c_j = (1 - decay) decay^(k - j) for j >= 1, so w_i = 1 - decay^(k - i + 1).
+    Source: EMA of PMA (arXiv 2505.12082). It is not the curve ``ema`` of DECAYS: that one, of WSM's Figure 2, is the
+    case decay = 0.1^(1 / count), where the oldest checkpoint has about a tenth however long the window is.
+
+    Args:
+      count: number of checkpoints, at least 1.
+      decay: what is kept of the average when a checkpoint is added, 0 <= decay < 1; 0 is the newest alone.
+
+    Returns:
+      float64 [count], oldest first, non-negative, summing to 1.
+
+    Raises:
+      UsageError: count below 1, decay outside [0, 1).
+    """
+    _check_count(count)
+    if not 0.0 <= decay < 1.0:
+        raise UsageError(f"the decay of an EMA over checkpoints must lie in [0, 1), got {decay}")
+    kept = float(decay) ** np.arange(count - 1, -1, -1)  # decay^(k - j)
+    return np.concatenate((kept[:1], (1.0 - decay) * kept[1:]))
+
+
 def decayed_checkpoint_weights(
     update_weights: Any, *, learning_rate: float, weight_decay: float, steps_per_interval: int | Sequence[int]
 ) -> Vector:

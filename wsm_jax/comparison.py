@@ -168,8 +168,9 @@ def _row(
 def _merge_row(base: Run, curve: str, count: int, group: str, test: evaluate.Evaluator, raw: Evaluation) -> Row:
     window = selection.select(base, count, last_step=base.plan.steps)
     clock = time.perf_counter()
-    weights = selection.curve_weights(base, window, curve)
-    merged = jax.block_until_ready(dict(offline.merge_many(window.paths, {curve: weights}))[curve])
+    merged = jax.block_until_ready(
+        dict(offline.merge_many(window.paths, {curve: coefficients.merge_weights(curve, count)}))[curve]
+    )
     seconds = time.perf_counter() - clock
     label = "merge" if group == "merge" else "merge chosen on validation:"
     return _row(f"{label} {curve}", group, count * window.interval, test(merged), raw, base, 0, seconds)

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 
 from wsm_jax import plot_style as style
 from wsm_jax.coefficients import merge_weights, update_weights
-from wsm_jax.decay import get_decay
+from wsm_jax.decay import DECAYS
 from wsm_jax.errors import UsageError
 from wsm_jax.plot_style import save as save
 
@@ -57,7 +57,7 @@ def weights_figure(curves: Sequence[str], count: int, weights: Mapping[str, styl
     the plain map; f is dotted over the last interval, which no update weight covers. Below, one bar a checkpoint.
 
     Args:
-      curves: names in DECAYS.
+      curves: names in DECAYS; others, e.g. ``wma``, need their ``weights`` and have no f.
       count: checkpoints in the window.
       weights: curve -> checkpoint weights to show instead of ``merge_weights(curve, count)``, oldest first: ``count``
         numbers, or count + 1 for interval means and the end point.
@@ -65,7 +65,8 @@ def weights_figure(curves: Sequence[str], count: int, weights: Mapping[str, styl
     style.not_empty("curves", curves)
     if stray := set(weights or ()) - set(curves):
         raise UsageError(f"weights given for {', '.join(sorted(stray))}, but the curves are {', '.join(curves)}")
-    shown = {c: np.asarray((weights or {}).get(c, merge_weights(c, count)), dtype=np.float64) for c in curves}
+    given = weights or {}
+    shown = {c: np.asarray(given[c] if c in given else merge_weights(c, count), dtype=np.float64) for c in curves}
     for curve, bars in shown.items():
         if bars.shape not in ((count,), (count + 1,)):
             raise UsageError(f"weights of {curve} have shape {bars.shape}; {count} or {count + 1} numbers are needed")
@@ -78,9 +79,10 @@ def weights_figure(curves: Sequence[str], count: int, weights: Mapping[str, styl
         row, column = divmod(index, columns)
         above, below = (figure.add_subplot(2 * rows, columns, (2 * row + i) * columns + column + 1) for i in (0, 1))
         colour, bars = style.CURVE_COLOURS.get(curve, style.GREY), shown[curve]
-        f, covered = get_decay(curve)(place / count), place <= bars.size - 1
-        above.plot(place[covered], f[covered], color=colour)
-        above.plot(place[~covered], f[~covered], color=colour, linestyle=":")
+        if curve in DECAYS:
+            f, covered = DECAYS[curve](place / count), place <= bars.size - 1
+            above.plot(place[covered], f[covered], color=colour)
+            above.plot(place[~covered], f[~covered], color=colour, linestyle=":")
         if bars.size > 1:
             above.plot(
                 range(1, bars.size), update_weights(bars), "o", color=colour, clip_on=False, gid="update weights"
@@ -99,10 +101,11 @@ def weights_figure(curves: Sequence[str], count: int, weights: Mapping[str, styl
         if index + columns >= len(curves):
             below.set_xlabel("checkpoint, oldest first")
     handles: list[Any] = [
-        Line2D([], [], color=style.GREY, label="decay curve $f(t)$"),
         Line2D([], [], color=style.GREY, label="update weight $w_i$", linestyle="", marker="o"),
         Patch(color=style.GREY, label="checkpoint weight $c_j$"),
     ]
+    if not DECAYS.keys().isdisjoint(curves):
+        handles.insert(0, Line2D([], [], color=style.GREY, label="decay curve $f(t)$"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 

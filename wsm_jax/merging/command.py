@@ -1,32 +1,144 @@
-"""What ``wsm merge`` does with its options: explicit inputs, or a window of a run."""
+"""What ``wsm merge`` does with its options: a request, complete before any array is read, and its execution."""
 
 import argparse
+import dataclasses
+import math
 import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wsm_jax import coefficients
 from wsm_jax.errors import UsageError
-from wsm_jax.merging import offline, provenance, selection, storage
+from wsm_jax.merging import offline, provenance, selection, storage, weighting
+from wsm_jax.merging.leaves import Weights, parse_rule
+from wsm_jax.merging.selection import Window
+from wsm_jax.merging.weighting import Rule
 from wsm_jax.run import Run
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf)", re.IGNORECASE)
+_RUN_OPTIONS = ("window", "count", "last_step", "interval", "every", "schedule", "like", "name")
+
+
+@dataclasses.dataclass(frozen=True)
+class Merge:
+    """One merge of a request.
+
+    Attributes:
+      weights: over all paths of the request: one vector, or a mapping from each leaf's path to one.
+      output: where it is written; nothing is there yet.
+      record: what is stored beside the arrays.
+    """
+
+    weights: Weights
+    output: Path
+    record: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Merges of the same checkpoints.
+
+    Attributes:
+      paths: the checkpoints, oldest first.
+      merges: name -> merge; at least one.
+
+    Raises:
+      UsageError: an output that exists.
+    """
+
+    paths: tuple[str | Path, ...]
+    merges: dict[str, Merge]
+
+    def __post_init__(self) -> None:
+        for merge in self.merges.values():
+            storage.check_free(merge.output)
+
+
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Executes ``wsm merge``; returns the records stored beside the arrays, one for each merge."""
+    request = make_request(options)
+    weights = {name: merge.weights for name, merge in request.merges.items()}
+    records = offline.write_many(
+        request.paths,
+        weights,
+        {name: merge.output for name, merge in request.merges.items()},
+        metadata={name: merge.record for name, merge in request.merges.items()},
+        form=options.format,
+        verify=options.verify,
+        progress=not options.json,
+        **_reading(options),
+    )
+    return list(records.values())
+
+
+def explain(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What ``wsm merge`` would do with each leaf: ``{"leaf", "shape", "dtype", "policy", "result", "weights"}``.
+
+    ``weights`` numbers the different vectors of weights that the leaves take; None for a leaf that is not averaged.
+    """
+    request = make_request(options)
+    weights = {name: merge.weights for name, merge in request.merges.items()}
+    with offline.prepare(request.paths, weights, **_reading(options)) as job:
+        numbers: dict[bytes, int] = {}
+        rows = []
+        for path, policy in job.policies.items():
+            leaf, result = job.leaves[path], job.results.get(path)
+            vectors = [vector[path].tobytes() for vector in job.vectors if path in vector]
+            number = numbers.setdefault(b"".join(vectors), len(numbers)) if vectors else None
+            rows.append(
+                {
+                    "leaf": path,
+                    "shape": list(leaf.shape),
+                    "dtype": leaf.dtype.name,
+                    "policy": policy,
+                    "result": result.dtype.name if result else None,
+                    "weights": number,
+                }
+            )
+        return rows
+
+
+def make_request(options: argparse.Namespace) -> Request:
+    """The request that the options of ``wsm merge`` describe; reads no array.
+
+    Raises:
+      UsageError: options that are missing, wrong or contradict each other.
+    """
+    if bool(options.directory) == bool(options.inputs):
+        raise UsageError("wsm merge takes either checkpoint folders or --run=DIR")
+    return merge_run(options) if options.directory else merge_inputs(options)
+
+
+def _reading(options: argparse.Namespace) -> dict[str, Any]:
+    rules = [parse_rule(text) for text in options.leaves or ()]
+    return {"item": options.item, "rules": rules, "dtype": options.dtype}
+
+
+# --- explicit inputs -------------------------------------------------------------------------------------------------
 
 
 def parse_input(text: str) -> tuple[str, float | None]:
-    """``PATH[:WEIGHT]``, split at the last ``:`` only where a number follows."""
+    """``PATH[:WEIGHT]``, split at the last ``:`` only where a number follows.
+
+    Raises:
+      UsageError: a weight that is not finite.
+    """
     path, colon, weight = text.rpartition(":")
-    if colon and path and _NUMBER.fullmatch(weight):
-        return path, float(weight)
-    return text, None
+    if not (colon and path and _NUMBER.fullmatch(weight)):
+        return text, None
+    if not math.isfinite(float(weight)):
+        raise UsageError(f"the weight of {path} is {weight}; it must be a finite number")
+    return path, float(weight)
 
 
 def input_weights(inputs: list[tuple[str, float | None]], curve: str | None) -> np.ndarray:
-    """One weight for each input: as given, of a curve, or uniform.
+    """One weight for each input: as given, of a rule that needs no run, or uniform.
 
     Raises:
-      UsageError: weights and a curve together, weights for some inputs only.
+      UsageError: weights and a curve together, weights for some inputs only, a rule that needs a run.
     """
     given = [weight for _, weight in inputs if weight is not None]
     if given and curve:
@@ -36,59 +148,117 @@ def input_weights(inputs: list[tuple[str, float | None]], curve: str | None) -> 
         raise UsageError(f"{bare} has no weight but other inputs do; give all of them one or none")
     if given:
         return np.asarray(given)
-    return coefficients.merge_weights(curve or "linear", len(inputs))
+    return weighting.count_weights(weighting.parse(curve or "mean"), len(inputs))
 
 
-def merge_inputs(options: argparse.Namespace) -> dict[str, Any]:
-    """``wsm merge IN[:WEIGHT] ... --output=OUT``; returns the record that is stored beside the arrays."""
+def doubts(inputs: Iterable[tuple[str, float | None]]) -> list[str]:
+    """What is unusual about the given weights, yet allowed: negative ones, a sum that is not 1 (within 1e-6)."""
+    given = [(path, weight) for path, weight in inputs if weight is not None]
+    found = [f"the weight of {path} is negative, {weight:g}" for path, weight in given if weight < 0]
+    total = math.fsum(weight for _, weight in given)
+    if given and abs(total - 1.0) > 1e-6:
+        found.append(f"the weights sum to {total:.9g}, not to 1")
+    return found
+
+
+def merge_inputs(options: argparse.Namespace) -> Request:
+    """The request of ``wsm merge IN[:WEIGHT] ... --output=OUT``; warns on stderr of unusual weights.
+
+    Raises:
+      UsageError: options that go with a run, inputs that are no checkpoints, weights that do not fit.
+    """
     if not options.output:
         raise UsageError("wsm merge IN ... needs --output=OUT")
-    for flag in ("count", "last_step", "interval", "name"):
+    for flag in _RUN_OPTIONS:
         if getattr(options, flag) is not None:
             raise UsageError(f"--{flag} goes with --run, not with explicit inputs")
     if options.weight_decay_aware:
         raise UsageError("--weight_decay_aware goes with --run, which knows rate, decay and mask")
     inputs = [parse_input(text) for text in options.inputs]
-    paths = [path for path, _ in inputs]
-    storage.check(paths)
     weights = input_weights(inputs, options.curve)
-    record = provenance.record(paths, weights, curve=options.curve, output=str(options.output))
-    _write(options, paths, weights, record)
-    return record
+    paths = tuple(path for path, _ in inputs)
+    record = provenance.record(weights, curve=options.curve, output=str(options.output))
+    output = Path(options.output)
+    request = Request(paths, {output.name: Merge(weights, output, record)})
+    for doubt in doubts(inputs):
+        print(f"wsm: warning: {doubt}", file=sys.stderr)
+    return request
 
 
-def merge_run(options: argparse.Namespace) -> dict[str, Any]:
-    """``wsm merge --run=RUN --curve=C --count=N``; returns the record that is stored beside the arrays."""
-    if not options.curve or options.count is None:
-        raise UsageError("wsm merge --run=DIR needs --curve=C and --count=N")
-    run = Run(options.directory)
-    coefficients.merge_weights(options.curve, options.count)  # complains about the curve before looking for files
-    window = selection.select(run, options.count, last_step=options.last_step, interval=options.interval)
-    weights = selection.curve_weights(run, window, options.curve, weight_decay_aware=options.weight_decay_aware)
-    name = options.name or selection.default_name(options.curve, window)
-    options.output = options.output or str(run.merged(name))
+# --- windows of a run ------------------------------------------------------------------------------------------------
+
+
+def merge_run(options: argparse.Namespace) -> Request:
+    """The request of ``wsm merge --run=RUN``: one window, or with ``--every`` one at every so many steps of the run.
+
+    Raises:
+      UsageError: options that are missing or contradict each other, checkpoints that are not there.
+    """
+    rule = _rule(options)  # complains about the curve before looking for files
+    merging = Run(options.directory)
+    count, interval = selection.window_shape(
+        merging, window=options.window, count=options.count, interval=options.interval
+    )
+    if options.every is None:
+        windows = [selection.select(merging, count, last_step=options.last_step, interval=interval)]
+    elif options.name:
+        raise UsageError("--name goes with one merge; those of --every take their default names")
+    else:
+        needs_rate = rule.schedule or options.weight_decay_aware
+        warmup = merging.config.duration_steps("schedule.warmup", merging.config.schedule.warmup)
+        windows = selection.series(
+            merging,
+            count,
+            options.every,
+            first_step=warmup if needs_rate else 0,
+            last_step=options.last_step,
+            interval=interval,
+        )
+    steps, paths = selection.union(windows)
+    merges = {}
+    for window in windows:
+        name = options.name or selection.default_name(rule.name, window)
+        merges[name] = _window_merge(options, merging, rule, window, steps, name)
+    return Request(paths, merges)
+
+
+def _rule(options: argparse.Namespace) -> Rule:
+    if options.schedule:
+        return weighting.from_file(options.schedule)
+    if options.like:
+        return weighting.like(options.like)
+    if options.curve:
+        return weighting.parse(options.curve)
+    raise UsageError("wsm merge --run=DIR needs --curve=C, --schedule=FILE.py:NAME or --like=RUN")
+
+
+def _window_merge(
+    options: argparse.Namespace, merging: Run, rule: Rule, window: Window, steps: tuple[int, ...], name: str
+) -> Merge:
+    """The merge of ``window``, its weights laid out over ``steps``, zero where it has no checkpoint."""
+    weights = weighting.window_weights(rule, merging, window, weight_decay_aware=options.weight_decay_aware)
+    output = merging.merged(name)
+    if options.output:
+        output = Path(options.output) if options.every is None else Path(options.output) / name
     record = provenance.record(
-        window.paths,
         weights,
         name=name,
-        curve=options.curve,
+        curve=rule.name,
+        schedule=rule.source,
         count=window.count,
         interval=window.interval,
         steps=list(window.steps),
         weight_decay_aware=options.weight_decay_aware,
-        config_hash=run.facts["config_hash"],
-        data_hash=run.facts["data_hash"],
-        output=str(options.output),
+        config_hash=merging.facts["config_hash"],
+        data_hash=merging.facts["data_hash"],
+        output=str(output),
     )
-    _write(options, window.paths, weights, record)
-    return record
+    return Merge(_spread(weights, np.searchsorted(steps, window.steps), len(steps)), output, record)
 
 
-def _write(options: argparse.Namespace, paths: Any, weights: Any, record: dict[str, Any]) -> None:
-    offline.merge_checkpoints(
-        paths,
-        weights,
-        item=options.item,
-        output=options.output,
-        metadata=record,
-    )
+def _spread(weights: Weights, places: np.ndarray, length: int) -> Weights:
+    if isinstance(weights, dict):
+        return {path: _spread(vector, places, length) for path, vector in weights.items()}
+    spread = np.zeros(length)
+    spread[places] = weights
+    return spread

@@ -180,16 +180,20 @@ def execute(
             if group.weights is None:
                 copied = buffer("copy", group.dtype, group.elements)
                 read(group, group.inputs[0], copied)
-                merged = [copied] * len(names)
+                merged = [copied] * len(group.merges)
             else:
                 merged = merge(group)
-        for number in range(len(names)):
+        for number, row in zip(group.merges, merged, strict=True):
             for segment in group.segments:
-                write(number, segment.path, segment.start, merged[number][segment.place])
+                write(number, segment.path, segment.start, row[segment.place])
         bar.update(group.bytes_read)
 
     with tqdm(
-        total=sum(g.bytes_read for g in groups), unit="B", unit_scale=True, desc="merging", disable=not progress
+        total=sum(g.bytes_read for g in groups),
+        unit="B",
+        unit_scale=True,
+        desc="merging",
+        disable=None if progress else True,
     ) as bar:
         with ThreadPoolExecutor(workers_for(groups, memory)) as pool:
             try:

@@ -166,6 +166,17 @@ def weight_vectors(weights: Weights, paths: Sequence[str], count: int) -> dict[s
     return checked
 
 
+def window_ends(vectors: Mapping[str, np.ndarray], count: int) -> tuple[int, int]:
+    """The first and last of ``count`` checkpoints that have a weight, where ``first`` and ``last`` leaves come from.
+
+    Args:
+      vectors: path -> weights; where there is none, or all are zero, every checkpoint counts.
+      count: number of checkpoints.
+    """
+    used = [i for i in range(count) if any(vector[i] for vector in vectors.values())] or range(count)
+    return used[0], used[-1]
+
+
 def _few(paths: Mapping[str, Any]) -> str:
     names = list(paths)
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

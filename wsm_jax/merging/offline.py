@@ -154,7 +154,8 @@ def merge_checkpoints(
         ``memory`` (bytes).
 
     Returns:
-      the record: ``metadata``, and inputs with their fingerprints.
+      the record: ``metadata``, ``inputs`` from the first to the last that has a weight, each with a fingerprint of what
+      was read of it, and ``leaf_policies`` other than ``average``.
 
     Raises:
       UsageError: before any array is read: a missing or incomplete checkpoint, leaves that differ, an ``output`` that
@@ -208,9 +209,10 @@ def write_many(
         if jax.process_count() == 1:
             inputs = [{**entry, "xxh3": digest} for entry, digest in zip(inputs, found, strict=True)]
         special = {path: policy for path, policy in job.policies.items() if policy != AVERAGE}
-        for name, sink, folder in zip(job.names, sinks, folders, strict=True):
+        for name, vectors, sink, folder in zip(job.names, job.vectors, sinks, folders, strict=True):
             own = dict((metadata or {}).get(name, {}))
-            records[name] = {**own, "inputs": inputs, "leaf_policies": special}
+            first, last = leaves_lib.window_ends(vectors, len(inputs))
+            records[name] = {**own, "inputs": inputs[first : last + 1], "leaf_policies": special}
             with storage.all_succeed():
                 if jax.process_index() == 0:
                     sink.finish(records[name])

@@ -45,7 +45,8 @@ class Group:
       elements: length of the buffers, at least what the segments fill.
       dtype: of the inputs.
       inputs: indices of the inputs that count, ascending; for a copy just the one.
-      weights: float32 [merges, len(inputs)]; None for a copy.
+      merges: numbers of the merges it is for.
+      weights: float32 [len(merges), len(inputs)]; None for a copy.
       batch: inputs that are in memory at the same time.
     """
 
@@ -53,6 +54,7 @@ class Group:
     elements: int
     dtype: np.dtype
     inputs: tuple[int, ...]
+    merges: tuple[int, ...]
     weights: np.ndarray | None
     batch: int
 
@@ -69,8 +71,8 @@ class Group:
     @property
     def bytes_held(self) -> int:
         """Bytes of its stack and of its totals before and after a step."""
-        merges = 0 if self.weights is None else len(self.weights)
-        return self.elements * (self.batch * self.dtype.itemsize + 2 * 4 * merges)
+        totals = 0 if self.weights is None else len(self.weights)
+        return self.elements * (self.batch * self.dtype.itemsize + 2 * 4 * totals)
 
 
 def piece_elements(quantum: int) -> int:
@@ -98,31 +100,37 @@ def make_plan(
       ranges: path -> first and last element that are wanted; default: all. Whole pieces are planned.
     """
     classes: dict[tuple, list[str]] = {}
-    tables: dict[tuple, tuple[tuple[int, ...], np.ndarray | None]] = {}
+    tables: dict[tuple, np.ndarray] = {}
+    every = tuple(range(len(weights)))
+    ends = [leaves_lib.window_ends(vectors, count) for vectors in weights]
     for path, policy in policies.items():
         if policy == leaves_lib.SKIP or not leaves[path].size:
             continue
+        dtype = leaves[path].dtype.name
         if policy == leaves_lib.AVERAGE:
             table = np.stack([vectors[path] for vectors in weights])
             # An input that no merge wants is not read. Not even all-zero weights leave the sum without a term.
             used = tuple(np.flatnonzero((table != 0).any(axis=0)).tolist()) or (count - 1,)
             rows = np.ascontiguousarray(table[:, used], np.float32)
-        else:
-            used, rows = ((0,) if policy == leaves_lib.FIRST else (count - 1,)), None
-        key = (leaves[path].dtype.name, used, None if rows is None else rows.tobytes())
-        classes.setdefault(key, []).append(path)
-        tables[key] = used, rows
+            key = (dtype, used, every, rows.tobytes())
+            tables[key] = rows
+            classes.setdefault(key, []).append(path)
+            continue
+        wanted = [first if policy == leaves_lib.FIRST else last for first, last in ends]
+        for source in sorted(set(wanted)):
+            merges = tuple(number for number in every if wanted[number] == source)
+            classes.setdefault((dtype, (source,), merges, None), []).append(path)
     groups = []
     for key, paths in classes.items():
-        used, rows = tables[key]
-        merges = 0 if rows is None else len(rows)
+        (_, used, merges, _), rows = key, tables.get(key)
+        totals = 0 if rows is None else len(rows)
         dtype = leaves[paths[0]].dtype
-        room = min(TOTALS, memory // 4) // (4 * max(merges, 1)) // PIECE * PIECE
+        room = min(TOTALS, memory // 4) // (4 * max(totals, 1)) // PIECE * PIECE
         elements = min(max(PIECE, min(GROUP, room)), _padded(sum(leaves[path].size for path in paths)))
         for segments in _pack(paths, leaves, ranges or {}, elements):
             length = max(elements, _padded(segments[-1].place.stop))  # one stored chunk may exceed the group
-            batch = max(1, min(len(used), (memory - 8 * merges * length) // (length * dtype.itemsize)))
-            groups.append(Group(tuple(segments), length, dtype, used, rows, batch))
+            batch = max(1, min(len(used), (memory - 8 * totals * length) // (length * dtype.itemsize)))
+            groups.append(Group(tuple(segments), length, dtype, used, merges, rows, batch))
     return groups
 
 

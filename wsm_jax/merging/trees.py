@@ -33,7 +33,8 @@ def merge(trees: Sequence[Any], weights: Weights, *, rules: Rules = (), dtype: A
       weights: one weight for each tree (e.g. of :func:`wsm_jax.merge_weights`), or a mapping from each leaf's path
         ("blocks/mlp/up/kernel") to such a vector.
       rules: (regular expression on the path, policy) pairs, see :func:`wsm_jax.merging.leaves.leaf_policies`; by
-        default floating leaves are averaged and the others come from the last tree. A skipped leaf becomes None.
+        default floating leaves are averaged and the others come from the last tree that has a weight. A skipped leaf
+        becomes None.
       dtype: of the averaged leaves of the result; default: as in ``trees``.
 
     Returns:
@@ -49,13 +50,14 @@ def merge(trees: Sequence[Any], weights: Weights, *, rules: Rules = (), dtype: A
     policies = leaves_lib.leaf_policies(named[0], rules)
     averaged = [path for path, policy in policies.items() if policy == AVERAGE]
     vectors = leaves_lib.weight_vectors(weights, averaged, len(trees))
+    first, last = leaves_lib.window_ends(vectors, len(trees))
     total: Any = {}
     for index, leaves in enumerate(named):
-        if any(vector[index] for vector in vectors.values()) or (not total and index == len(named) - 1):
+        if any(vector[index] for vector in vectors.values()) or (not total and index == last):
             terms = {path: leaves[path] for path in averaged}
             coefficients = {path: np.float32(vector[index]) for path, vector in vectors.items()}
             total = _scale(terms, coefficients) if not total else _add_jit(total, terms, coefficients)
-    sources = {LAST: named[-1], FIRST: named[0], SKIP: dict.fromkeys(policies)}
+    sources = {LAST: named[last], FIRST: named[first], SKIP: dict.fromkeys(policies)}
     merged = [
         total[path].astype(dtype or named[0][path].dtype) if policy == AVERAGE else sources[policy][path]
         for path, policy in policies.items()

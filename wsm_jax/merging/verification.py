@@ -8,7 +8,7 @@ import numpy as np
 
 from wsm_jax.errors import UsageError
 from wsm_jax.merging import storage
-from wsm_jax.merging.leaves import AVERAGE, FIRST
+from wsm_jax.merging.leaves import AVERAGE, FIRST, window_ends
 
 if TYPE_CHECKING:
     from wsm_jax.merging.offline import Job
@@ -61,7 +61,8 @@ def check(job: "Job", name: str, written: Path, form: str | None = None) -> int:
 
 def _expected(job: "Job", path: str, vectors: dict, block: tuple[int, int], dtype: np.dtype):
     if job.policies[path] != AVERAGE:
-        source = job.sources[0 if job.policies[path] == FIRST else -1]
+        first, last = window_ends(vectors, len(job.sources))
+        source = job.sources[first if job.policies[path] == FIRST else last]
         return source.rows(path, *block).astype(np.float64), 0.0
     inputs = [source.rows(path, *block).astype(np.float64) for source in job.sources]
     terms = [c * x for c, x in zip(vectors[path], inputs, strict=True)]

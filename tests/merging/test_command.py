@@ -1,0 +1,240 @@
+"""The options of `wsm merge`: what they ask for, all of it before an array is read, and what comes of it."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.merging.trees import merged
+from tests.runs import MERGE, STEPS, assert_same_bits
+from wsm_jax import UsageError, checkpoints, cli, merge_weights
+from wsm_jax.coefficients import wma_weights
+from wsm_jax.merging import command
+from wsm_jax.merging.command import doubts, input_weights, parse_input
+from wsm_jax.merging.selection import select
+from wsm_jax.merging.weighting import parse, window_weights
+
+pytest_plugins = ["tests.runs"]
+pytestmark = pytest.mark.xdist_group("train")
+
+
+def asked(*arguments):
+    """The parsed options of ``wsm merge``."""
+    return cli._parser().parse_args(["merge", *map(str, arguments)])
+
+
+# --- explicit inputs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "weight"),
+    [
+        ("run/100", "run/100", None),
+        ("run/100:0.5", "run/100", 0.5),
+        ("run/100:-1e-2", "run/100", -0.01),
+        ("gs://bucket/run", "gs://bucket/run", None),
+        ("gs://bucket/run:2", "gs://bucket/run", 2.0),
+        ("C:folder", "C:folder", None),
+        ("run:infant", "run:infant", None),
+    ],
+)
+def test_an_input_is_split_only_where_a_number_follows(text, path, weight):
+    assert parse_input(text) == (path, weight)
+
+
+@pytest.mark.parametrize("weight", ["nan", "-NaN", "inf", "+inf", "1e400"])
+def test_a_weight_that_is_not_finite_is_refused(weight):
+    with pytest.raises(UsageError, match=r"the weight of a is .*; it must be a finite number"):
+        parse_input(f"a:{weight}")
+
+
+def test_weights_of_explicit_inputs():
+    np.testing.assert_allclose(input_weights([("a", None), ("b", None)], None), [0.5, 0.5])
+    np.testing.assert_allclose(input_weights([("a", 0.2), ("b", 0.8)], None), [0.2, 0.8])
+    np.testing.assert_allclose(input_weights([("a", None)] * 3, "cosine"), merge_weights("cosine", 3))
+    np.testing.assert_array_equal(input_weights([("a", None)] * 3, "wma"), wma_weights(3))
+    with pytest.raises(UsageError, match="not both"):
+        input_weights([("a", 0.2), ("b", 0.8)], "cosine")
+    with pytest.raises(UsageError, match="b has no weight"):
+        input_weights([("a", 0.2), ("b", None)], None)
+
+
+def test_unusual_weights_are_named():
+    assert doubts([("a", 0.25), ("b", 0.75)]) == []
+    assert doubts([("a", None), ("b", None)]) == []
+    assert doubts([("a", 1.5), ("b", -0.5)]) == ["the weight of b is negative, -0.5"]
+    assert doubts([("a", 0.3), ("b", 0.3)]) == ["the weights sum to 0.6, not to 1"]
+    assert doubts([("a", 0.1)] * 10) == []  # their float sum is not 1
+    assert len(doubts([("a", -1.0), ("b", -2.0)])) == 3
+
+
+def test_unusual_weights_warn_and_merge_all_the_same(reference, tmp_path, capsys):
+    a, b = (reference.merge_stream / step for step in ("45", "48"))
+    assert cli.main(["merge", f"{a}:-0.5", f"{b}:2", f"--output={tmp_path / 'out'}"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [
+        f"wsm: warning: the weight of {a} is negative, -0.5",
+        "wsm: warning: the weights sum to 1.5, not to 1",
+    ]
+    assert printed.out == f"merged 2 checkpoints into {tmp_path / 'out'}\n"
+    assert_same_bits(checkpoints.load_tree(tmp_path / "out"), merged([a, b], [-0.5, 2.0]))
+    assert cli.main(["merge", f"{a}:0.5", f"{b}:0.5", f"--output={tmp_path / 'usual'}"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_explicit_inputs_make_a_request(reference, tmp_path):
+    paths = [str(reference.merge_stream / step) for step in ("3", "6", "9")]
+    request = command.merge_inputs(asked(*paths, "--curve=wma", f"--output={tmp_path / 'out'}"))
+    assert request.paths == tuple(paths)
+    (merge,) = request.merges.values()
+    np.testing.assert_array_equal(merge.weights, wma_weights(3))
+    assert merge.output == tmp_path / "out"
+    assert merge.record["curve"] == "wma"
+    assert merge.record["weights"] == wma_weights(3).tolist()
+    assert not merge.output.exists()
+
+
+# --- one window of a run ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "steps"),
+    [
+        (["--curve=wma", "--window=0.25run"], "wma-4x3-at-48", [39, 42, 45, 48]),
+        (["--curve=ema:0.9", "--window=24steps", "--count=2", "--last_step=36"], "ema0.9-2x12-at-36", [24, 36]),
+        (["--curve=best:2", "--count=8", "--interval=6"], "best2-8x6-at-48", list(range(6, 49, 6))),
+        (["--curve=lawa", "--count=2", "--name=mine"], "mine", [45, 48]),
+    ],
+)
+def test_a_window_makes_a_request(reference, arguments, name, steps):
+    options = asked(f"--run={reference.path}", *arguments)
+    request = command.merge_run(options)
+    (merge,) = request.merges.values()
+    assert list(request.merges) == [merge.record["name"]] == [name]
+    assert request.paths == tuple(reference.merge_stream / str(step) for step in steps)
+    window = select(reference, len(steps), last_step=steps[-1], interval=steps[1] - steps[0])
+    expected = window_weights(parse(options.curve), reference, window)
+    np.testing.assert_array_equal(merge.weights, expected)
+    assert merge.output == reference.merged(name)
+    assert merge.record["steps"] == steps
+    assert merge.record["curve"] == options.curve
+    assert merge.record["weights"] == expected.tolist()
+    assert merge.record["config_hash"] == reference.facts["config_hash"]
+    json.dumps(merge.record)
+    assert not merge.output.exists()
+
+
+def test_the_best_checkpoints_are_merged_and_counted(reference, tmp_path, capsys):
+    output = tmp_path / "best"
+    assert cli.main(["merge", f"--run={reference.path}", "--curve=best:2", "--count=16", f"--output={output}"]) == 0
+    assert capsys.readouterr().out == f"merged 2 checkpoints into {output}\n"
+    two = merged([reference.merge_stream / step for step in ("36", "48")], [0.5, 0.5])
+    assert_same_bits(checkpoints.load_tree(output), two)
+
+
+def test_a_merge_like_another_run_records_which(reference, tmp_path, capsys):
+    rates = tmp_path / "rates.py"
+    rates.write_text("def half(step):\n    return 1e-3 if step < 42 else 5e-4\n")
+    for arguments, curve, source in (
+        ([f"--schedule={rates}:half"], "schedule-half", f"{rates}:half"),
+        ([f"--like={reference.path}"], "like-reference", str(reference.path)),
+    ):
+        options = ["merge", f"--run={reference.path}", "--count=4", f"--output={tmp_path / curve}", "--json"]
+        assert cli.main([*options, *arguments]) == 0
+        record = json.loads(capsys.readouterr().out)
+        assert (record["curve"], record["schedule"], record["name"]) == (curve, source, f"{curve}-4x3-at-48")
+        expected = [0.0, 0.5, 0.0, 0.5] if curve == "schedule-half" else [0.0, 0.0, 0.0, 1.0]
+        np.testing.assert_allclose(record["weights"], expected, atol=1e-6)
+        assert checkpoints.user_metadata(tmp_path / curve)["schedule"] == source
+
+
+# --- one merge at every so many steps --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "ends"),
+    [
+        (["--curve=cosine"], [12, 24, 36, 48]),
+        (["--curve=cosine", "--last_step=40"], [12, 24, 36]),
+        # These need a constant rate: the first window, from step 3, begins in the warm-up of 5 steps.
+        (["--curve=cosine", "--weight_decay_aware"], [24, 36, 48]),
+        (["--schedule={rates}:half"], [24, 36, 48]),
+    ],
+)
+def test_every_is_one_merge_after_the_other(reference, tmp_path, capsys, more, ends):
+    (tmp_path / "rates.py").write_text("def half(step):\n    return 1e-3 if step < 30 else 5e-4\n")
+    window = [f"--run={reference.path}", "--window=12steps", "--json"]
+    rule = [argument.format(rates=tmp_path / "rates.py") for argument in more]
+    assert cli.main(["merge", *window, *rule, "--every=12", f"--output={tmp_path / 'series'}"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [record["steps"][-1] for record in records] == ends
+    assert sorted(path.name for path in (tmp_path / "series").iterdir()) == sorted(r["name"] for r in records)
+    for record, end in zip(records, ends, strict=True):
+        one = tmp_path / f"one-{end}"
+        single = [argument for argument in rule if "last_step" not in argument]
+        assert cli.main(["merge", *window, *single, f"--last_step={end}", f"--output={one}"]) == 0
+        expected = json.loads(capsys.readouterr().out)
+        for field in ("name", "curve", "schedule", "count", "interval", "steps", "weights", "config_hash"):
+            assert record[field] == expected[field], field
+        assert [entry["path"] for entry in record["inputs"]] == [entry["path"] for entry in expected["inputs"]]
+        assert Path(record["output"]) == tmp_path / "series" / record["name"]
+        # One merge is an ordered sum, many are a matrix product: equal within their common error bound.
+        for a, b in zip(*(jax.tree.leaves(checkpoints.load_tree(p)) for p in (record["output"], one)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=8 * 2.0**-24 * float(abs(b).max()))
+        assert checkpoints.user_metadata(record["output"]) == record
+
+
+def test_a_series_is_one_union_of_checkpoints_with_zeros_elsewhere(reference):
+    arguments = [f"--run={reference.path}", "--curve=minus_sqrt", "--count=3", "--every=6"]
+    request = command.merge_run(asked(*arguments))
+    steps = [int(Path(path).name) for path in request.paths]
+    assert steps == list(range(6, STEPS + 1, MERGE))
+    assert list(request.merges) == [f"minus_sqrt-3x3-at-{end}" for end in range(12, STEPS + 1, 6)]
+    weights = merge_weights("minus_sqrt", 3)
+    for end, merge in zip(range(12, STEPS + 1, 6), request.merges.values(), strict=True):
+        assert {s: c for s, c in zip(steps, merge.weights, strict=True) if c} == dict(
+            zip((end - 6, end - 3, end), weights, strict=True)
+        )
+    aware = command.merge_run(asked(*arguments, "--weight_decay_aware"))
+    for merge in aware.merges.values():
+        assert all(vector.shape == (len(aware.paths),) for vector in merge.weights.values())
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_an_output_that_exists_is_refused_before_anything_is_written(reference, tmp_path, capsys):
+    folder = tmp_path / "series"
+    (folder / "linear-4x3-at-36").mkdir(parents=True)
+    options = [f"--run={reference.path}", "--curve=linear", "--count=4"]
+    assert cli.main(["merge", *options, "--every=12", f"--output={folder}"]) == 2
+    assert capsys.readouterr().err == f"wsm: {folder}/linear-4x3-at-36 exists; choose another name or remove it\n"
+    assert [path.name for path in folder.iterdir()] == ["linear-4x3-at-36"]
+    for more in ([*options, "--last_step=36"], [str(reference.merge_stream / "48")]):
+        assert cli.main(["merge", *more, f"--output={folder / 'linear-4x3-at-36'}"]) == 2
+        assert "linear-4x3-at-36 exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--curve=linear"], "--count=N or --window=W"),
+        (["--count=3"], "needs --curve=C, --schedule=FILE.py:NAME or --like=RUN"),
+        (["--curve=linear", "--window=13steps"], "no multiple of the interval of 3 steps; 12steps is"),
+        (["--curve=linear", "--count=4", "--every=7"], "every=7 is no multiple"),
+        (["--curve=linear", "--count=4", "--every=6", "--name=x"], "--name goes with one merge"),
+        (["--curve=best:5", "--count=16"], "best:5 needs 5 checkpoints with a validation loss, but 4 of"),
+        (["--curve=best:2", "--count=16", "--weight_decay_aware"], "has no weight-decay-aware form"),
+        (["--like=/nowhere", "--count=4"], "/nowhere is not a run directory"),
+        (["--curve=linear", "--count=4", "--every=x"], "--every"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(reference, arguments, words, capsys):
+    assert cli.main(["merge", f"--run={reference.path}", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.startswith("wsm: ")
+    assert message.count("\n") == 1
+    assert not (reference.path / "merged").exists()

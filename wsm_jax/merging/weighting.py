@@ -1,0 +1,243 @@
+"""How the checkpoints of a window are weighed: the rules, their names, and the weights they give.
+
+A rule is a decay curve to emulate, an average over checkpoints, or a whole learning-rate schedule to emulate:
+
+    linear cosine minus_sqrt square exponential inverse_sqrt ema    curves of DECAYS
+    mean, lawa   uniform; LAWA's is that of the latest checkpoints (arXiv 2306.03241)
+    wma          proportional to the index, the oldest counting 1
+    ema:DECAY    recursive average over checkpoints; the curve ``ema`` is another rule
+    best:N       uniform over the N checkpoints of lowest validation loss, zero for the others (Ling 2.0)
+"""
+
+import dataclasses
+import functools
+import re
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsm_jax import coefficients, schedules
+from wsm_jax.coefficients import Vector
+from wsm_jax.decay import DECAYS
+from wsm_jax.errors import UsageError
+from wsm_jax.merging.leaves import Weights
+from wsm_jax.merging.selection import Window
+from wsm_jax.run import Run
+from wsm_jax.schedules import Schedule
+
+_BY_NAME: dict[str, Callable[[int], Vector]] = {
+    **{curve: functools.partial(coefficients.merge_weights, curve) for curve in DECAYS},
+    "mean": functools.partial(coefficients.merge_weights, "linear"),
+    "lawa": functools.partial(coefficients.merge_weights, "linear"),
+    "wma": coefficients.wma_weights,
+}
+NAMES = (*_BY_NAME, "ema:DECAY", "best:N")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A way to weigh the checkpoints of a window; exactly one of ``by_count``, ``best`` and ``schedule`` is set.
+
+    Attributes:
+      name: what it is called in records and file names.
+      by_count: number of checkpoints -> weights, for rules that need to know nothing else.
+      best: how many checkpoints of lowest validation loss to average.
+      schedule: the schedule to emulate, steps -> learning rates.
+      source: where the schedule comes from.
+    """
+
+    name: str
+    by_count: Callable[[int], Vector] | None = None
+    best: int | None = None
+    schedule: Schedule | None = None
+    source: str | None = None
+
+
+def parse(text: str) -> Rule:
+    """The rule called ``text``, one of NAMES.
+
+    Raises:
+      UsageError: no such rule, or a number that is missing or out of range.
+    """
+    if text in _BY_NAME:
+        return Rule(text, by_count=_BY_NAME[text])
+    if match := re.fullmatch(r"best:(\d+)", text):
+        if int(match[1]) < 1:
+            raise UsageError(f"curve {text!r}: the number of best checkpoints must be at least 1")
+        return Rule(text, best=int(match[1]))
+    if match := re.fullmatch(r"ema:(\d*\.?\d+(?:[eE][+-]?\d+)?)", text):
+        rule = Rule(text, by_count=functools.partial(coefficients.ema_weights, decay=float(match[1])))
+        count_weights(rule, 1)  # complains about the decay
+        return rule
+    raise UsageError(f"unknown curve {text!r}; known: {', '.join(NAMES)}")
+
+
+def like(directory: str | Path) -> Rule:
+    """The rule that emulates the schedule of another run, as its configuration describes it, at the same steps.
+
+    Raises:
+      UsageError: no run there.
+    """
+    other = Run(directory)
+    schedule = schedules.from_config(other.config, other.facts.get("branch_step"))
+    return Rule(f"like-{other.path.resolve().name}", schedule=schedule, source=str(directory))
+
+
+def from_file(text: str) -> Rule:
+    """The rule that emulates the schedule NAME of ``FILE.py:NAME``: a function step -> learning rate, e.g. of optax.
+
+    The file is run. The function may take an array of steps, or only one step at a time.
+
+    Raises:
+      UsageError: another form, no such file or name, a file that fails.
+    """
+    path, _, name = text.rpartition(":")
+    if not path or not name.isidentifier():
+        raise UsageError(f"schedule={text!r} is not of the form FILE.py:NAME")
+    if not Path(path).is_file():
+        raise UsageError(f"schedule={text!r}: no file {path}")
+    try:
+        function = runpy.run_path(path).get(name)
+    except Exception as error:
+        raise UsageError(f"schedule={text!r}: {path} fails ({_one_line(error)})") from error
+    if not callable(function):
+        raise UsageError(f"schedule={text!r}: {path} defines no function {name}")
+    return Rule(f"schedule-{name}", schedule=functools.partial(_rates, function, text), source=text)
+
+
+def _rates(function: Callable[[Any], Any], text: str, steps: np.ndarray) -> np.ndarray:
+    """What ``function`` gives at ``steps``, float64 of their shape."""
+    try:
+        try:
+            return np.broadcast_to(np.asarray(function(steps), np.float64), steps.shape)
+        except (TypeError, ValueError):  # e.g. an `if` about the step
+            return np.asarray([float(function(int(step))) for step in steps])
+    except Exception as error:
+        raise UsageError(f"schedule={text!r} is no function step -> learning rate ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def count_weights(
+    rule: Rule,
+    count: int,
+    *,
+    learning_rate: float | None = None,
+    weight_decay: float = 0.0,
+    steps_per_interval: int | None = None,
+) -> Vector:
+    """Weights of ``count`` checkpoints about which nothing else is known; with ``weight_decay`` the aware form.
+
+    Args:
+      rule: any but ``best`` and the schedules.
+      count: number of checkpoints, at least 1.
+      learning_rate, weight_decay, steps_per_interval: as for :func:`wsm_jax.merge_weights`.
+
+    Returns:
+      float64 [count], oldest first, non-negative, summing to 1.
+
+    Raises:
+      UsageError: a rule that needs a run, a value out of range.
+    """
+    if rule.by_count is None:
+        raise UsageError(f"{rule.name} needs a run, for its steps, rate and losses: wsm merge --run=DIR")
+    plain = rule.by_count(count)
+    if not weight_decay:
+        return plain
+    if learning_rate is None or steps_per_interval is None:
+        raise UsageError("weight_decay needs learning_rate and steps_per_interval beside it")
+    return _aware(plain, learning_rate, weight_decay, steps_per_interval)
+
+
+def window_weights(rule: Rule, run: Run, window: Window, *, weight_decay_aware: bool = False) -> Weights:
+    """Weights of ``window``: float64 [count], or with ``weight_decay_aware`` a mapping from each leaf's path to them.
+
+    A schedule is taken relative to the rate of the run, which must be constant over the window. The aware form (ours,
+    not the papers') takes any weights as a decay, by their update weights, and goes to the leaves that the run's
+    optimizer shrinks; the others take the plain weights.
+
+    Raises:
+      UsageError: a rate that is not constant where it must be; a schedule that rises or exceeds it; ``best`` with
+        ``weight_decay_aware``, or with too few validated checkpoints.
+    """
+    if rule.best and weight_decay_aware:
+        raise UsageError(f"{rule.name} selects checkpoints and emulates no decay, so it has no weight-decay-aware form")
+    if rule.by_count:
+        plain = rule.by_count(window.count)
+    elif rule.schedule:
+        plain = _schedule_weights(rule.schedule, f"{rule.name} ({rule.source})", run, window)
+    else:
+        plain = best_weights(run, window, rule.best or 1)
+    decay = run.config.optimizer.weight_decay
+    if not weight_decay_aware or window.count == 1 or not decay:
+        return plain
+    aware = _aware(plain, constant_rate(run, window), decay, window.interval)
+    return {path: aware if decayed else plain for path, decayed in run.facts["decay_mask"].items()}
+
+
+def _schedule_weights(schedule: Schedule, name: str, run: Run, window: Window) -> Vector:
+    if window.count == 1:
+        return np.ones(1)
+    rate = constant_rate(run, window)
+    try:
+        return coefficients.schedule_weights(schedule, window.steps, rate)
+    except UsageError as error:
+        raise UsageError(
+            f"{name} over steps {window.steps[0]} to {window.steps[-1]}, relative to the run's rate {rate:.3g}: {error}"
+        ) from error
+
+
+def _aware(plain: Vector, learning_rate: float, weight_decay: float, steps_per_interval: int) -> Vector:
+    if plain.size == 1:
+        return plain
+    scales = np.minimum(coefficients.update_weights(plain), 1.0)  # the sum may round to above 1
+    return coefficients.decayed_checkpoint_weights(
+        scales, learning_rate=learning_rate, weight_decay=weight_decay, steps_per_interval=steps_per_interval
+    )
+
+
+def best_weights(run: Run, window: Window, best: int) -> Vector:
+    """1 / best for the checkpoints of lowest validation loss in ``window``, 0 for the others (Ling 2.0's rule).
+
+    The losses are those that training recorded (``validation`` in metrics.jsonl), so only checkpoints at whose step it
+    validated can be chosen. Of equal losses the newer checkpoint is taken. Ling 2.0 ranks by its own validation score
+    and takes the best 32; here the score is the loss in nats per token.
+
+    Returns:
+      float64 [count], oldest first.
+
+    Raises:
+      UsageError: fewer than ``best`` checkpoints of the window have a validation loss.
+    """
+    losses = {record["step"]: record["loss"] for record in run.metrics("validation") if record["loss"] is not None}
+    ranked = sorted((losses[step], -step) for step in window.steps if step in losses)
+    if len(ranked) < best:
+        raise UsageError(
+            f"best:{best} needs {best} checkpoints with a validation loss, but {len(ranked)} of the window's "
+            f"{window.count}, steps {window.steps[0]} to {window.steps[-1]} of {run.path}, have one; "
+            f"take a longer window, or train with evaluation.interval={window.interval}steps"
+        )
+    chosen = {-step for _, step in ranked[:best]}
+    return np.asarray([step in chosen for step in window.steps]) / best
+
+
+def constant_rate(run: Run, window: Window) -> float:
+    """The learning rate of all updates between the oldest and the newest checkpoint of ``window`` (two or more).
+
+    Raises:
+      UsageError: it is not constant there.
+    """
+    schedule = schedules.from_config(run.config, run.facts.get("branch_step"))
+    updates = np.arange(window.steps[0], window.steps[-1])  # a checkpoint at step s holds the updates 0 .. s - 1
+    rates = np.broadcast_to(np.asarray(schedule(updates), np.float64), updates.shape)
+    if np.ptp(rates) > 1e-6 * rates.max():
+        raise UsageError(
+            f"these weights need a constant rate, but between steps {window.steps[0]} and {window.steps[-1]} of "
+            f"{run.path} it goes from {rates[0]:.3g} to {rates[-1]:.3g}"
+        )
+    return float(rates[0])
