@@ -7,6 +7,7 @@ renames, so a folder named by a step is whole.
 """
 
 import json
+import logging as stdlib_logging
 import os
 import shutil
 import warnings
@@ -33,6 +34,8 @@ _UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's mark of one that is being writt
 # Orbax logs every save and restore, and warns when a sharding is read from the file; neither tells a user anything.
 logging.set_verbosity(logging.ERROR)
 warnings.filterwarnings("ignore", message="Sharding info not provided when restoring", module="orbax")
+# It looks for OCDBT and zarr2 only, and doubts every checkpoint in plain zarr3 files.
+stdlib_logging.getLogger().addFilter(lambda record: "TensorStore data files not found" not in str(record.msg))
 
 
 def _context(mergeable: bool) -> ocp.Context:

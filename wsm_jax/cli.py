@@ -249,8 +249,9 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> None:
     if inputs:
         columns = list(dict.fromkeys(name for entry in inputs for name in entry))
         _table(columns, [[str(entry.get(name, "")) for name in columns] for entry in inputs], title="merged from")
-    if record:
-        _table(["recorded with it", "value"], [[name, _listed(value)] for name, value in record.items()])
+    known = {name: value for name, value in record.items() if value not in (None, [], {})}
+    if known:
+        _table(["recorded with it", "value"], [[name, _listed(value)] for name, value in known.items()])
 
 
 def evaluate(options: argparse.Namespace, settings: list[str]) -> None:
@@ -291,6 +292,8 @@ def report(options: argparse.Namespace, settings: list[str]) -> None:
 
 def _listed(value: Any) -> str:
     """A value on one line: numbers of a list shortened, long lists by their ends."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_listed(entry)}" for name, entry in value.items())
     if isinstance(value, list):
