@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.merging.trees import merged as merge
-from wsm_jax import DECAYS, Run, UsageError, checkpoints, comparison, merge_weights, report
+from wsm_jax import DECAYS, Run, UsageError, checkpoints, comparison, merge_checkpoints, merge_weights, report
 from wsm_jax.evaluate import checkpoint_path, paired_difference, run_evaluator
 
 pytestmark = pytest.mark.xdist_group("demo")
@@ -43,7 +42,7 @@ def test_the_figures_of_a_row_come_out_again(demo_run, result):
     test = run_evaluator(run, "test")
     raw = test(checkpoints.load_tree(checkpoint_path(run)))
     steps = [str(s) for s in checkpoints.complete_steps(run.merge_stream)[-10:]]
-    merged = test(merge([run.merge_stream / s for s in steps], merge_weights("cosine", 10)))
+    merged = test(merge_checkpoints([run.merge_stream / s for s in steps], merge_weights("cosine", 10)))
     row = next(r for r in result["rows"] if r["name"] == "merge cosine")
     assert row["window"] == 10
     assert row["test"]["loss"] == pytest.approx(merged.loss, rel=1e-6)
@@ -92,7 +91,7 @@ def test_the_merged_curve_ends_at_the_merge_of_the_table(demo_run, result):
     run = Run(demo_run / "constant")
     validate = run_evaluator(run, "validation", limit_tokens=run.config.evaluation.tokens)
     steps = checkpoints.complete_steps(run.merge_stream)[-10:]
-    merged = merge([run.merge_stream / str(s) for s in steps], np.full(10, 0.1))
+    merged = merge_checkpoints([run.merge_stream / str(s) for s in steps], np.full(10, 0.1))
     step, loss = result["merged_series"][-1]
     assert step == 40
     assert loss == pytest.approx(validate(merged).loss, rel=1e-6)

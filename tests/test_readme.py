@@ -26,6 +26,7 @@ def place(demo_run, tmp_path_factory):
     """A folder as the README assumes it: configs/, runs/demo-0 (short), docs/."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "tests").symlink_to(ROOT / "tests")
     (folder / "runs").mkdir()
     shutil.copytree(demo_run, folder / "runs" / "demo-0")
     (folder / "docs").mkdir()
@@ -36,7 +37,7 @@ def place(demo_run, tmp_path_factory):
 
 def shortened(command: str) -> list[str]:
     """The command as it stands, with the steps and sizes of the short demo."""
-    for long, short in {"1600": "40", "1200": "30", "10x40": "10x1"}.items():
+    for long, short in {"1600": "40", "1200": "30", "10x40": "10x1", "--every=400": "--every=10"}.items():
         command = command.replace(long, short)
     arguments = shlex.split(command)
     if "--config=configs/tiny.py" in arguments:

@@ -168,9 +168,7 @@ def _row(
 def _merge_row(base: Run, curve: str, count: int, group: str, test: evaluate.Evaluator, raw: Evaluation) -> Row:
     window = selection.select(base, count, last_step=base.plan.steps)
     clock = time.perf_counter()
-    merged = jax.block_until_ready(
-        dict(offline.merge_many(window.paths, {curve: coefficients.merge_weights(curve, count)}))[curve]
-    )
+    merged = jax.block_until_ready(offline.merge_checkpoints(window.paths, coefficients.merge_weights(curve, count)))
     seconds = time.perf_counter() - clock
     label = "merge" if group == "merge" else "merge chosen on validation:"
     return _row(f"{label} {curve}", group, count * window.interval, test(merged), raw, base, 0, seconds)

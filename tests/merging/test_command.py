@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests.merging.trees import merged
 from tests.runs import MERGE, STEPS, assert_same_bits
-from wsm_jax import UsageError, checkpoints, cli, merge_weights
+from wsm_jax import UsageError, checkpoints, cli, merge_checkpoints, merge_weights
 from wsm_jax.coefficients import wma_weights
 from wsm_jax.merging import command
 from wsm_jax.merging.command import doubts, input_weights, parse_input
@@ -79,7 +78,7 @@ def test_unusual_weights_warn_and_merge_all_the_same(reference, tmp_path, capsys
         "wsm: warning: the weights sum to 1.5, not to 1",
     ]
     assert printed.out == f"merged 2 checkpoints into {tmp_path / 'out'}\n"
-    assert_same_bits(checkpoints.load_tree(tmp_path / "out"), merged([a, b], [-0.5, 2.0]))
+    assert_same_bits(checkpoints.load_tree(tmp_path / "out"), merge_checkpoints([a, b], [-0.5, 2.0]))
     assert cli.main(["merge", f"{a}:0.5", f"{b}:0.5", f"--output={tmp_path / 'usual'}"]) == 0
     assert capsys.readouterr().err == ""
 
@@ -130,7 +129,7 @@ def test_the_best_checkpoints_are_merged_and_counted(reference, tmp_path, capsys
     output = tmp_path / "best"
     assert cli.main(["merge", f"--run={reference.path}", "--curve=best:2", "--count=16", f"--output={output}"]) == 0
     assert capsys.readouterr().out == f"merged 2 checkpoints into {output}\n"
-    two = merged([reference.merge_stream / step for step in ("36", "48")], [0.5, 0.5])
+    two = merge_checkpoints([reference.merge_stream / step for step in ("36", "48")], [0.5, 0.5])
     assert_same_bits(checkpoints.load_tree(output), two)
 
 

@@ -17,10 +17,6 @@ from wsm_jax.merging import offline, plan
 CURVES = sorted(wsm_jax.DECAYS)
 
 
-def loaded(paths, weights, **options):
-    return dict(wsm_jax.merge_many(paths, {"merged": weights}, **options))["merged"]
-
-
 def test_disk_and_memory_agree_bit_for_bit(tmp_path):
     trees = [tree(i) for i in range(6)]
     paths = save_all(tmp_path, trees)
@@ -29,7 +25,7 @@ def test_disk_and_memory_agree_bit_for_bit(tmp_path):
         memory = wsm_jax.merge(trees, vector)
         wsm_jax.merge_checkpoints(paths, vector, tmp_path / curve, verify=True)
         assert bits(checkpoints.load_tree(tmp_path / curve)) == bits(memory)
-        assert bits(loaded(paths, vector)) == bits(memory)
+        assert bits(wsm_jax.merge_checkpoints(paths, vector)) == bits(memory)
 
 
 @settings(max_examples=15, deadline=None)
@@ -55,8 +51,8 @@ def test_bits_do_not_depend_on_how_leaves_are_cut_and_packed(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "PIECE", piece)
         patch.setattr(plan, "GROUP", group)
-        cut = loaded(paths, weights, memory=memory)
-    assert bits(cut) == bits(loaded(paths, weights)) == bits(wsm_jax.merge(trees, weights))
+        cut = wsm_jax.merge_checkpoints(paths, weights, memory=memory)
+    assert bits(cut) == bits(wsm_jax.merge_checkpoints(paths, weights)) == bits(wsm_jax.merge(trees, weights))
 
 
 def test_many_at_once_agree_with_one_to_rounding(tmp_path):
@@ -108,13 +104,13 @@ def test_zero_weights_leave_checkpoints_out_unread(tmp_path):
         if file.is_file():
             file.unlink()
     inner = wsm_jax.merge_weights("cosine", 3)
-    assert bits(loaded(paths, [0.0, *inner, 0.0])) == bits(wsm_jax.merge(trees[1:4], inner))
+    assert bits(wsm_jax.merge_checkpoints(paths, [0.0, *inner, 0.0])) == bits(wsm_jax.merge(trees[1:4], inner))
 
 
 def test_weights_for_each_leaf(tmp_path):
     trees = [tree(i) for i in range(2)]
     weights = {"embedding": [1.0, 0.0], "blocks/norm": [0.0, 1.0], "blocks/kernel": [0.25, 0.75]}
-    assert bits(loaded(save_all(tmp_path, trees), weights)) == bits(wsm_jax.merge(trees, weights))
+    assert bits(wsm_jax.merge_checkpoints(save_all(tmp_path, trees), weights)) == bits(wsm_jax.merge(trees, weights))
 
 
 def test_the_record_names_inputs_and_what_was_read(tmp_path):
@@ -150,7 +146,7 @@ def test_dtypes_in_and_out(tmp_path, stored, dtype):
 def test_policies_from_disk(tmp_path):
     trees = [{"w": jnp.full(3, float(i)), "n": jnp.asarray(i), "opt": {"mu": jnp.ones(2) * i}} for i in range(3)]
     paths = save_all(tmp_path, trees, name="state")
-    merged = loaded(paths, [0.2, 0.3, 0.5], rules=[("^opt/", "skip"), ("^n$", "first")])
+    merged = wsm_jax.merge_checkpoints(paths, [0.2, 0.3, 0.5], rules=[("^opt/", "skip"), ("^n$", "first")])
     assert merged["opt"] == {"mu": None}
     assert (int(merged["n"]), merged["w"].tolist()) == (0, [pytest.approx(1.3)] * 3)
     wsm_jax.merge_checkpoints(paths, [0.2, 0.3, 0.5], tmp_path / "out", rules=[("^opt/", "skip")])
@@ -162,8 +158,8 @@ def test_policies_from_disk(tmp_path):
 def test_a_skipped_leaf_may_be_missing_somewhere(tmp_path):
     paths = save_all(tmp_path, [{"w": jnp.ones(3), "ema": jnp.ones(2)}, {"w": jnp.ones(3)}])
     with pytest.raises(UsageError, match="1 has no leaf ema"):
-        loaded(paths, [0.5, 0.5])
-    assert loaded(paths[::-1], [0.5, 0.5], rules=[("ema", "skip")])["w"].tolist() == [1.0] * 3
+        wsm_jax.merge_checkpoints(paths, [0.5, 0.5])
+    assert wsm_jax.merge_checkpoints(paths[::-1], [0.5, 0.5], rules=[("ema", "skip")])["w"].tolist() == [1.0] * 3
 
 
 def test_from_orbax_to_safetensors_and_back(tmp_path):
@@ -198,7 +194,7 @@ def test_any_orbax_item_is_merged_without_a_model(tmp_path, compressed):
             orbax.checkpoint.PyTreeCheckpointer().save(path, value)
     else:
         paths = save_all(tmp_path, trees, name="weights")
-    merged = loaded(paths, [0.25, 0.75])
+    merged = wsm_jax.merge_checkpoints(paths, [0.25, 0.75])
     np.testing.assert_array_equal(merged["w"], np.full(3, 0.75))
     np.testing.assert_array_equal(merged["list"][0], np.full((2, 3), 0.75))
 

@@ -8,9 +8,8 @@ import time
 
 import pytest
 
-from tests.merging.trees import merged
 from tests.runs import MERGE, STEPS, assert_same_bits, ended
-from wsm_jax import Run, UsageError, checkpoints, cli, merge_weights
+from wsm_jax import Run, UsageError, checkpoints, cli, merge_checkpoints, merge_weights
 from wsm_jax.merging.selection import Window, default_name, select, series, union, window_shape
 
 pytest_plugins = ["tests.runs"]
@@ -198,5 +197,5 @@ def test_merging_while_the_run_trains_and_lets_old_checkpoints_go(tiny, tmp_path
     assert min(steps[0] for steps in merges.values()) < planned[-keep]  # of what retention has taken since
     for output, steps in merges.items():
         assert steps == [int(output.name) - 20 * i for i in (3, 2, 1, 0)]
-        expected = merged([kept.merge_stream / str(step) for step in steps], merge_weights("cosine", 4))
+        expected = merge_checkpoints([kept.merge_stream / str(step) for step in steps], merge_weights("cosine", 4))
         assert_same_bits(checkpoints.load_tree(output), expected, steps)

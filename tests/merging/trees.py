@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import wsm_jax
 from wsm_jax import checkpoints
 
 
@@ -28,12 +27,6 @@ def flat(value) -> np.ndarray:
 def bits(value) -> bytes:
     """All bytes, in the tree's order."""
     return b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(value))
-
-
-def merged(paths, weights, **options):
-    """One merge of checkpoints on disk, in memory."""
-    ((_, tree),) = wsm_jax.merge_many(paths, {"merged": weights}, **options)
-    return tree
 
 
 def save_all(folder, trees, name="params"):

@@ -5,7 +5,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +125,7 @@ def prepare(
         yield Job(sources, list(weights), vectors, policies, leaves, results, memory)
 
 
+@overload
 def merge_checkpoints(
     paths: Sequence[str | os.PathLike],
     weights: Weights,
@@ -135,37 +136,52 @@ def merge_checkpoints(
     progress: bool = False,
     form: str | None = None,
     **options: Any,
-) -> dict[str, Any]:
-    """:func:`wsm_jax.merge` from disk to disk, Orbax or Hugging Face safetensors, in one pass and little memory.
+) -> dict[str, Any]: ...
 
-    Memory depends neither on the number of inputs nor on the size of the model, unless an input can only be read in
-    larger chunks. On several processes (``jax.distributed``) each reads and writes its part; all see one file system.
+
+@overload
+def merge_checkpoints(
+    paths: Sequence[str | os.PathLike], weights: Weights, output: None = None, **options: Any
+) -> Any: ...
+
+
+def merge_checkpoints(
+    paths: Sequence[str | os.PathLike],
+    weights: Weights,
+    output: str | os.PathLike | None = None,
+    **options: Any,
+) -> Any:
+    """:func:`wsm_jax.merge` of checkpoints on disk, Orbax or Hugging Face safetensors, in one pass.
+
+    With ``output`` it goes from disk to disk, and memory depends neither on the number of inputs nor on the size of the
+    model, unless an input can only be read in larger chunks. On several processes (``jax.distributed``) each reads and
+    writes its part; all see one file system.
 
     Args:
       paths: checkpoint folders, oldest first.
       weights: as for :func:`wsm_jax.merge`.
-      output: the folder to write; it appears whole or not at all.
-      metadata: kept in the record beside the arrays.
-      verify: read the output back and compare samples with a sum in float64 before it appears.
-      progress: show a bar.
-      form: ``orbax`` or ``safetensors``; default: as the inputs.
+      output: the folder to write; it appears whole or not at all. Without it the merge comes back in memory.
       options: ``item`` of Orbax checkpoints (default ``params``, else their only one), ``rules`` as for
-        :func:`wsm_jax.merge`, ``dtype`` of the averaged leaves (``same``, ``float32``, ``bfloat16``, ``float16``) and
-        ``memory`` (bytes).
+        :func:`wsm_jax.merge`, ``dtype`` of the averaged leaves (``same``, ``float32``, ``bfloat16``, ``float16``),
+        ``memory`` (bytes of what is under way), ``progress`` (show a bar). With ``output`` also ``metadata`` (kept in
+        the record beside the arrays), ``verify`` (read the output back and compare samples with a sum in float64 before
+        it appears) and ``form`` (``orbax`` or ``safetensors``; default: as the inputs). Without it ``shardings`` as for
+        :func:`merge_many`.
 
     Returns:
-      the record: ``metadata``, ``inputs`` from the first to the last that has a weight, each with a fingerprint of what
-      was read of it, and ``leaf_policies`` other than ``average``.
+      without ``output`` the merged pytree of jax arrays; else the record: ``metadata``, ``inputs`` from the first to
+      the last that has a weight, each with a fingerprint of what was read of it, and ``leaf_policies`` other than
+      ``average``.
 
     Raises:
       UsageError: before any array is read: a missing or incomplete checkpoint, leaves that differ, an ``output`` that
         exists, too little disk. While reading: an array that cannot be read or holds a NaN or an infinity, named.
     """
-    records = write_many(
-        paths, {"merged": weights}, {"merged": output}, metadata={"merged": metadata or {}}, verify=verify,
-        progress=progress, form=form, **options,
-    )  # fmt: skip
-    return records["merged"]
+    if output is None:
+        ((_, tree),) = merge_many(paths, {"merged": weights}, **options)
+        return tree
+    metadata = {"merged": options.pop("metadata", None) or {}}
+    return write_many(paths, {"merged": weights}, {"merged": output}, metadata=metadata, **options)["merged"]
 
 
 def write_many(
