@@ -6,6 +6,7 @@ of at most 64 MB, so that a merge can read any part of them at the disk's speed.
 renames, so a folder named by a step is whole.
 """
 
+import functools
 import json
 import logging as stdlib_logging
 import os
@@ -17,10 +18,8 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorstore as ts
 from absl import logging
 from etils import epath
-from orbax.checkpoint import v1 as ocp
 
 from wsm_jax.errors import UsageError
 from wsm_jax.sharding import path_name
@@ -38,12 +37,20 @@ warnings.filterwarnings("ignore", message="Sharding info not provided when resto
 stdlib_logging.getLogger().addFilter(lambda record: "TensorStore data files not found" not in str(record.msg))
 
 
-def _context(mergeable: bool) -> ocp.Context:
+@functools.cache
+def _orbax() -> Any:
+    """Orbax's v1 API, imported by what needs it: that takes a second, and a merge of safetensors needs none of it."""
+    from orbax.checkpoint import v1
+
+    return v1
+
+
+def _context(mergeable: bool) -> Any:
     """How arrays are stored: ``mergeable`` is uncompressed, every chunk a file that a merge can read any part of.
 
     Without this Orbax puts all arrays in one OCDBT database, whose reads are several times slower.
     """
-    context = ocp.Context()
+    context = _orbax().Context()
     if mergeable:
         context.array.saving.use_compression = False
         context.array.saving.use_ocdbt = False
@@ -55,7 +62,7 @@ def _storage_options(key: Any, value: Any) -> Any:
     del key
     large = value.size * value.dtype.itemsize > CHUNK_BYTES
     # Scanned layers are cut between layers first: then a chunk is one range of the leaf, and a merge reads raw bytes.
-    return ocp.options.ArrayOptions.Saving.StorageOptions(
+    return _orbax().options.ArrayOptions.Saving.StorageOptions(
         chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if large and len(value.shape) > 2 else ()
     )
 
@@ -87,7 +94,7 @@ class Stream:
             # Orbax would do it in a thread that outlives a short run and complains at exit.
             for leftover in [*self._directory.glob(f"{_DELETED}*"), *self._directory.glob(f"*{_UNFINISHED}*")]:
                 shutil.rmtree(leftover)
-        self._checkpointer = ocp.training.Checkpointer(epath.Path(self._directory), context=_context(mergeable))
+        self._checkpointer = _orbax().training.Checkpointer(epath.Path(self._directory), context=_context(mergeable))
 
     def __enter__(self) -> "Stream":
         return self
@@ -152,7 +159,9 @@ def is_checkpoint(path: str | os.PathLike) -> bool:
     root = epath.Path(path).absolute()
     # Orbax takes any folder whose name is not temporary, even an empty one, for a checkpoint of its old format.
     marks = (root / _COMPLETE, root / "_METADATA")
-    return ocp.is_orbax_checkpoint(root) and (any(mark.exists() for mark in marks) or any(root.glob("*/_METADATA")))
+    return _orbax().is_orbax_checkpoint(root) and (
+        any(mark.exists() for mark in marks) or any(root.glob("*/_METADATA"))
+    )
 
 
 def _require(path: str | os.PathLike) -> epath.Path:
@@ -197,7 +206,7 @@ def abstract_tree(path: str | os.PathLike, item: str | None = None) -> Any:
     """
     root = _require(path)
     try:
-        metadata = ocp.metadata(root, choose_item(path, item)).metadata
+        metadata = _orbax().metadata(root, choose_item(path, item)).metadata
     except UsageError:
         raise
     except Exception as error:
@@ -219,13 +228,15 @@ def load_tree(path: str | os.PathLike, item: str | None = None, abstract: Any = 
     abstract = abstract_tree(path, item) if abstract is None else abstract
     _check_chunks(path, item)
     try:
-        return ocp.load(root, abstract, checkpointable_name=name)
+        return _orbax().load(root, abstract, checkpointable_name=name)
     except Exception as error:
         raise UsageError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _check_chunks(path: str | os.PathLike, item: str | None) -> None:
     """Raises UsageError for a chunk that is not there: from plain files TensorStore would read it as zeros."""
+    import tensorstore as ts
+
     folder, names, layout = array_names(path, item)
     if layout.endswith("ocdbt"):
         return
@@ -249,7 +260,7 @@ def save_tree(path: str | os.PathLike, tree: Any, metadata: dict[str, Any] | Non
         raise UsageError(f"{path} exists; choose another name or remove it")
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with _context(mergeable=True):
-        ocp.save(epath.Path(path).absolute(), tree, checkpointable_name=item, custom_metadata=metadata or {})
+        _orbax().save(epath.Path(path).absolute(), tree, checkpointable_name=item, custom_metadata=metadata or {})
 
 
 def array_names(path: str | os.PathLike, item: str | None = None) -> tuple[Path, dict[str, str], str]:
@@ -296,7 +307,7 @@ def begin_tree(path: str | os.PathLike, tree: Any, item: str = PARAMS) -> tuple[
     # One element for each leaf: Orbax would want all of every array at once. Then the true shapes take its place.
     small = jax.tree.map(lambda leaf: np.zeros((1,) * len(leaf.shape), leaf.dtype), tree)
     with _context(mergeable=True):
-        ocp.save(epath.Path(path), small, checkpointable_name=item)
+        _orbax().save(epath.Path(path), small, checkpointable_name=item)
     folder, names, _ = array_names(path, item)
     if jax.process_index() == 0:
         file = folder / "_METADATA"

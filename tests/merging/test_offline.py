@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 import wsm_jax
 from tests.merging.trees import bits, flat, save_all, tree
 from wsm_jax import UsageError, checkpoints
-from wsm_jax.merging import offline, plan
+from wsm_jax.merging import offline, plan, zarr
 
 CURVES = sorted(wsm_jax.DECAYS)
 
@@ -84,13 +84,13 @@ def test_results_that_do_not_fit_take_more_passes_and_are_the_same(tmp_path):
 def test_each_input_is_read_once(tmp_path, monkeypatch):
     paths = save_all(tmp_path, [tree(i) for i in range(3)])
     read = []
-    original = offline.storage.zarr.Source.read
+    original = zarr.Source.read
 
     def counted(self, path, start, out):
         read.append((self.path.name, path, start, out.size))
         original(self, path, start, out)
 
-    monkeypatch.setattr(offline.storage.zarr.Source, "read", counted)
+    monkeypatch.setattr(zarr.Source, "read", counted)
     dict(wsm_jax.merge_many(paths, {c: wsm_jax.merge_weights(c, 3) for c in CURVES}))
     elements = flat(tree(0)).size
     assert len(set(read)) == len(read)

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from wsm_jax import checkpoints
 from wsm_jax.errors import UsageError
-from wsm_jax.merging import huggingface, zarr
+from wsm_jax.merging import huggingface
 from wsm_jax.merging.leaves import Leaf, named_leaves
 
 ORBAX, SAFETENSORS = FORMATS = ("orbax", "safetensors")
@@ -78,6 +78,8 @@ def open_source(path: str | os.PathLike, item: str | None = None) -> Source:
     if huggingface.is_folder(path):
         return huggingface.Source(path)
     if checkpoints.is_checkpoint(path):
+        from wsm_jax.merging import zarr  # and with it TensorStore
+
         return zarr.Source(path, item)
     raise UsageError(f"{path} is neither a complete Orbax checkpoint nor a folder with {huggingface.SINGLE}")
 
@@ -198,6 +200,8 @@ def create_sink(path: Path, leaves: Mapping[str, Leaf], like: Source, form: str 
     if form == SAFETENSORS:
         sink: Sink = huggingface.Sink(path, renamed, like if isinstance(like, huggingface.Source) else None, first)
     else:
+        from wsm_jax.merging import zarr
+
         # A leaf that is not written becomes None, which a tree does not count as a leaf.
         tree = like.tree() if form == was else _nested(renamed)
         kept = [renamed.get(name) for name in named_leaves(tree)]
