@@ -102,7 +102,7 @@ def _moving(gain: Callable[[Any], Any], count: Callable[[Any, Any], Any], every:
 
 def _from(start: int) -> Callable[[Any, Any], Any]:
     """Counts the samples from step ``start`` on."""
-    return lambda count, step: count + (step >= start).astype(jnp.int32)
+    return lambda count, step: count + jnp.asarray(step >= start, jnp.int32)
 
 
 def _at_least_one(name: str, value: int) -> int:

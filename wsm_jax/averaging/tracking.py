@@ -47,7 +47,7 @@ def abstract(averages: Mapping[str, Average], params: Params, *, host: bool = Fa
 
 
 def initialise(averages: Mapping[str, Average], params: Params, states: Mapping[str, State]) -> dict[str, State]:
-    """The states before the first update, created where their abstract form ``states`` says."""
+    """The states that begin with ``params``, created where their abstract form ``states`` says."""
     return jax.jit(lambda p: init_all(averages, p), out_shardings=_shardings(states))(params)
 
 
@@ -79,6 +79,9 @@ def compile_update(averages: Mapping[str, Average], params: Params, states: Mapp
 
 def compile_read(averages: Mapping[str, Average], params: Params, states: Mapping[str, State]) -> Read:
     """(states, params, step) -> {name: average}, float32, where the parameters are. Arguments as for the update."""
+
+    if not averages:
+        return lambda current, params, step: {}
 
     def read(current: Mapping[str, State], params: Params, step: Any) -> dict[str, Params]:
         return read_all(averages, _to_device(current, states), params, step)

@@ -75,8 +75,11 @@ def curve_weights(run: Run, window: Window, curve: str, *, weight_decay_aware: b
     plain map.
 
     Raises:
-      UsageError: unknown curve; with ``weight_decay_aware`` a rate that is not constant over the window.
+      UsageError: unknown curve; a run that saves interval means only; with ``weight_decay_aware`` a rate that is not
+        constant over the window.
     """
+    if run.config.checkpoint.snapshot == "mean":
+        raise UsageError(f"{run.path} keeps interval means (checkpoint.snapshot=mean), which these weights do not fit")
     plain = coefficients.merge_weights(curve, window.count)
     decay = run.config.optimizer.weight_decay
     if not weight_decay_aware or window.count == 1 or not decay:
