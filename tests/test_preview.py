@@ -6,7 +6,7 @@ import pytest
 
 from tests.runs import STEPS
 from wsm_jax import UsageError, checkpoints, merge_checkpoints, merge_weights, preview, run
-from wsm_jax.config import AveragingConfig, CheckpointConfig, Config, EvaluationConfig, PreviewConfig
+from wsm_jax.config import CheckpointConfig, Config, EvaluationConfig, PreviewConfig
 from wsm_jax.evaluate import run_evaluator
 
 pytest_plugins = ["tests.runs"]
@@ -80,13 +80,11 @@ def test_a_preview_changes_nothing_else(previewed, reference):
     assert previewed.metrics("validation") == reference.metrics("validation")
 
 
-def windows(curves="linear", text="100steps", averages=False, names="", **checkpoint):
-    evaluation = checkpoint.pop("evaluation", "0.1run")
+def windows(curves="linear", text="100steps", averages=False, evaluation="0.1run", merge_keep=0, snapshot="point"):
     config = Config(
         duration="1000steps",
         preview=PreviewConfig(curves=curves, windows=text, averages=averages),
-        averaging=AveragingConfig(names=names),
-        checkpoint=CheckpointConfig(**({"merge_interval": "20steps"} | checkpoint)),
+        checkpoint=CheckpointConfig(merge_interval="20steps", merge_keep=merge_keep, snapshot=snapshot),
         evaluation=EvaluationConfig(interval=evaluation),
     )
     return preview.windows(config, run.plan(config))

@@ -78,7 +78,7 @@ class ScheduleConfig:
 class OptimizerConfig:
     """The update rule; defaults are the papers' AdamW."""
 
-    name: str = setting("adamw", "adamw | lion | muon | sgd")
+    name: str = setting("adamw", "adamw | lion | muon | sgd | schedule_free (a baseline: AdamW, no schedule)")
     peak_lr: float = setting(1e-3, "peak learning rate")
     b1: float = setting(0.9, "first-moment decay (momentum for sgd and muon)")
     b2: float = setting(0.95, "second-moment decay (lion: of its momentum)")

@@ -14,6 +14,7 @@ from wsm_jax.decay import get_decay
 from wsm_jax.errors import UsageError
 from wsm_jax.evaluate import Evaluator
 from wsm_jax.merging import offline
+from wsm_jax.optimizer import SCHEDULE_FREE
 from wsm_jax.run import Plan
 
 
@@ -49,7 +50,8 @@ def windows(config: Config, plan: Plan) -> list[Window]:
         validations that do not fall on checkpoints.
     """
     curves, found = parse_list(config.preview.curves), []
-    if config.preview.averages and not (config.averaging.names or config.checkpoint.snapshot != "point"):
+    kept = config.averaging.names or config.checkpoint.snapshot != "point" or config.optimizer.name == SCHEDULE_FREE
+    if config.preview.averages and not kept:
         raise UsageError("preview.averages evaluates averages, but averaging.names asks for none")
     if (curves or config.preview.averages) and not plan.evaluation_interval:
         raise UsageError("a preview comes with every validation, but evaluation.interval is empty")

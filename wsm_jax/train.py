@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from wsm_jax import optimizer as optimizer_lib
 from wsm_jax import preview as preview_lib
 from wsm_jax import run as run_lib
 from wsm_jax.averaging import registry, tracking
+from wsm_jax.averaging.average import Average
 from wsm_jax.config import Config
 from wsm_jax.data import pipeline, tokens
 from wsm_jax.errors import NonFiniteError, Preempted, UsageError
@@ -81,7 +82,10 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
         branch_lib.check_tokenizer(parent, corpus)
     model = model_lib.build(presets.with_vocabulary(config.model, corpus.vocab_size))
     abstract = train_state.abstract(model, optimizer, mesh, averages, host_averages=host)
-    merge_items = _merge_items(config, abstract["params"], tracking.read_shapes(averages, abstract["params"]))
+    shapes = tracking.read_shapes(averages, abstract["params"])
+    if config.optimizer.name == optimizer_lib.SCHEDULE_FREE:
+        shapes[optimizer_lib.SCHEDULE_FREE] = abstract["params"]
+    merge_items = _merge_items(config, abstract["params"], shapes)
     facts = {
         "parameters": model_lib.parameter_count(abstract["params"]),
         "steps": plan.steps,
@@ -142,7 +146,7 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
         step = jit_train_step(model, optimizer, mesh, abstract, accumulate=config.accumulate)
         step = step.lower(state, batch).compile()
         update_averages = tracking.compile_update(averages, abstract["params"], abstract["averages"])
-        read_averages = tracking.compile_read(averages, abstract["params"], abstract["averages"])
+        read_averages = _reader(config, averages, abstract)
         compile_seconds = time.perf_counter() - clock
         validate = _validator(config, plan, model, mesh, corpus)
         writer = metrics_lib.Writer(
@@ -179,19 +183,17 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
                         progress.flush()
                     if saving:
                         _check_finite(state["params"], done)
+                    looking = validating and config.preview.averages
+                    found = read_averages(state, done) if done in merge_steps or looking else {}
                     if done in merge_steps:
-                        found = read_averages(state["averages"], state["params"], done)
-                        found = _merge_items(config, state["params"], found)
-                        merge.save(done, found, {"tokens": done * plan.tokens_per_step})
+                        items = _merge_items(config, state["params"], found)
+                        merge.save(done, items, {"tokens": done * plan.tokens_per_step})
                     if validating and validate is not None:  # before the save: a full state promises its records too
                         result = validate(state["params"]).summary()
                         writer.write("validation", done, **{**result, "tokens": done * plan.tokens_per_step})
                         progress.say(f"step {done}: validation loss {result['loss']:.4f} ± {result['loss_stderr']:.4f}")
-                        found = (
-                            read_averages(state["averages"], state["params"], done) if config.preview.averages else {}
-                        )
-                        ahead = preview_lib.merges(previews, merge, done, state["params"])
-                        for kind, trees in (("averages", found.items()), ("preview", ahead)):
+                        merges = preview_lib.merges(previews, merge, done, state["params"])
+                        for kind, trees in (("averages", found.items() if looking else ()), ("preview", merges)):
                             if losses := preview_lib.evaluate(trees, validate):
                                 writer.write(kind, done, **losses)
                     if done in resume_steps or stopping:
@@ -238,7 +240,21 @@ def _merge_items(config: Config, params: Any, averages: dict[str, Any]) -> dict[
     it always took. A merge of means needs the parameters at the end of its window only where its curve does not end at
     0; they are in the resume stream, for the last full states and the branch points.
     """
-    return averages if config.checkpoint.snapshot == "mean" else {checkpoints.PARAMS: params, **averages}
+    return averages if config.checkpoint.snapshot == registry.MEAN else {checkpoints.PARAMS: params, **averages}
+
+
+def _reader(
+    config: Config, averages: Mapping[str, Average], abstract: train_state.TrainState
+) -> Callable[[train_state.TrainState, int], dict[str, Any]]:
+    """(state, step) -> name -> parameters to evaluate and to save: the averages, and those of ``schedule_free``."""
+    read = tracking.compile_read(averages, abstract["params"], abstract["averages"])
+    if config.optimizer.name != optimizer_lib.SCHEDULE_FREE:
+        return lambda state, step: read(state["averages"], state["params"], step)
+    averaged = jax.jit(optimizer_lib.averaged_params)
+    return lambda state, step: {
+        **read(state["averages"], state["params"], step),
+        optimizer_lib.SCHEDULE_FREE: averaged(state["opt_state"], state["params"]),
+    }
 
 
 def _forecast(directory: Path, config: Config, plan: Plan, full: Any, merge_items: Any, start: int) -> str:

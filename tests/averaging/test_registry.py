@@ -6,7 +6,7 @@ import pytest
 
 from wsm_jax import UsageError, schedules
 from wsm_jax.averaging import registry
-from wsm_jax.config import AveragingConfig, CheckpointConfig, Config, ModelConfig, ScheduleConfig
+from wsm_jax.config import AveragingConfig, CheckpointConfig, Config, ModelConfig, OptimizerConfig, ScheduleConfig
 
 
 def make(snapshot="point", schedule=None, **settings):
@@ -101,3 +101,9 @@ def test_swa_under_a_cyclic_rate_samples_the_ends_of_the_cycles():
     assert make(names="swa", schedule=cycles, swa_every="50steps", swa_start="500steps")["swa"].every == 50
     with pytest.raises(UsageError, match=r"averaging\.swa_every='0\.01run' must be schedule\.cycle='50steps'"):
         make(names="swa", schedule=cycles)
+
+
+def test_there_is_no_rate_to_decay_in_a_schedule_free_run():
+    config = Config(averaging=AveragingConfig(names="wsm"), optimizer=OptimizerConfig(name="schedule_free"))
+    with pytest.raises(UsageError, match=r"averaging\.names=wsm .* optimizer\.name=schedule_free"):
+        registry.from_config(config, schedules.from_config(config))

@@ -12,6 +12,7 @@ import pytest
 from tests.runs import (
     BRANCH,
     RESUME,
+    SIX_STEPS,
     STEPS,
     assert_same_bits,
     assert_same_checkpoints,
@@ -271,3 +272,15 @@ def test_evaluating_an_average(means, capsys, monkeypatch):
     assert "has an item 'swa'; they have ema, mean, params" in run_cli("--average=swa")[1]
     assert "--average goes with a step" in run_cli("--average=ema", "--merged=x")[1]
     assert not os.listdir(means.path / "merged") if (means.path / "merged").exists() else True
+
+
+def test_a_schedule_free_run_saves_and_evaluates_its_average(tiny):
+    run = tiny.run("schedule-free", **SIX_STEPS, optimizer__name="schedule_free", preview__averages=True)
+    averages, params = (saved(run, 6, item) for item in ("schedule_free", "params"))
+    state = checkpoints.load_tree(run.resume_stream / "6", "opt_state")
+    z = state[1]["z"] if isinstance(state[1], dict) else state[1].z
+    b1 = run.config.optimizer.b1
+    close(averages, jax.tree.map(lambda y, z: (y - (1 - b1) * z) / b1, params, z))
+    validate = run_evaluator(run, "validation", limit_tokens=run.config.evaluation.tokens)
+    assert run.metrics("averages")[-1]["schedule_free"] == validate(averages).loss
+    assert validate(averages).loss != run.metrics("validation")[-1]["loss"]

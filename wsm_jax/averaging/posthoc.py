@@ -13,11 +13,14 @@ def weights(steps: Sequence[int], widths: Sequence[float], step: int, width: flo
     """Weights of stored power-function EMAs whose sum is closest to the one of ``width`` at ``step``.
 
     Least squares between the profiles, section 3.2 and algorithm 3; the sum of snapshots is a merge with these weights.
+    Of widths 0.05 and 0.1 stored 16 times in a run, the profile of 0.07 at its end comes out with 0.4% error, of 0.15
+    with 0.9%, of 0.03 with 3.9%.
 
     Args:
       steps: step of each stored EMA (samples taken, if it is updated every so many steps).
       widths: sigma_rel of each.
-      step: end of the wanted EMA, at most the newest of ``steps``.
+      step: end of the wanted EMA, at most the newest of ``steps``; best one of them, since between two of them nothing
+        stored ends with the steps that weigh most.
       width: sigma_rel of the wanted EMA.
 
     Returns:

@@ -91,6 +91,10 @@ def _lawa(config: Config, _: Schedule) -> dict[str, Average]:
 
 def _wsm(config: Config, schedule: Schedule) -> dict[str, Average]:
     settings = config.averaging
+    if config.optimizer.name == optimizer.SCHEDULE_FREE:
+        raise UsageError(
+            "averaging.names=wsm emulates a decay of the rate, which optimizer.name=schedule_free does not have"
+        )
     length = _steps(config, "averaging.wsm_window", settings.wsm_window)
     text = settings.wsm_every or config.checkpoint.merge_interval
     spacing = _steps(config, "averaging.wsm_every", text)
