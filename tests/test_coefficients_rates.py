@@ -14,6 +14,7 @@ from wsm_jax import schedules
 from wsm_jax.coefficients import (
     curve_update_weights,
     decayed_checkpoint_weights,
+    decayed_mean_weights,
     merge_weights,
     schedule_weights,
     update_weights,
@@ -86,6 +87,35 @@ def test_one_interval_length_for_all_equals_the_same_length_for_each():
     assert np.array_equal(one, decayed_checkpoint_weights(w, steps_per_interval=[70] * 4, **settings))
 
 
+@given(w=decreasing, shrink=st.floats(1e-12, 0.5), share=st.floats(0.0, 1.0))
+def test_the_aware_form_of_means_is_a_convex_combination(w, shrink, share):
+    """Up to intervals in which the weight decay takes 1/e of a weight."""
+    steps = max(1, int(share / shrink)) if share / shrink < 1000 else 1000
+    c = decayed_mean_weights(w, learning_rate=shrink, weight_decay=1.0, steps_per_interval=steps)
+    assert c.shape == (len(w) + 1,)
+    assert c.min() >= 0
+    assert c.sum() == pytest.approx(1.0, abs=1e-13)
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_the_aware_form_of_means_tends_to_the_plain_map_as_the_decay_vanishes(curve):
+    plain = merge_weights(curve, 12, snapshot="mean")
+    assert np.abs(aware(curve, 12, snapshot="mean") - plain).max() > 1e-3
+    for decay in (1e-6, 1e-9):
+        gap = np.abs(aware(curve, 12, snapshot="mean", weight_decay=decay) - plain).max()
+        assert gap < 10 * PAPER_LR * PAPER_INTERVAL * decay + 1e-14
+    assert np.array_equal(aware(curve, 12, snapshot="mean", weight_decay=0.0), plain)
+
+
+def test_means_of_a_run_that_does_not_decay_are_left_out():
+    np.testing.assert_allclose(aware(lambda t: 1.0, 5, snapshot="mean"), [0, 0, 0, 0, 0, 1], rtol=0, atol=1e-12)
+
+
+def test_intervals_too_long_for_their_weight_decay():
+    with pytest.raises(UsageError, match=r"intervals of 100 steps are too long for a decay of 0\.05 a step"):
+        decayed_mean_weights([0.5, 0.0], learning_rate=0.5, weight_decay=0.1, steps_per_interval=100)
+
+
 # --- weights from a schedule -----------------------------------------------------------------------------------------
 
 
@@ -134,11 +164,6 @@ def test_weight_decay_needs_rate_and_interval(missing):
         aware("linear", 4, **{missing: None})
 
 
-def test_interval_means_have_no_aware_form():
-    with pytest.raises(UsageError, match="weight_decay"):
-        aware("linear", 4, snapshot="mean")
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -148,17 +173,19 @@ def test_interval_means_have_no_aware_form():
         ({"weight_decay": -0.1}, r"is -4\.78e-05"),
         ({"steps_per_interval": 0}, "steps_per_interval.*0"),
         ({"steps_per_interval": math.nan}, "steps_per_interval.*nan"),
-        ({"steps_per_interval": [5, 5]}, "2 values for 3 intervals"),
+        ({"steps_per_interval": [5, 5]}, r"2 values for 3 intervals|one number of at least 1, got \[5, 5\]"),
     ],
 )
-def test_settings_of_the_aware_form_out_of_range(changes, message):
+@pytest.mark.parametrize("snapshot", ["point", "mean"])
+def test_settings_of_the_aware_form_out_of_range(snapshot, changes, message):
     with pytest.raises(UsageError, match=message):
-        aware("linear", 4, **changes)
+        aware("linear", 4, snapshot=snapshot, **changes)
 
 
-def test_the_aware_form_refuses_what_the_plain_map_refuses():
+@pytest.mark.parametrize("form", [decayed_checkpoint_weights, decayed_mean_weights])
+def test_the_aware_form_refuses_what_the_plain_map_refuses(form):
     with pytest.raises(UsageError, match="must not increase"):
-        decayed_checkpoint_weights([0.2, 0.4], learning_rate=0.1, weight_decay=0.1, steps_per_interval=5)
+        form([0.2, 0.4], learning_rate=0.1, weight_decay=0.1, steps_per_interval=5)
 
 
 @pytest.mark.parametrize(

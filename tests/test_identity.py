@@ -213,6 +213,51 @@ def test_noise_alone_from_the_origin_is_the_hardest_case_and_ten_times_better_th
     assert relative_error(PLAIN @ saved, decayed, saved[0]) > 0.12
 
 
+# --- decoupled weight decay, interval means --------------------------------------------------------------------------
+
+
+@functools.cache
+def decayed_and_means(kind, curve, start_std, size=2000):
+    """As :func:`decayed_and_saved` with rates linear within the intervals; also the means of the constant run."""
+    random = np.random.default_rng(0)
+    constant = decayed = start = start_std * random.standard_normal(size)
+    a = [1.0] + [DECAYS[curve](j / INTERVALS) for j in range(1, INTERVALS + 1)]
+    w = np.interp(np.arange(INTERVALS * STEPS) / STEPS, np.arange(INTERVALS + 1), a).reshape(INTERVALS, STEPS)
+    kept = []
+    for rates, interval in zip(w, directions(kind, random, size), strict=True):
+        total = np.zeros(size)
+        for w_t, u in zip(rates, interval, strict=True):
+            constant = (1 - LR * DECAY) * constant - LR * u
+            decayed = (1 - w_t * LR * DECAY) * decayed - w_t * LR * u
+            total += constant
+        kept.append(total / STEPS)
+    return decayed, start, np.stack([*kept, constant])
+
+
+@pytest.mark.parametrize(
+    ("curve", "kind", "start_std", "bound"),
+    [
+        ("linear", "noise", 0.0, 8e-4),  # 0.06%, where point checkpoints have 1.06%
+        ("minus_sqrt", "noise", 0.0, 2e-3),  # the curve is steep where the window starts
+        ("cosine", "noise", 0.0, 8e-4),
+        ("exponential", "noise", 0.0, 1.2e-3),
+        ("minus_sqrt", "noise", 1.0, 8e-4),
+        ("minus_sqrt", "drift", 1.0, 8e-4),
+        ("minus_sqrt", "constant", 1.0, 2e-3),
+    ],
+)
+def test_the_aware_form_of_means_emulates_a_run_with_weight_decay_where_the_plain_weights_are_off(
+    curve, kind, start_std, bound
+):
+    decayed, start, kept = decayed_and_means(kind, curve, start_std)
+    settings = {"learning_rate": LR, "weight_decay": DECAY, "steps_per_interval": STEPS}
+    found = merge_weights(curve, INTERVALS, snapshot="mean", **settings) @ kept
+    plain = merge_weights(curve, INTERVALS, snapshot="mean") @ kept
+    error = relative_error(found, decayed, start)
+    assert error < bound
+    assert relative_error(plain, decayed, start) > 30 * error
+
+
 ADAMW_SHAPES = {"blocks": {"kernel": (2, 16, 16), "scale": (2, 16)}, "embedding": (16, 16), "final_norm": (16,)}
 
 

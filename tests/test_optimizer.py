@@ -9,7 +9,7 @@ import pytest
 from wsm_jax.config import ModelConfig, OptimizerConfig
 from wsm_jax.errors import UsageError
 from wsm_jax.models.model import build
-from wsm_jax.optimizer import NAMES, decay_mask, make
+from wsm_jax.optimizer import NAMES, averaged_params, decay_mask, make
 
 LR, DECAY = 0.01, 0.1
 MATRICES = {
@@ -194,6 +194,33 @@ def test_muons_first_update_is_nearly_orthogonal_with_the_size_of_adams(params, 
     assert slope.max() / slope.min() > 5  # the gradient itself is nothing like it
 
 
+# --- the schedule-free baseline --------------------------------------------------------------------------------------
+
+
+def test_schedule_free_is_optaxs_and_what_is_evaluated_is_its_average(params, gradients):
+    fields = {"name": "schedule_free", "b1": 0.9, "b2": 0.95, "eps": 1e-6}
+    mine = ours(**fields, weight_decay=0.0)
+    theirs = optax.contrib.schedule_free_adamw(LR, b1=0.9, b2=0.95, eps=1e-6)
+    assert_same(trained(mine, params, gradients), trained(theirs, params, gradients))
+    state, other, y = mine.init(params), theirs.init(params), params
+    for gradient in gradients:
+        _, other = theirs.update(gradient, other, y)
+        step, state = mine.update(gradient, state, y)
+        y = optax.apply_updates(y, step)
+    averaged = averaged_params(state, y)
+    assert_same(leaves(averaged), leaves(optax.contrib.schedule_free_eval_params(other, y)))
+    assert np.abs(leaves(averaged)["token_embedding",] - leaves(y)["token_embedding",]).max() > 1e-4
+    # Norms are not decayed, matrices are.
+    decayed = trained(ours(**fields), params, gradients)
+    for path, leaf in trained(mine, params, gradients).items():
+        assert np.array_equal(leaf, decayed[path]) == (path in NORMS), path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_other_rule_averages(name, params):
+    assert averaged_params(ours(name=name).init(params), params) is None
+
+
 # --- clipping --------------------------------------------------------------------------------------------------------
 
 
@@ -225,6 +252,7 @@ def test_weight_decay_is_not_clipped(params, gradients):
         ({"weight_decay": -0.1}, r"optimizer\.weight_decay is -0\.1"),
         ({"weight_decay": float("nan")}, r"optimizer\.weight_decay is nan"),
         ({"clip_norm": -1.0}, r"optimizer\.clip_norm is -1\.0"),
+        ({"name": "schedule_free", "b1": 0.0}, r"optimizer\.b1 is 0\.0; schedule_free interpolates"),
     ],
 )
 def test_settings_out_of_range(fields, message):

@@ -158,6 +158,10 @@ FREE = {
     "checkpoint.resume_interval",
     "checkpoint.resume_keep",
     "checkpoint.branch_points",
+    "preview.curves",
+    "preview.windows",
+    "preview.averages",
+    "averaging.host",
 }
 
 

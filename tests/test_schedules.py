@@ -201,3 +201,36 @@ def test_a_configuration_that_makes_no_schedule(settings, branch_step, message):
 def test_a_cooldown_out_of_range(start, steps):
     with pytest.raises(UsageError, match=f"start {start} and {steps} steps"):
         schedules.cooldown(optax.constant_schedule(1.0), "linear", start, steps)
+
+
+# --- cycles ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("start", "cycle", "low"), [(60, 10, 0.1), (20, 1, 0.5), (60, 7, 0.0), (0, 25, 0.2)])
+def test_cycles_fall_linearly_and_the_last_update_of_each_has_the_lowest_rate(start, cycle, low):
+    schedule = schedules.cyclic(schedules.constant(PEAK), start, cycle, low)
+    close(schedule(np.arange(start)), np.full(start, PEAK))
+    t = np.arange(1, cycle + 1) / cycle
+    close(schedule(start + np.arange(3 * cycle)), np.tile(PEAK * ((1 - t) + t * low), 3))
+
+
+def test_cycles_from_a_configuration():
+    settings = ScheduleConfig(name="cyclic", warmup="20steps", cycle="0.05run", cycle_start="0.5run", end_fraction=0.1)
+    schedule = schedules.from_config(Config(duration="200steps", schedule=settings))
+    wanted = schedules.cyclic(schedules.constant(1e-3, 20), 100, 10, 0.1)
+    close(schedule(np.arange(200)), wanted(np.arange(200)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"cycle": "0steps"}, "at least 1 step, got start 150 and 0 steps"),
+        ({"cycle_start": "10steps"}, r"schedule.cycle_start='10steps' lies in the warm-up of 20 steps"),
+        ({"end_fraction": 1.5}, r"schedule.end_fraction is 1.5"),
+        ({"cycle": "often"}, "schedule.cycle='often' is not a duration"),
+    ],
+)
+def test_cycles_that_do_not_fit(fields, message):
+    settings = ScheduleConfig(**{"name": "cyclic", "warmup": "20steps", **fields})
+    with pytest.raises(UsageError, match=message):
+        schedules.from_config(Config(duration="200steps", schedule=settings))

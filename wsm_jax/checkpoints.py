@@ -103,6 +103,11 @@ class Stream:
         self.close()
 
     @property
+    def directory(self) -> Path:
+        """The folder, absolute."""
+        return self._directory
+
+    @property
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
         return [c.step for c in self._checkpointer.checkpoints if c.step not in self._removed]

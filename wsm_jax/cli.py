@@ -92,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     which = sub.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, metavar="S", help="a saved step (default: the newest)")
     which.add_argument("--merged", metavar="NAME", help="a merge of the run")
+    sub.add_argument(
+        "--average", metavar="NAME", help="an average that the run keeps instead of its parameters: ema, ..."
+    )
     sub.add_argument("--split", default="validation", choices=("validation", "test"), help="default: validation")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
@@ -261,9 +264,13 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> None:
     from wsm_jax.run import Run
 
     run = Run(options.directory)
-    path = evaluate_lib.checkpoint_path(run, step=options.step, merged=options.merged)
+    if options.merged and options.average:
+        raise UsageError("--average goes with a step, not with --merged")
+    item = options.average or checkpoints.PARAMS
+    path = evaluate_lib.checkpoint_path(run, step=options.step, merged=options.merged, item=item)
     evaluator = evaluate_lib.run_evaluator(run, options.split)
-    figures = {"checkpoint": str(path), "split": options.split, **evaluator(checkpoints.load_tree(path)).summary()}
+    params = checkpoints.load_tree(path, item)
+    figures = {"checkpoint": str(path), "item": item, "split": options.split, **evaluator(params).summary()}
     if options.json:
         # JSON knows no NaN: the standard error over a single document is null.
         known = {name: None if value != value else value for name, value in figures.items()}

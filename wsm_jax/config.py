@@ -15,9 +15,13 @@ from typing import Any
 from wsm_jax.errors import UsageError
 
 
-def setting(default: Any, text: str) -> Any:
-    """A dataclass field with its default and one line of help (shown by ``wsm train --help``)."""
-    return dataclasses.field(default=default, metadata={"help": text})
+def setting(default: Any, text: str, *, later: bool = False) -> Any:
+    """A dataclass field with its default and one line of help (shown by ``wsm train --help``).
+
+    ``later`` marks a field that came after results were published: at its default it leaves :func:`config_hash` as it
+    was without the field.
+    """
+    return dataclasses.field(default=default, metadata={"help": text, "later": later})
 
 
 @dataclasses.dataclass
@@ -59,18 +63,22 @@ class DataConfig:
 class ScheduleConfig:
     """The learning rate as a function of the step; see ``wsm_jax.schedules``."""
 
-    name: str = setting("constant", "constant (WSM) | wsd | cosine | inverse_sqrt | cooldown (from the branch step)")
+    name: str = setting(
+        "constant", "constant (WSM) | wsd | cosine | inverse_sqrt | cyclic (SWA) | cooldown (from the branch step)"
+    )
     warmup: str = setting("0.02run", "duration of the linear warm-up")
     curve: str = setting("linear", "decay curve of wsd and cooldown, a name of wsm_jax.DECAYS")
     decay: str = setting("0.2run", "duration of the decay of wsd, the last part of the run")
-    end_fraction: float = setting(0.0, "cosine: final rate over peak rate")
+    end_fraction: float = setting(0.0, "cosine: final rate over peak rate; cyclic: lowest over peak")
+    cycle: str = setting("0.01run", "cyclic: duration of a cycle", later=True)
+    cycle_start: str = setting("0.75run", "cyclic: duration at the peak before the cycles", later=True)
 
 
 @dataclasses.dataclass
 class OptimizerConfig:
     """The update rule; defaults are the papers' AdamW."""
 
-    name: str = setting("adamw", "adamw | lion | muon | sgd")
+    name: str = setting("adamw", "adamw | lion | muon | sgd | schedule_free (a baseline: AdamW, no schedule)")
     peak_lr: float = setting(1e-3, "peak learning rate")
     b1: float = setting(0.9, "first-moment decay (momentum for sgd and muon)")
     b2: float = setting(0.95, "second-moment decay (lion: of its momentum)")
@@ -88,6 +96,45 @@ class CheckpointConfig:
     resume_interval: str = setting("0.1run", "duration between saves of the full state")
     resume_keep: int = setting(2, "newest full states kept")
     branch_points: str = setting("", "comma-separated durations whose full state is kept for ever, e.g. 0.75run,0.9run")
+    snapshot: str = setting(
+        "point", "merge stream: point (parameters) | mean (mean over each interval) | both", later=True
+    )
+
+
+@dataclasses.dataclass
+class AveragingConfig:
+    """Averages kept along the run and saved in the merge stream beside the parameters; see ``wsm_jax.averaging``."""
+
+    names: str = setting(
+        "", "comma-separated: ema | running_mean | swa | lawa | wsm | power_ema; empty = none", later=True
+    )
+    every: int = setting(1, "steps between updates of ema, running_mean, wsm, power_ema and interval means", later=True)
+    host: bool = setting(False, "keep the accumulators in pinned host memory, not on the device", later=True)
+    ema_decay: str = setting(
+        "0.999/step",
+        "ema: decay of a step (0.999/step) or token (0.9999999/tok), or a duration, its half-life",
+        later=True,
+    )
+    running_mean_start: str = setting("0.5run", "running_mean: duration before the first step averaged", later=True)
+    swa_start: str = setting("0.75run", "swa: duration before the first sample, a multiple of swa_every", later=True)
+    swa_every: str = setting("0.01run", "swa: duration between samples, a cycle where the rate is cyclic", later=True)
+    lawa_count: int = setting(6, "lawa: samples averaged, so many copies of the parameters", later=True)
+    lawa_every: str = setting("0.02run", "lawa: duration between samples", later=True)
+    wsm_curve: str = setting("minus_sqrt", "wsm: decay curve emulated, a name of wsm_jax.DECAYS", later=True)
+    wsm_window: str = setting("0.1run", "wsm: duration of the emulated decay", later=True)
+    wsm_every: str = setting(
+        "", "wsm: duration between the ends of windows, one copy each; empty = merge_interval", later=True
+    )
+    power_ema_widths: str = setting("0.05,0.1", "power_ema: relative widths kept, for post-hoc EMA (EDM2)", later=True)
+
+
+@dataclasses.dataclass
+class PreviewConfig:
+    """What an anneal would give now, evaluated with every validation; see ``wsm_jax.preview``."""
+
+    curves: str = setting("", "comma-separated decay curves to merge along; empty = no preview", later=True)
+    windows: str = setting("0.1run", "comma-separated durations of the merged windows", later=True)
+    averages: bool = setting(False, "also evaluate the averages of averaging.names", later=True)
 
 
 @dataclasses.dataclass
@@ -121,7 +168,9 @@ class Config:
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    averaging: AveragingConfig = dataclasses.field(default_factory=AveragingConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    preview: PreviewConfig = dataclasses.field(default_factory=PreviewConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
     @property
@@ -212,7 +261,20 @@ def _build(cls: Any, values: dict[str, Any], path: str) -> Any:
 
 def config_hash(config: Config) -> str:
     """Twelve hexadecimal digits that identify the configuration, for result files."""
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(_hashed(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _hashed(node: Any) -> dict[str, Any]:
+    """:func:`to_dict` without what a :func:`setting` marks as later and is at its default."""
+    found = {}
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        if dataclasses.is_dataclass(value):
+            if group := _hashed(value):
+                found[field.name] = group
+        elif not (field.metadata["later"] and value == field.default):
+            found[field.name] = value
+    return found
 
 
 def flat_fields(config: Config) -> dict[str, tuple[Any, str]]:

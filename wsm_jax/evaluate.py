@@ -192,8 +192,16 @@ def run_evaluator(run: Run, split: str, *, batch_size: int = 0, limit_tokens: in
     )
 
 
-def checkpoint_path(run: Run, *, step: int | None = None, merged: str | None = None) -> Path:
-    """Folder of a run's parameters: a merge by name, a step of either stream, or the newest of the merge stream.
+def checkpoint_path(
+    run: Run, *, step: int | None = None, merged: str | None = None, item: str = checkpoints.PARAMS
+) -> Path:
+    """Folder of a run's parameters: a merge by name, a step of either stream, or the newest step.
+
+    Args:
+      run: the run.
+      step: the saved step.
+      merged: name of the merge.
+      item: what is wanted of a saved step: ``params``, or an average that the run keeps, e.g. ``ema`` or ``mean``.
 
     Raises:
       UsageError: not there, naming what is.
@@ -204,14 +212,20 @@ def checkpoint_path(run: Run, *, step: int | None = None, merged: str | None = N
             names = sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else []
             raise UsageError(f"{run.path} has no merge {merged!r}; it has {', '.join(names) or 'none'}")
         return path
-    there = {
-        there: stream / str(there)
+    everywhere = [
+        stream / str(there)
         for stream in (run.resume_stream, run.merge_stream)
         for there in checkpoints.complete_steps(stream)
-    }
-    if not there:
+    ]
+    if not everywhere:
         raise UsageError(f"{run.path} holds no complete checkpoint")
+    items = {path: checkpoints.item_names(path) for path in everywhere}
+    there = {int(path.name): path for path in everywhere if item in items[path]}
+    if not there:
+        known = sorted(set().union(*items.values()) - {"opt_state", "averages"})
+        raise UsageError(f"no checkpoint of {run.path} has an item {item!r}; they have {', '.join(known)}")
     step = max(there) if step is None else step
     if step not in there:
-        raise UsageError(f"{run.path} has no checkpoint at step {step}; it has {', '.join(map(str, sorted(there)))}")
+        known = ", ".join(map(str, sorted(there)))
+        raise UsageError(f"{run.path} has no checkpoint of {item} at step {step}; it has {known}")
     return there[step]

@@ -9,6 +9,7 @@ from wsm_jax.config import OptimizerConfig
 from wsm_jax.errors import UsageError
 
 NAMES = ("adamw", "lion", "muon", "sgd")
+SCHEDULE_FREE = "schedule_free"
 
 
 def decay_mask(params: Any) -> Any:
@@ -27,8 +28,10 @@ def decay_mask(params: Any) -> Any:
 def make(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimizer of ``config`` with the given rate.
 
-    Every rule has the form theta <- theta - lr (u + wd theta), with ``u`` the direction of AdamW, Lion, Muon or
-    momentum SGD, so one decay mask and one weight-decay-aware merge serve all of them.
+    Every rule of NAMES has the form theta <- theta - lr (u + wd theta), with ``u`` the direction of AdamW, Lion, Muon
+    or momentum SGD, so one decay mask and one weight-decay-aware merge serve all of them. ``schedule_free``, a
+    baseline, is AdamW without momentum under ``optax.contrib.schedule_free`` (arXiv 2405.15682): what is trained is its
+    sequence y, and what is to be evaluated is :func:`averaged_params`.
 
     Raises:
       UsageError: unknown name or a value out of range.
@@ -38,12 +41,29 @@ def make(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTra
     for field in ("weight_decay", "clip_norm"):
         if not getattr(config, field) >= 0:
             raise UsageError(f"optimizer.{field} is {getattr(config, field)}; it must not be negative")
-    return optax.chain(
+    rules = (
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         _direction(config),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask) if config.weight_decay else optax.identity(),
         optax.scale_by_learning_rate(schedule),
     )
+    if config.name != SCHEDULE_FREE:
+        return optax.chain(*rules)
+    if not 0.0 < config.b1 < 1.0:
+        raise UsageError(f"optimizer.b1 is {config.b1}; schedule_free interpolates with it, between 0 and 1")
+    return optax.chain(rules[0], optax.contrib.schedule_free(optax.chain(*rules[1:]), schedule, b1=config.b1))
+
+
+def averaged_params(opt_state: Any, params: Any) -> Any | None:
+    """The parameters to evaluate under ``schedule_free``, x of the paper; None under any other optimizer."""
+
+    def is_schedule_free(node: Any) -> bool:
+        return isinstance(node, optax.contrib.ScheduleFreeState)
+
+    for node in jax.tree.leaves(opt_state, is_leaf=is_schedule_free):
+        if is_schedule_free(node):
+            return optax.contrib.schedule_free_eval_params(node, params)
+    return None
 
 
 def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -52,6 +72,8 @@ def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
             return optax.scale_by_adam(config.b1, config.b2, config.eps)
         case "lion":
             return optax.scale_by_lion(config.b1, config.b2)
+        case "schedule_free":  # the averaging takes the place of the momentum
+            return optax.scale_by_rms(config.b2, config.eps, eps_in_sqrt=False, bias_correction=True)
         case "sgd":
             return optax.trace(config.b1)
         case "muon":
@@ -65,7 +87,7 @@ def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
                 consistent_rms=0.2,  # matches AdamW's update size, so rates carry over (Liu et al. 2025)
             )
             return optax.chain(muon, optax.scale(-1.0))  # back from a step to a direction
-    raise UsageError(f"unknown optimizer.name {config.name!r}; known: {', '.join(NAMES)}")
+    raise UsageError(f"unknown optimizer.name {config.name!r}; known: {', '.join((*NAMES, SCHEDULE_FREE))}")
 
 
 def _muon_dimensions(params: Any) -> Any:

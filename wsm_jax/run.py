@@ -155,7 +155,16 @@ def begin(path: Path, config: Config, facts: dict[str, Any]) -> None:
 
 
 # May change when a run goes on: they touch neither the parameters nor what a merge reads.
-FREE_FIELDS = ("log.", "evaluation.", "data.workers", "data.store", "checkpoint.resume_", "checkpoint.branch_points")
+FREE_FIELDS = (
+    "log.",
+    "evaluation.",
+    "preview.",
+    "averaging.host",
+    "data.workers",
+    "data.store",
+    "checkpoint.resume_",
+    "checkpoint.branch_points",
+)
 
 
 def check_same(path: Path, config: Config, facts: dict[str, Any]) -> None:

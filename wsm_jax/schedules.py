@@ -77,8 +77,7 @@ def cosine(peak: float, total_steps: int, warmup_steps: int = 0, end_fraction: f
     Raises:
       UsageError: ``end_fraction`` outside [0, 1].
     """
-    if not 0.0 <= end_fraction <= 1.0:
-        raise UsageError(f"schedule.end_fraction is {end_fraction}; it must lie in [0, 1]")
+    _check_end(end_fraction)
     decay_steps = max(total_steps - warmup_steps, 1)
     base = optax.cosine_decay_schedule(peak, decay_steps, alpha=end_fraction)
     return warmup_then(lambda count: base(jnp.maximum(count - warmup_steps, 0)), peak, warmup_steps)
@@ -97,7 +96,38 @@ def inverse_sqrt(peak: float, warmup_steps: int) -> Schedule:
     )
 
 
-NAMES = ("constant", "wsd", "cosine", "inverse_sqrt", "cooldown")
+def cyclic(base: Schedule, start: int, cycle: int, end_fraction: float = 0.0) -> Schedule:
+    """``base`` before update ``start``, then falling linearly again and again: the cycles of SWA.
+
+    Update i of a cycle, from 0, has the rate base(start) (1 - t + t end_fraction), t = (i + 1) / cycle (arXiv
+    1803.05407, section 3.1), so the last update before step start + k cycle has the lowest.
+
+    Args:
+      base: the schedule that is left.
+      start: count of the first update of the first cycle.
+      cycle: updates in a cycle.
+      end_fraction: lowest rate over base(start).
+
+    Raises:
+      UsageError: negative start, a cycle below 1, ``end_fraction`` outside [0, 1].
+    """
+    _check_end(end_fraction)
+    if start < 0 or cycle < 1:
+        raise UsageError(f"cycles need a start >= 0 and at least 1 step, got start {start} and {cycle} steps")
+
+    def rate(count: Any) -> Any:
+        t = ((count - start) % cycle + 1) / cycle
+        return jnp.where(count < start, base(jnp.minimum(count, start)), base(start) * (1.0 - t + t * end_fraction))
+
+    return rate
+
+
+def _check_end(fraction: float) -> None:
+    if not 0.0 <= fraction <= 1.0:
+        raise UsageError(f"schedule.end_fraction is {fraction}; it must lie in [0, 1]")
+
+
+NAMES = ("constant", "wsd", "cosine", "inverse_sqrt", "cyclic", "cooldown")
 
 
 def from_config(config: Config, branch_step: int | None = None) -> Schedule:
@@ -129,6 +159,12 @@ def from_config(config: Config, branch_step: int | None = None) -> Schedule:
             return cosine(peak, total, warmup, settings.end_fraction)
         case "inverse_sqrt":
             return inverse_sqrt(peak, warmup)
+        case "cyclic":
+            start = config.duration_steps("schedule.cycle_start", settings.cycle_start)
+            if start < warmup:
+                raise UsageError(f"schedule.cycle_start={settings.cycle_start!r} lies in the warm-up of {warmup} steps")
+            cycle = config.duration_steps("schedule.cycle", settings.cycle)
+            return cyclic(constant(peak, warmup), start, cycle, settings.end_fraction)
         case "cooldown":
             if branch_step is None:
                 raise UsageError("schedule.name=cooldown starts where a run is branched: add --branch_from=RUN@STEP")

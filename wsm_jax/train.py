@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,10 @@ from wsm_jax import (
 from wsm_jax import config as config_lib
 from wsm_jax import metrics as metrics_lib
 from wsm_jax import optimizer as optimizer_lib
+from wsm_jax import preview as preview_lib
 from wsm_jax import run as run_lib
+from wsm_jax.averaging import registry, tracking
+from wsm_jax.averaging.average import Average
 from wsm_jax.config import Config
 from wsm_jax.data import pipeline, tokens
 from wsm_jax.errors import NonFiniteError, Preempted, UsageError
@@ -66,6 +69,8 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
             say(f"note: {field} differs from the parent's, so the branch reads other tokens")
     schedule = schedules.from_config(config, branch_step)
     optimizer = optimizer_lib.make(config.optimizer, schedule)
+    averages, host = registry.from_config(config, schedule), config.averaging.host
+    previews = preview_lib.windows(config, plan)
     mesh = sharding.make_mesh()
     if config.batch_size % (config.accumulate * mesh.size):
         raise UsageError(
@@ -77,7 +82,11 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
     if parent is not None:
         branch_lib.check_tokenizer(parent, corpus)
     model = model_lib.build(presets.with_vocabulary(config.model, corpus.vocab_size))
-    abstract = train_state.abstract(model, optimizer, mesh)
+    abstract = train_state.abstract(model, optimizer, mesh, averages, host_averages=host)
+    shapes = tracking.read_shapes(averages, abstract["params"])
+    if config.optimizer.name == optimizer_lib.SCHEDULE_FREE:
+        shapes[optimizer_lib.SCHEDULE_FREE] = abstract["params"]
+    merge_items = _merge_items(config, abstract["params"], shapes)
     facts = {
         "parameters": model_lib.parameter_count(abstract["params"]),
         "steps": plan.steps,
@@ -95,7 +104,7 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
         },
         **run_lib.environment(),
     }
-    say(_forecast(directory, config, plan, abstract, branch_step or 0))
+    say(_forecast(directory, config, plan, train_state.items(abstract), merge_items, branch_step or 0))
     if jax.process_index() == 0:
         run_lib.begin(directory, config, facts)
 
@@ -112,10 +121,11 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
             say(f"resuming {directory} at step {resume.steps[-1]}")
         elif parent is not None and branch_step is not None:
             with checkpoints.Stream(parent.resume_stream, mergeable=False, read_only=True) as stream:
-                state = _load(stream, branch_step, abstract)
+                state = _load(stream, branch_step, {**abstract, "averages": {}})
+            state["averages"] = tracking.initialise(averages, state["params"], abstract["averages"])  # they begin here
             say(f"branching from {parent.path} at step {branch_step}")
         else:
-            state = train_state.initialise(model, optimizer, config.seed, mesh)
+            state = train_state.initialise(model, optimizer, config.seed, mesh, averages, host_averages=host)
         start = int(state["step"])
         if start >= plan.steps:
             say(f"{directory} is complete at step {start}")
@@ -136,6 +146,8 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
         # Compiled before the loop, so that no interval's tokens/s holds the compilation.
         step = jit_train_step(model, optimizer, mesh, abstract, accumulate=config.accumulate)
         step = step.lower(state, batch).compile()
+        update_averages = tracking.compile_update(averages, abstract["params"], abstract["averages"])
+        read_averages = _reader(config, averages, abstract)
         compile_seconds = time.perf_counter() - clock
         validate = _validator(config, plan, model, mesh, corpus)
         writer = metrics_lib.Writer(
@@ -161,6 +173,7 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
             with StopSignals() as signals:
                 for done in range(start + 1, plan.steps + 1):
                     state, metrics = step(state, batch)
+                    state["averages"] = update_averages(state["averages"], state["params"], done)
                     progress.add(metrics)
                     if done < plan.steps:
                         batch = sharding.global_batch(mesh, next(batches))  # read while the device computes
@@ -171,15 +184,22 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
                         progress.flush()
                     if saving:
                         _check_finite(state["params"], done)
+                    looking = validating and config.preview.averages
+                    found = read_averages(state, done) if done in merge_steps or looking else {}
+                    if done in merge_steps:
+                        items = _merge_items(config, state["params"], found)
+                        merge.save(done, items, {"tokens": done * plan.tokens_per_step})
                     if validating and validate is not None:  # before the save: a full state promises its records too
                         result = validate(state["params"]).summary()
                         writer.write("validation", done, **{**result, "tokens": done * plan.tokens_per_step})
                         progress.say(f"step {done}: validation loss {result['loss']:.4f} ± {result['loss_stderr']:.4f}")
-                    if done in merge_steps:
-                        merge.save(done, {checkpoints.PARAMS: state["params"]}, {"tokens": done * plan.tokens_per_step})
+                        merges = preview_lib.merges(previews, merge, done, state["params"])
+                        for kind, trees in (("averages", found.items() if looking else ()), ("preview", merges)):
+                            if losses := preview_lib.evaluate(trees, validate):
+                                writer.write(kind, done, **losses)
                     if done in resume_steps or stopping:
                         merge.wait()  # a full state on disk promises that every merge checkpoint before it is there
-                        resume.save(done, {name: state[name] for name in ("params", "opt_state")})
+                        resume.save(done, train_state.items(state))
                     if saving or validating:
                         progress.restart()
                     if stopping:
@@ -202,12 +222,43 @@ def _silent(message: str) -> None:
 
 
 def _load(stream: checkpoints.Stream, step: int, abstract: train_state.TrainState) -> train_state.TrainState:
-    """The full state at ``step``; the step itself is the checkpoint's name."""
-    items = stream.load(step, {name: abstract[name] for name in ("params", "opt_state")})
-    return {**items, "step": jax.device_put(jnp.asarray(step, jnp.int32), abstract["step"].sharding)}
+    """The full state at ``step``; the step itself is the checkpoint's name.
+
+    Raises:
+      UsageError: an item that the run needs is not there.
+    """
+    items = train_state.items(abstract)
+    if missing := set(items) - set(checkpoints.item_names(stream.directory / str(step))):
+        raise UsageError(f"{stream.directory / str(step)} has no {', '.join(sorted(missing))}: not a state of this run")
+    items = stream.load(step, items)
+    return {"averages": {}, **items, "step": jax.device_put(jnp.asarray(step, jnp.int32), abstract["step"].sharding)}
 
 
-def _forecast(directory: Path, config: Config, plan: Plan, abstract: train_state.TrainState, start: int) -> str:
+def _merge_items(config: Config, params: Any, averages: dict[str, Any]) -> dict[str, Any]:
+    """Items of a merge checkpoint: the parameters and the averages, arrays or shapes.
+
+    With ``checkpoint.snapshot=mean`` the interval means take the parameters' place, so that the stream takes the room
+    it always took. A merge of means needs the parameters at the end of its window only where its curve does not end at
+    0; they are in the resume stream, for the last full states and the branch points.
+    """
+    return averages if config.checkpoint.snapshot == registry.MEAN else {checkpoints.PARAMS: params, **averages}
+
+
+def _reader(
+    config: Config, averages: Mapping[str, Average], abstract: train_state.TrainState
+) -> Callable[[train_state.TrainState, int], dict[str, Any]]:
+    """(state, step) -> name -> parameters to evaluate and to save: the averages, and those of ``schedule_free``."""
+    read = tracking.compile_read(averages, abstract["params"], abstract["averages"])
+    if config.optimizer.name != optimizer_lib.SCHEDULE_FREE:
+        return lambda state, step: read(state["averages"], state["params"], step)
+    averaged = jax.jit(optimizer_lib.averaged_params)
+    return lambda state, step: {
+        **read(state["averages"], state["params"], step),
+        optimizer_lib.SCHEDULE_FREE: averaged(state["opt_state"], state["params"]),
+    }
+
+
+def _forecast(directory: Path, config: Config, plan: Plan, full: Any, merge_items: Any, start: int) -> str:
     """What the streams will hold at most, as a line to print.
 
     Raises:
@@ -216,8 +267,7 @@ def _forecast(directory: Path, config: Config, plan: Plan, abstract: train_state
     settings = config.checkpoint
     merge_saves = [step for step in plan.merge_steps() if step > start]
     resume_saves = [step for step in plan.resume_steps() if step > start]
-    full = {name: abstract[name] for name in ("params", "opt_state")}
-    merge = disk.stream_bytes(abstract["params"], merge_saves, settings.merge_keep)
+    merge = disk.stream_bytes(merge_items, merge_saves, settings.merge_keep)
     resume = disk.stream_bytes(full, resume_saves, settings.resume_keep, plan.branch_points)
     # What an earlier start has written is part of the whole and takes no room again.
     disk.check_disk(
@@ -226,10 +276,12 @@ def _forecast(directory: Path, config: Config, plan: Plan, abstract: train_state
         "lower checkpoint.merge_keep, raise checkpoint.merge_interval, or choose another disk",
     )
     kept = min(len(merge_saves), settings.merge_keep or len(merge_saves))
+    held = disk.tree_bytes(full.get("averages", {}))
     return (
         f"disk: up to {(merge + resume) / 1e9:.3f} GB under {directory} "
-        f"(merge stream {kept} x {disk.tree_bytes(abstract['params']) / 1e6:.1f} MB, one every "
+        f"(merge stream {kept} x {disk.tree_bytes(merge_items) / 1e6:.1f} MB, one every "
         f"{plan.merge_interval} steps; full states {resume / 1e9:.3f} GB)"
+        + (f"; averages take {held / 1e6:.1f} MB of memory" if held else "")
     )
 
 

@@ -1,8 +1,10 @@
-"""The train state: a plain dictionary ``{"params", "opt_state", "step"}``; nothing else is needed to resume.
+"""The train state: a plain dictionary ``{"params", "opt_state", "averages", "step"}``, all that is needed to resume.
 
 Data order, learning rate and random numbers are functions of ``step`` (int32 scalar, updates done so far).
+``averages`` is name -> state of the averages kept along the run (``wsm_jax.averaging``), empty where none is.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,28 +13,69 @@ import optax
 from jax.sharding import Mesh
 
 from wsm_jax import sharding
+from wsm_jax.averaging import tracking
+from wsm_jax.averaging.average import Average, init_all
 from wsm_jax.models.model import Model
 
 TrainState = dict[str, Any]
 
 
-def create(model: Model, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+def create(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    averages: Mapping[str, Average] | None = None,
+) -> TrainState:
     """The state before the first update; pure, so it can be traced for shapes or jitted with out shardings."""
     params = model.init(key)
-    return {"params": params, "opt_state": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+    return {
+        "params": params,
+        "opt_state": optimizer.init(params),
+        "averages": init_all(averages or {}, params),
+        "step": jnp.zeros((), jnp.int32),
+    }
 
 
-def abstract(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state, without allocating it."""
+def abstract(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    averages: Mapping[str, Average] | None = None,
+    *,
+    host_averages: bool = False,
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without allocating it.
+
+    ``host_averages`` keeps the accumulators of the averages in pinned host memory.
+    """
     shapes = jax.eval_shape(lambda key: create(model, optimizer, key), jax.random.key(0))
-    return jax.tree.map(
+    state = jax.tree.map(
         lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
         shapes,
         sharding.tree_shardings(mesh, shapes),
     )
+    return {**state, "averages": tracking.abstract(averages or {}, state["params"], host=host_averages)}
 
 
-def initialise(model: Model, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
-    """The state before the first update, created directly on its devices."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(model, optimizer, mesh))
-    return jax.jit(lambda key: create(model, optimizer, key), out_shardings=shardings)(jax.random.key(seed))
+def initialise(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+    averages: Mapping[str, Average] | None = None,
+    *,
+    host_averages: bool = False,
+) -> TrainState:
+    """The state before the first update, created directly where :func:`abstract` says."""
+    shapes = abstract(model, optimizer, mesh, averages, host_averages=host_averages)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    made = jax.jit(lambda key: create(model, optimizer, key, averages), out_shardings=shardings)
+    return made(jax.random.key(seed))
+
+
+def items(state: TrainState) -> TrainState:
+    """What a full state on disk holds, arrays or shapes: all but the step, which is the checkpoint's name.
+
+    Without averages it holds what it held before there were any.
+    """
+    return {name: state[name] for name in ("params", "opt_state", "averages") if name != "averages" or state[name]}

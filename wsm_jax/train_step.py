@@ -23,7 +23,8 @@ def make_train_step(
 
     The batch holds ``inputs`` and ``targets``, int32 [batch_size, context]; metrics are float32 scalars ``loss`` (nats
     a token, before the update) and ``grad_norm`` (before clipping). With ``accumulate`` > 1 the rows are cut into that
-    many micro-batches, whose gradients are averaged in float32.
+    many micro-batches, whose gradients are averaged in float32. Averages of the state stay as they are: they are
+    updated apart (``wsm_jax.averaging.tracking``), so that keeping them does not change a bit of the parameters.
     """
 
     def mean_loss(params: Any, batch: Batch) -> jax.Array:
@@ -47,7 +48,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
+        return {**state, "params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
 
     return train_step
 

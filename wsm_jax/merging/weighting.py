@@ -162,9 +162,11 @@ def window_weights(rule: Rule, run: Run, window: Window, *, weight_decay_aware: 
     optimizer shrinks; the others take the plain weights.
 
     Raises:
-      UsageError: a rate that is not constant where it must be; a schedule that rises or exceeds it; ``best`` with
-        ``weight_decay_aware``, or with too few validated checkpoints.
+      UsageError: a run that saves interval means only; a rate that is not constant where it must be; a schedule that
+        rises or exceeds it; ``best`` with ``weight_decay_aware``, or with too few validated checkpoints.
     """
+    if run.config.checkpoint.snapshot == "mean":
+        raise UsageError(f"{run.path} keeps interval means (checkpoint.snapshot=mean), which these weights do not fit")
     if rule.best and weight_decay_aware:
         raise UsageError(f"{rule.name} selects checkpoints and emulates no decay, so it has no weight-decay-aware form")
     if rule.by_count:

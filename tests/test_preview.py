@@ -1,0 +1,116 @@
+"""Previews of an anneal during training: the losses of the merges that are there to be made."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.runs import STEPS
+from wsm_jax import UsageError, checkpoints, merge_checkpoints, merge_weights, preview, run
+from wsm_jax.config import CheckpointConfig, Config, EvaluationConfig, PreviewConfig
+from wsm_jax.evaluate import run_evaluator
+
+pytest_plugins = ["tests.runs"]
+pytestmark = pytest.mark.xdist_group("averages")
+
+FIELDS = {
+    "preview__curves": "linear, exponential",
+    "preview__windows": "12steps,0.5run",
+    "preview__averages": True,
+    "averaging__names": "ema",
+    "averaging__ema_decay": "0.8/step",
+}
+
+
+@pytest.fixture(scope="module", params=["point", "mean"])
+def previewed(request, tiny):
+    fields = FIELDS | {"checkpoint__snapshot": request.param, "log__tensorboard": True}
+    return tiny.run(f"previewed-{request.param}", **fields)
+
+
+def test_a_preview_comes_with_every_validation_once_its_window_is_full(previewed):
+    found = {record["step"]: set(record) - {"kind", "step", "seconds"} for record in previewed.metrics("preview")}
+    short = {"linear-4x3", "exponential-4x3"}
+    long = {"linear-8x3", "exponential-8x3"}
+    assert found == {12: short, 24: short | long, 36: short | long, 48: short | long}
+    assert all(record["seconds"] > 0 for record in previewed.metrics("preview"))
+
+
+def test_its_losses_are_those_of_the_merges(previewed):
+    validate = run_evaluator(previewed, "validation", limit_tokens=previewed.config.evaluation.tokens)
+    means = previewed.config.checkpoint.snapshot == "mean"
+    record = previewed.metrics("preview")[-1]
+    paths = [previewed.merge_stream / str(step) for step in range(3, STEPS + 1, 3)]
+    for curve in ("linear", "exponential"):
+        for count in (4, 8):
+            weights = merge_weights(curve, count, snapshot="mean" if means else "point")
+            tree = merge_checkpoints(paths[-count:], weights[:count], item="mean" if means else "params")
+            if means and weights[-1]:
+                end = checkpoints.load_tree(previewed.resume_stream / str(STEPS), "params")
+                tree = _add(tree, end, weights[-1])
+            assert validate(tree).loss == pytest.approx(record[f"{curve}-{count}x3"], rel=1e-6)
+    # Merging helps a run at a constant rate, also one this short.
+    assert record["linear-4x3"] != previewed.metrics("validation")[-1]["loss"]
+
+
+def _add(tree, end, weight):
+
+    return jax.tree.map(lambda t, e: t + np.float32(weight) * e, tree, end)
+
+
+def test_the_averages_are_evaluated_too(previewed):
+    validate = run_evaluator(previewed, "validation", limit_tokens=previewed.config.evaluation.tokens)
+    found = previewed.metrics("averages")
+    names = {"ema", "mean"} if previewed.config.checkpoint.snapshot == "mean" else {"ema"}
+    assert [record["step"] for record in found] == [12, 24, 36, 48]
+    for record in found:
+        assert set(record) - {"kind", "step", "seconds"} == names
+        for name in names:
+            tree = checkpoints.load_tree(previewed.merge_stream / str(record["step"]), name)
+            assert validate(tree).loss == record[name]
+
+
+def test_tensorboard_has_the_curves(previewed):
+    files = list((previewed.path / "tensorboard").iterdir())
+    written = b"".join(file.read_bytes() for file in files)
+    for tag in (b"preview/linear-4x3", b"preview/exponential-8x3", b"averages/ema"):
+        assert tag in written
+
+
+def test_a_preview_changes_nothing_else(previewed, reference):
+    assert previewed.metrics("validation") == reference.metrics("validation")
+
+
+def windows(curves="linear", text="100steps", averages=False, evaluation="0.1run", merge_keep=0, snapshot="point"):
+    config = Config(
+        duration="1000steps",
+        preview=PreviewConfig(curves=curves, windows=text, averages=averages),
+        checkpoint=CheckpointConfig(merge_interval="20steps", merge_keep=merge_keep, snapshot=snapshot),
+        evaluation=EvaluationConfig(interval=evaluation),
+    )
+    return preview.windows(config, run.plan(config))
+
+
+def test_windows_are_curves_times_durations():
+    names = [window.name for window in windows("linear, cosine", "100steps,0.2run")]
+    assert names == ["linear-5x20", "linear-10x20", "cosine-5x20", "cosine-10x20"]
+    assert windows("") == []
+    assert not windows()[0].means
+    assert windows(snapshot="both")[0].means
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"curves": "lineal"}, "unknown curve 'lineal'"),
+        ({"text": "110steps"}, r"preview\.windows='110steps' is 110 steps, not a multiple of the merge stream's 20"),
+        ({"text": "0steps"}, r"preview\.windows='0steps' is 0 steps"),
+        ({"text": "soon"}, r"preview\.windows='soon' is not a duration"),
+        ({"merge_keep": 4}, r"needs 5 checkpoints, but checkpoint\.merge_keep=4"),
+        ({"evaluation": "50steps"}, r"evaluation\.interval is 50 steps and checkpoint\.merge_interval 20"),
+        ({"evaluation": ""}, r"evaluation\.interval is empty"),
+        ({"averages": True}, r"averaging\.names asks for none"),
+    ],
+)
+def test_previews_that_cannot_be_made(settings, message):
+    with pytest.raises(UsageError, match=message):
+        windows(**settings)
