@@ -207,6 +207,8 @@ def main(argv: list[str]) -> None:
         sys.exit(f"unknown argument {argv[1]!r}; options begin with --")
     if not selected():
         sys.exit("no case is left; --sizes, --formats or --counts ask for what merge_cases.py does not have")
+    if PEER_PYTHON.value and not shutil.which(PEER_PYTHON.value):
+        sys.exit(f"--peer_python={PEER_PYTHON.value} is no program; give an interpreter that has mergekit")
     if FOLDER.value:
         Path(FOLDER.value).mkdir(parents=True, exist_ok=True)
     if not PEER_PYTHON.value:

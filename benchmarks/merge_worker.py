@@ -15,7 +15,7 @@ import merge_inputs  # beside this file
 import merge_process
 import numpy as np
 
-IN_MEMORY_BYTES = 3 * 10**9  # of inputs: more would push the files out of the page cache
+IN_MEMORY_BYTES = 10**9  # of inputs: far more than any cache of a processor, and it leaves room for the page cache
 CURVE = "minus_sqrt"  # weights that are neither equal nor powers of two
 ELEMENTS = 2**20
 
