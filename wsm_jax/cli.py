@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("report", report, "Tables and figures of a constant-rate run beside its real decays.")
     sub.add_argument("runs", nargs="+", metavar="RUN", help="the constant run first, then runs branched from it")
     sub.add_argument("--output", metavar="DIR", help="default: RUN/report of the first run")
+    sub.add_argument("--learned", action="store_true", help="add a merge whose weights are learned on validation")
     sub.add_argument("--json", action="store_true", help="print the table as JSON")
     return parser
 
@@ -131,10 +132,20 @@ def _merge_options(sub: argparse.ArgumentParser) -> None:
     window.add_argument("--every", type=int, metavar="K", help="one merge at every K-th step where the window fits")
     rule = sub.add_argument_group("weights")
     which = rule.add_mutually_exclusive_group()
-    which.add_argument("--curve", metavar="C", help=_CURVES)
+    which.add_argument("--curve", metavar="C", help=f"{_CURVES}; with --run also learned and search")
     which.add_argument("--schedule", metavar="FILE.py:NAME", help="emulate this function step -> learning rate")
     which.add_argument("--like", metavar="RUN", help="emulate the schedule of this run, e.g. of a WSD run")
     rule.add_argument("--weight_decay_aware", action="store_true", help="correct for AdamW's decay, leaf by leaf")
+    fit = sub.add_argument_group(
+        "weights fitted to held-out data",
+        "--curve=search takes the best of all decay curves and windows up to the given one, --curve=learned descends "
+        "the gradient of the loss with respect to the weights.",
+    )
+    fit.add_argument("--fit_split", metavar="SPLIT", help="validation or train; never test (default: validation)")
+    fit.add_argument("--fit_steps", type=int, metavar="N", help="updates of the learned weights (default: 100)")
+    fit.add_argument("--fit_seed", type=int, metavar="N", help="of the order of the batches (default: 0)")
+    fit.add_argument("--fit_start", metavar="C", help="the curve to start from (default: linear, the plain mean)")
+    fit.add_argument("--monotone", action="store_true", default=None, help="older checkpoints never weigh more")
     output = sub.add_argument_group("output")
     output.add_argument("--output", metavar="OUT", help="default RUN/merged/NAME; with --every a folder of NAMEs")
     output.add_argument("--name", help="default <curve>-<count>x<interval>-at-<step>")
@@ -189,8 +200,14 @@ def train(options: argparse.Namespace, settings: list[str]) -> None:
 
 def merge(options: argparse.Namespace, settings: list[str]) -> None:
     """``wsm merge``: from explicit inputs or windows of a run."""
-    from wsm_jax.merging import command
+    from wsm_jax.merging import command, weighting
 
+    request = None
+    if options.directory and options.curve in weighting.FITTED:
+        from wsm_jax import tuning
+
+        say = (lambda _: None) if options.json else (lambda text: print(text, file=sys.stderr, flush=True))
+        request = tuning.make_request(options, say=say)
     if options.explain:
         rows = command.explain(options)
         if options.json:
@@ -198,7 +215,7 @@ def merge(options: argparse.Namespace, settings: list[str]) -> None:
         else:
             _table(list(rows[0]), [["" if v is None else str(v) for v in row.values()] for row in rows])
         return
-    records = command.run(options)
+    records = command.run(options, request)
     if options.json:
         print(json.dumps(records[0] if options.every is None else records, indent=2))
         return
@@ -206,6 +223,8 @@ def merge(options: argparse.Namespace, settings: list[str]) -> None:
         vectors = record["weights"].values() if isinstance(record["weights"], dict) else [record["weights"]]
         used = sum(any(column) for column in zip(*vectors, strict=True))
         print(f"merged {used} checkpoints into {record['output']}")
+        if fitted := record.get("fit"):
+            print(f"{record['curve']}: loss on {fitted['split']} {fitted['loss']:.4f}, before {fitted['before']:.4f}")
 
 
 def weights(options: argparse.Namespace, settings: list[str]) -> None:
@@ -286,7 +305,8 @@ def report(options: argparse.Namespace, settings: list[str]) -> None:
     from wsm_jax.run import Run
 
     runs = [Run(path) for path in options.runs]
-    result = comparison.compare(runs[0], runs[1:], say=lambda text: print(text, file=sys.stderr, flush=True))
+    say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    result = comparison.compare(runs[0], runs[1:], learned=options.learned, say=say)
     folder = report_lib.write(result, options.output or runs[0].path / "report")
     if options.json:
         print(json.dumps(report_lib.to_json(result), indent=2))

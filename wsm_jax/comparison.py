@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from wsm_jax import checkpoints, coefficients, evaluate, schedules
+from wsm_jax import checkpoints, coefficients, evaluate, schedules, tuning
 from wsm_jax.decay import DECAYS
 from wsm_jax.errors import UsageError
 from wsm_jax.evaluate import Difference, Evaluation
@@ -26,13 +26,13 @@ class Row:
 
     Attributes:
       name: what it is.
-      group: ``raw``, ``merge`` (at the decay's window), ``chosen`` (on validation) or ``decay``.
+      group: ``raw``, ``merge`` (at the decay's window), ``chosen`` (on validation), ``learned`` or ``decay``.
       window: steps of the window or of the decay; 0 for the raw checkpoint.
       test: evaluation on the test split.
       difference: test loss minus the raw checkpoint's, paired by document.
       tokens: tokens the parameters have seen.
       extra_tokens: of them, trained on for this row alone.
-      seconds: time this row took beside the constant run: reading and adding, or the decay's updates.
+      seconds: time this row took beside the constant run: reading and adding, learning weights, or the decay's updates.
     """
 
     name: str
@@ -73,7 +73,9 @@ class Comparison:
     count: int
 
 
-def compare(base: Run, decays: Sequence[Run], *, say: Callable[[str], None] = lambda _: None) -> Comparison:
+def compare(
+    base: Run, decays: Sequence[Run], *, learned: bool = False, say: Callable[[str], None] = lambda _: None
+) -> Comparison:
     """Merges the newest checkpoints of ``base`` along every curve and compares them with real decays.
 
     Curve and window are chosen by validation loss (on ``evaluation.tokens`` of the run's configuration) among all
@@ -82,6 +84,7 @@ def compare(base: Run, decays: Sequence[Run], *, say: Callable[[str], None] = la
     Args:
       base: a finished constant-rate run.
       decays: finished runs branched from it at one step, on the same data; at least one.
+      learned: also learn the weights of the decay's window on validation, from the plain mean.
       say: told what is being done.
 
     Raises:
@@ -100,20 +103,8 @@ def compare(base: Run, decays: Sequence[Run], *, say: Callable[[str], None] = la
     counts = sorted({min(max(round(count * share), 2), most) for share in WINDOW_SHARES} | {count})
     whole = selection.select(base, max(counts), last_step=last)
 
-    say(f"merging {len(DECAYS)} curves x {len(counts)} windows in one pass over {whole.count} checkpoints")
-    candidates = {
-        (curve, n): np.concatenate([np.zeros(whole.count - n), coefficients.merge_weights(curve, n)])
-        for curve in DECAYS
-        for n in counts
-    }
-    merges = offline.merge_many(whole.paths, {f"{c} {n}": w for (c, n), w in candidates.items()})
-    tokens = base.config.evaluation.tokens
-    validate = evaluate.run_evaluator(base, "validation", limit_tokens=tokens)
-    validation = {}
-    for number, ((curve, n), (_, merged)) in enumerate(zip(candidates, merges, strict=True), 1):
-        validation[curve, n] = validate(merged).loss
-        if number % 10 == 0 or number == len(candidates):
-            say(f"validated {number} of {len(candidates)} merges")
+    validate = evaluate.run_evaluator(base, "validation", limit_tokens=base.config.evaluation.tokens)
+    validation = tuning.search(base, whole, counts, validate, say=say)
     chosen = min(validation, key=lambda key: validation[key])
     windows = {curve: [(n * interval, validation[curve, n]) for n in counts] for curve in DECAYS}
 
@@ -125,6 +116,8 @@ def compare(base: Run, decays: Sequence[Run], *, say: Callable[[str], None] = la
     for curve in DECAYS:
         rows.append(_merge_row(base, curve, count, "merge", test, raw))
     rows.append(_merge_row(base, chosen[0], chosen[1], "chosen", test, raw))
+    if learned:
+        rows.append(_learned_row(base, count, test, raw, say))
     references = {"constant rate": validate(raw_params).loss}
     for run in decays:
         params = checkpoints.load_tree(evaluate.checkpoint_path(run, step=run.plan.steps))
@@ -172,6 +165,16 @@ def _merge_row(base: Run, curve: str, count: int, group: str, test: evaluate.Eva
     seconds = time.perf_counter() - clock
     label = "merge" if group == "merge" else "merge chosen on validation:"
     return _row(f"{label} {curve}", group, count * window.interval, test(merged), raw, base, 0, seconds)
+
+
+def _learned_row(base: Run, count: int, test: evaluate.Evaluator, raw: Evaluation, say: Callable[[str], None]) -> Row:
+    window = selection.select(base, count, last_step=base.plan.steps)
+    clock = time.perf_counter()
+    weights = tuning.learn(base, window, say=say).weights
+    merged = jax.block_until_ready(offline.merge_checkpoints(window.paths, weights))
+    seconds = time.perf_counter() - clock
+    name = "merge learned on validation"
+    return _row(name, "learned", count * window.interval, test(merged), raw, base, 0, seconds)
 
 
 def _series(base: Run, count: int, first: int, validate: evaluate.Evaluator) -> list[tuple[int, float]]:

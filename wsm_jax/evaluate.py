@@ -164,6 +164,21 @@ def make_evaluator(
     return evaluate
 
 
+def model_and_data(run: Run) -> tuple[Model, Corpus]:
+    """The model of a run and the data it was trained on.
+
+    Raises:
+      UsageError: the data are not those the run was trained on.
+    """
+    corpus = prepare(run.config.data)
+    if corpus.hash != run.facts["data_hash"]:
+        raise UsageError(
+            f"the data of {run.path} have changed since it was trained (hash {corpus.hash[:12]}, "
+            f"then {run.facts['data_hash'][:12]}); losses would not be comparable"
+        )
+    return build(with_vocabulary(run.config.model, corpus.vocab_size)), corpus
+
+
 def run_evaluator(run: Run, split: str, *, batch_size: int = 0, limit_tokens: int = 0) -> Evaluator:
     """params -> Evaluation on a split of the data a run was trained on.
 
@@ -176,14 +191,9 @@ def run_evaluator(run: Run, split: str, *, batch_size: int = 0, limit_tokens: in
     Raises:
       UsageError: the data are not those the run was trained on.
     """
-    corpus = prepare(run.config.data)
-    if corpus.hash != run.facts["data_hash"]:
-        raise UsageError(
-            f"the data of {run.path} have changed since it was trained (hash {corpus.hash[:12]}, "
-            f"then {run.facts['data_hash'][:12]}); losses would not be comparable"
-        )
+    model, corpus = model_and_data(run)
     return make_evaluator(
-        build(with_vocabulary(run.config.model, corpus.vocab_size)),
+        model,
         sharding.make_mesh(),
         held_out_stores(corpus),
         split,

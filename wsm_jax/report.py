@@ -16,6 +16,7 @@ from wsm_jax.decay import DECAYS
 GROUPS = {
     "merge": "merges at the decay's window",
     "chosen": "merge chosen on validation",
+    "learned": "merge learned on validation",
     "decay": "real decays, from the branch",
 }
 HEADER = ("", "window (steps)", "test loss", "minus raw [95%]", "tokens", "extra tokens", "extra seconds")

@@ -20,6 +20,7 @@ from wsm_jax.run import Run
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf)", re.IGNORECASE)
 _RUN_OPTIONS = ("window", "count", "last_step", "interval", "every", "schedule", "like", "name")
+FIT_OPTIONS = ("fit_split", "fit_steps", "fit_seed", "fit_start", "monotone")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +58,14 @@ class Request:
             storage.check_free(merge.output)
 
 
-def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Executes ``wsm merge``; returns the records stored beside the arrays, one for each merge."""
-    request = make_request(options)
+def run(options: argparse.Namespace, request: Request | None = None) -> list[dict[str, Any]]:
+    """Executes ``wsm merge``; returns the records stored beside the arrays, one for each merge.
+
+    Args:
+      options: of ``wsm merge``.
+      request: default: what the options ask for.
+    """
+    request = request or make_request(options)
     weights = {name: merge.weights for name, merge in request.merges.items()}
     records = offline.write_many(
         request.paths,
@@ -69,7 +75,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         form=options.format,
         verify=options.verify,
         progress=not options.json,
-        **_reading(options),
+        **reading(options),
     )
     return list(records.values())
 
@@ -81,7 +87,7 @@ def explain(options: argparse.Namespace) -> list[dict[str, Any]]:
     """
     request = make_request(options)
     weights = {name: merge.weights for name, merge in request.merges.items()}
-    with offline.prepare(request.paths, weights, **_reading(options)) as job:
+    with offline.prepare(request.paths, weights, **reading(options)) as job:
         numbers: dict[bytes, int] = {}
         rows = []
         for path, policy in job.policies.items():
@@ -109,10 +115,14 @@ def make_request(options: argparse.Namespace) -> Request:
     """
     if bool(options.directory) == bool(options.inputs):
         raise UsageError("wsm merge takes either checkpoint folders or --run=DIR")
+    for flag in FIT_OPTIONS:
+        if getattr(options, flag) is not None:
+            raise UsageError(f"--{flag} goes with --curve=learned, --fit_split also with --curve=search")
     return merge_run(options) if options.directory else merge_inputs(options)
 
 
-def _reading(options: argparse.Namespace) -> dict[str, Any]:
+def reading(options: argparse.Namespace) -> dict[str, Any]:
+    """Item, rules and dtype as :func:`wsm_jax.merge_checkpoints` takes them."""
     rules = [parse_rule(text) for text in options.leaves or ()]
     return {"item": options.item, "rules": rules, "dtype": options.dtype}
 
@@ -218,7 +228,7 @@ def merge_run(options: argparse.Namespace) -> Request:
     merges = {}
     for window in windows:
         name = options.name or selection.default_name(rule.name, window)
-        merges[name] = _window_merge(options, merging, rule, window, steps, name)
+        merges[name] = window_merge(options, merging, rule, window, steps, name)
     return Request(paths, merges)
 
 
@@ -232,14 +242,12 @@ def _rule(options: argparse.Namespace) -> Rule:
     raise UsageError("wsm merge --run=DIR needs --curve=C, --schedule=FILE.py:NAME or --like=RUN")
 
 
-def _window_merge(
+def window_merge(
     options: argparse.Namespace, merging: Run, rule: Rule, window: Window, steps: tuple[int, ...], name: str
 ) -> Merge:
     """The merge of ``window``, its weights laid out over ``steps``, zero where it has no checkpoint."""
     weights = weighting.window_weights(rule, merging, window, weight_decay_aware=options.weight_decay_aware)
-    output = merging.merged(name)
-    if options.output:
-        output = Path(options.output) if options.every is None else Path(options.output) / name
+    output = output_path(options, merging, name)
     record = provenance.record(
         weights,
         name=name,
@@ -253,12 +261,20 @@ def _window_merge(
         data_hash=merging.facts["data_hash"],
         output=str(output),
     )
-    return Merge(_spread(weights, np.searchsorted(steps, window.steps), len(steps)), output, record)
+    return Merge(spread(weights, np.searchsorted(steps, window.steps), len(steps)), output, record)
 
 
-def _spread(weights: Weights, places: np.ndarray, length: int) -> Weights:
+def output_path(options: argparse.Namespace, merging: Run, name: str) -> Path:
+    """Where a merge of that name is written."""
+    if not options.output:
+        return merging.merged(name)
+    return Path(options.output) if options.every is None else Path(options.output) / name
+
+
+def spread(weights: Weights, places: np.ndarray, length: int) -> Weights:
+    """The weights at ``places`` of vectors of ``length``, zero elsewhere."""
     if isinstance(weights, dict):
-        return {path: _spread(vector, places, length) for path, vector in weights.items()}
-    spread = np.zeros(length)
-    spread[places] = weights
-    return spread
+        return {path: spread(vector, places, length) for path, vector in weights.items()}
+    wide = np.zeros(length)
+    wide[places] = weights
+    return wide

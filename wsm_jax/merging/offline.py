@@ -268,7 +268,7 @@ def merge_many(
     """
     stack = contextlib.ExitStack()
     job = stack.enter_context(prepare(paths, weights, **options))
-    return _results(stack, job, shardings, progress, int(_free_memory() * _ROOM) if room is None else room)
+    return _results(stack, job, shardings, progress, int(free_memory() * _ROOM) if room is None else room)
 
 
 def _results(
@@ -284,7 +284,7 @@ def _results(
                 yield job.names[i], results.take(i - first)
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes that programs can still take, the page cache counted as free."""
     try:
         with open("/proc/meminfo") as file:

@@ -35,6 +35,7 @@ _BY_NAME: dict[str, Callable[[int], Vector]] = {
     "wma": coefficients.wma_weights,
 }
 NAMES = (*_BY_NAME, "ema:DECAY", "best:N")
+FITTED = ("learned", "search")  # no rules: their weights depend on a loss, see wsm_jax/tuning.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,9 @@ def parse(text: str) -> Rule:
         rule = Rule(text, by_count=functools.partial(coefficients.ema_weights, decay=float(match[1])))
         count_weights(rule, 1)  # complains about the decay
         return rule
-    raise UsageError(f"unknown curve {text!r}; known: {', '.join(NAMES)}")
+    if text in FITTED:
+        raise UsageError(f"curve {text!r} needs the held-out data of a run: wsm merge --run=DIR --curve={text}")
+    raise UsageError(f"unknown curve {text!r}; known: {', '.join((*NAMES, *FITTED))}")
 
 
 def like(directory: str | Path) -> Rule:
