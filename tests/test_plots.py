@@ -189,6 +189,18 @@ def test_window_spread_over_orders_of_magnitude_and_outliers():
     assert axes.get_ylim()[1] > 9
 
 
+def test_previews_stand_beside_the_run_itself():
+    previews = {"linear-4x10": CONSTANT[3:], "linear-8x10": CONSTANT[5:], "minus_sqrt-4x10": CONSTANT[3:]}
+    figure = plots.preview_figure(CONSTANT, previews, tokens_per_step=10)
+    shown = lines(figure.axes[0])
+    assert legend(figure) == ["constant rate", *previews]
+    for name, points in {"constant rate": CONSTANT, **previews}.items():
+        np.testing.assert_array_equal(shown[name], points)
+    first, second, third = (line for line in figure.axes[0].get_lines()[1:])
+    assert first.get_color() == second.get_color() != third.get_color()
+    assert first.get_linestyle() != second.get_linestyle()
+
+
 BAD = {
     "no schedule": lambda: plots.schedules_figure({}),
     "schedule without points": lambda: plots.schedules_figure({"constant": [(0, float("nan"))]}),
@@ -206,6 +218,7 @@ BAD = {
     "field missing": lambda: plots.gains_figure([{"name": "a", "group": "b", "difference": 0.0, "low": 0.0}]),
     "interval": lambda: plots.gains_figure([GAINS[0] | {"low": 0.0}]),
     "not a number": lambda: plots.gains_figure([GAINS[0] | {"difference": float("nan")}]),
+    "no preview": lambda: plots.preview_figure(CONSTANT, {}, tokens_per_step=1),
     "no window": lambda: plots.window_figure({}, references={}, tokens_per_step=1),
 }
 
@@ -232,6 +245,7 @@ BUILD = {
     "weights": lambda: plots.weights_figure(["linear", "ema"], 8),
     "loss": lambda: plots.loss_figure(TRAIN, VALIDATION, tokens_per_step=10, merged_name="merged", branch_step=800),
     "gains": lambda: plots.gains_figure(GAINS),
+    "preview": lambda: plots.preview_figure(CONSTANT, {"linear-4x10": CONSTANT}, tokens_per_step=10),
     "window": lambda: plots.window_figure(WINDOWS, references=REFERENCES, tokens_per_step=10),
 }
 

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests.runs import STEPS
-from wsm_jax import UsageError, checkpoints, merge_checkpoints, merge_weights, preview, run
+from tests.runs import SIX_STEPS, STEPS
+from wsm_jax import UsageError, checkpoints, merge_checkpoints, merge_weights, preview, report, run
 from wsm_jax.config import CheckpointConfig, Config, EvaluationConfig, PreviewConfig
 from wsm_jax.evaluate import run_evaluator
 
@@ -76,8 +76,29 @@ def test_tensorboard_has_the_curves(previewed):
         assert tag in written
 
 
+def test_the_report_has_the_curves_and_what_they_cost(previewed, reference):
+    figures = report.preview_figure(previewed)
+    axes = figures["preview"][0].axes[0]
+    shown = {str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in axes.get_lines()}
+    records = previewed.metrics("preview")
+    for name in ("linear-4x3", "exponential-8x3"):
+        assert shown[name] == [[r["step"], r[name]] for r in records if name in r]
+    took = sum(record["seconds"] for record in records)
+    assert f"took {took:.1f} s beside" in figures["preview"][1]
+    assert report.preview_figure(reference) == {}
+
+
 def test_a_preview_changes_nothing_else(previewed, reference):
     assert previewed.metrics("validation") == reference.metrics("validation")
+
+
+def test_several_devices_preview_as_one_does(tiny):
+    fields = FIELDS | SIX_STEPS | {"preview__windows": "6steps", "checkpoint__snapshot": "both"}
+    eight, one = tiny.finish("previewed-8", devices=8, **fields), tiny.run("previewed-1", **fields)
+    for kind, names in (("preview", ("linear-2x3", "exponential-2x3")), ("averages", ("ema", "mean"))):
+        a, b = (run.metrics(kind)[-1] for run in (eight, one))
+        for name in names:
+            assert a[name] == pytest.approx(b[name], rel=1e-4)
 
 
 def windows(curves="linear", text="100steps", averages=False, evaluation="0.1run", merge_keep=0, snapshot="point"):

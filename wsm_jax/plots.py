@@ -174,6 +174,32 @@ def loss_figure(
 
 
 @style.styled_figure
+def preview_figure(validation: style.Points, previews: Mapping[str, style.Points], *, tokens_per_step: int) -> Figure:
+    """Validation loss along the run: of its parameters, and of the merges that were made on the way.
+
+    Args:
+      validation: (step, loss) of the run itself.
+      previews: name -> (step, loss); a name with a curve in it gets its colour, further windows of it other lines.
+      tokens_per_step: for the upper axis.
+    """
+    style.not_empty("previews", previews)
+    figure = Figure(figsize=(style.WIDTH, 3.0))
+    axes = figure.add_subplot()
+    seen: list[str] = []
+    for name, points in {"constant rate": validation, **previews}.items():
+        curve = style.curve_of(name)
+        line = ("-", "--", ":", "-.")[seen.count(curve) % 4]
+        seen.append(curve)
+        axes.plot(*style.series(name, points), label=name, linestyle=line, **style.look(name))
+    losses = np.concatenate([style.series(name, points)[1] for name, points in previews.items()])
+    axes.set_ylim(style.around(np.append(losses, style.series("validation", validation)[1][-1])))
+    axes.set_ylabel("validation loss (nats per token)")
+    style.steps_axis(axes, tokens_per_step)
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+@style.styled_figure
 def gains_figure(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
     """Paired differences to the raw checkpoint with their 95% intervals, one line a model, grouped.
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from wsm_jax import checkpoints, coefficients
@@ -99,7 +100,9 @@ def merges(previews: Sequence[Window], stream: checkpoints.Stream, step: int, pa
     weights = {w.name: coefficients.merge_weights(w.curve, w.count, snapshot=snapshot) for w in ready}
     padded = {w.name: np.append(np.zeros(longest - w.count), weights[w.name][: w.count]) for w in ready}
     paths = [stream.directory / str(step - i * interval) for i in reversed(range(longest))]
-    for name, tree in offline.merge_many(paths, padded, item=MEAN if means else checkpoints.PARAMS):
+    where = jax.tree.map(lambda leaf: leaf.sharding, params)
+    item = MEAN if means else checkpoints.PARAMS
+    for name, tree in offline.merge_many(paths, padded, item=item, shardings=where):
         end = weights[name][-1] if means else 0.0
         yield name, trees.merge([tree, params], [1.0, end]) if end else tree
 

@@ -12,6 +12,7 @@ from wsm_jax import plots
 from wsm_jax import run as run_lib
 from wsm_jax.comparison import Comparison, Row
 from wsm_jax.decay import DECAYS
+from wsm_jax.run import Run
 
 GROUPS = {
     "merge": "merges at the decay's window",
@@ -174,7 +175,24 @@ def _figures(result: Comparison) -> dict[str, tuple[Any, str]]:
             plots.window_figure(result.windows, references=result.references, tokens_per_step=tokens),
             "Validation loss of the merges over their windows.",
         ),
-    }
+    } | preview_figure(base)
+
+
+def preview_figure(base: Run) -> dict[str, tuple[Any, str]]:
+    """The previews that the constant run made on its way, and what they cost; nothing where it made none."""
+    records = base.metrics("preview")
+    if not records:
+        return {}
+    names = [name for name in records[-1] if name not in ("kind", "step", "seconds")]
+    previews = {name: [(r["step"], r[name]) for r in records if name in r] for name in names}
+    validation = [(r["step"], r["loss"]) for r in base.metrics("validation")]
+    took, training = (sum(r["seconds"] for r in base.metrics(kind)) for kind in ("preview", "train"))
+    caption = (
+        "What an anneal would have given at each validation, merged and evaluated while training. "
+        f"Merging and evaluating took {took:.1f} s beside {training:.1f} s of training ({took / training:.1%})."
+    )
+    figure = plots.preview_figure(validation, previews, tokens_per_step=base.plan.tokens_per_step)
+    return {"preview": (figure, caption)}
 
 
 def _markdown(result: Comparison, captions: dict[str, str]) -> str:
