@@ -142,6 +142,7 @@ def learn(
         learning_rate=LEARNING_RATE,
         seed=seed,
         monotone=monotone,
+        where=sharding.replicated(mesh),
         say=say,
     )
 

@@ -105,6 +105,7 @@ def fit(
     seed: int = 0,
     monotone: bool = False,
     checks: int = 10,
+    where: jax.sharding.Sharding | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Fit:
     """Weights that lower the loss of the merge, by Adam with a cosine decay of its rate, over single batches.
@@ -122,6 +123,7 @@ def fit(
       seed: of the order of the batches, at least 0.
       monotone: see :func:`vertices`.
       checks: how often the loss over all batches is measured, beside the start.
+      where: the devices of the weights, those of ``stacked``; default: the first one.
       say: told the loss at every check.
 
     Raises:
@@ -141,11 +143,13 @@ def fit(
     corners = vertices(count, monotone)
     logits = jnp.asarray(np.log((1 - _SPREAD) * mixture(start, corners) + _SPREAD / count), jnp.float32)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
-    state = optimizer.init(logits)
+    # Placed like what an update returns, or the second update would be compiled anew.
+    logits, state, points = jax.device_put(
+        (logits, optimizer.init(logits), jnp.asarray(corners, jnp.float32)), where or jax.local_devices()[0]
+    )
 
     merged = jax.jit(combine)
     evaluate = jax.jit(loss)
-    points = jnp.asarray(corners, jnp.float32)
 
     def whole(weights: Vector) -> tuple[float, float]:
         params = merged(stacked, jnp.asarray(weights, jnp.float32))
