@@ -12,9 +12,9 @@ whole process; the contenders of a case take turns. Baselines are measured in th
 of the same files, the plain write of the result's bytes, and the same multiply-add, jitted and donated, on arrays that
 are in memory. Rates without the start of a process are taken inside it, after a merge of something small.
 
-A smoke test of all this on tiny checkpoints takes half a minute: --sizes=tiny.
+A smoke test of all this on tiny checkpoints takes about a minute: --sizes=tiny.
 
-Hardware: Linux, 2 cores, 24 GB of memory, 32 GB free under --folder, on the disk to be measured. Time: about 35 minutes
+Hardware: Linux, 2 cores, 24 GB of memory, 32 GB free under --folder, on the disk to be measured. Time: about 40 minutes
 with peers. Expected: the goals that are printed below the table, met.
 Writes benchmarks/results/merge.{jsonl,png,svg}; big files are removed, also after an error.
 """

@@ -68,6 +68,7 @@ def engine(task: dict[str, Any]) -> dict[str, Any]:
         count = 0
         for _, tree in merged.items() if isinstance(merged, dict) else merged:
             jax.block_until_ready(tree)
+            del tree  # before the next one is asked for
             count += 1
         return count
 
