@@ -28,7 +28,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from wsm_jax import checkpoints, optimizer, run, schedules, sharding, train_state, train_step
+from wsm_jax import disk, optimizer, run, schedules, sharding, train_state, train_step
 from wsm_jax.averaging import average, tracking, window
 from wsm_jax.config import OptimizerConfig
 from wsm_jax.models import model, presets
@@ -120,7 +120,7 @@ def main(argv: list[str]) -> None:
     records: list[dict[str, Any]] = []
     for name, times in seconds.items():
         ratios = [a / b for a, b in zip(times, seconds["none"], strict=True)]
-        held = checkpoints.tree_bytes(bench.averages[name])
+        held = disk.tree_bytes(bench.averages[name])
         table.add_row(
             name,
             f"{1e3 * median(times):.1f}",
