@@ -16,6 +16,7 @@ from wsm_jax.merging.leaves import Leaf
 
 PIECE = 1 << 16  # elements; what is fingerprinted at once
 GROUP = 1 << 19  # elements of a group, at most, where nothing forces more
+STACK = 1 << 23  # bytes of a stack, where one row of it takes no more: memory does not grow with the number of inputs
 TOTALS = (
     1 << 23
 )  # bytes of the totals of a group, where a piece of each fits: above, malloc gives pages back every time
@@ -129,7 +130,8 @@ def make_plan(
         elements = min(max(PIECE, min(GROUP, room)), _padded(sum(leaves[path].size for path in paths)))
         for segments in _pack(paths, leaves, ranges or {}, elements):
             length = max(elements, _padded(segments[-1].place.stop))  # one stored chunk may exceed the group
-            batch = max(1, min(len(used), (memory - 8 * totals * length) // (length * dtype.itemsize)))
+            stack = min(STACK, memory - 8 * totals * length)
+            batch = max(1, min(len(used), stack // (length * dtype.itemsize)))
             groups.append(Group(tuple(segments), length, dtype, used, merges, rows, batch))
     return groups
 
