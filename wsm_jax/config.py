@@ -37,6 +37,11 @@ class ModelConfig:
     compute_dtype: str = setting("float32", "float32 or bfloat16; parameters are always float32")
     attention: str = setting("xla", "jax.nn.dot_product_attention with xla or cudnn; blocks: query blocks, for CPUs")
     scan_unroll: int = setting(1, "layers unrolled in one iteration of the layer scan")
+    loss_blocks: int = setting(
+        1,
+        "parts of the sequence whose logits exist at a time; more need less memory, and on CPUs less time",
+        later=True,
+    )
     remat: bool = setting(False, "recompute each block in the backward pass to save memory")
 
 

@@ -9,7 +9,8 @@ import optax
 from jax.sharding import Mesh
 
 from wsm_jax import sharding
-from wsm_jax.models.model import Model, loss_per_token
+from wsm_jax.models import model as model_lib
+from wsm_jax.models.model import Model
 from wsm_jax.train_state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -28,7 +29,7 @@ def make_train_step(
     """
 
     def mean_loss(params: Any, batch: Batch) -> jax.Array:
-        return loss_per_token(model, params, batch["inputs"], batch["targets"]).mean()
+        return model_lib.mean_loss(model, params, batch["inputs"], batch["targets"])
 
     def gradient(params: Any, batch: Batch) -> tuple[jax.Array, Any]:
         if accumulate == 1:

@@ -32,7 +32,7 @@ def loss_and_grads(config: ModelConfig, params: Any, batch: Any) -> tuple[jax.Ar
     built = model.build(config)
 
     def mean_loss(params: Any) -> jax.Array:
-        return model.loss_per_token(built, params, batch[:, :-1], batch[:, 1:]).mean()
+        return model.mean_loss(built, params, batch[:, :-1], batch[:, 1:])
 
     return jax.jit(jax.value_and_grad(mean_loss))(params)
 
@@ -87,7 +87,16 @@ def test_loss_and_gradients_equal_a_plain_reference(attention):
     assert_close(grads, expected, 1e-4)
 
 
-@pytest.mark.parametrize("change", [{"scan_unroll": 3}, {"remat": True}, {"attention": "blocks", "remat": True}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scan_unroll": 3},
+        {"remat": True},
+        {"attention": "blocks", "remat": True},
+        {"loss_blocks": 4},
+        {"loss_blocks": 80},
+    ],
+)
 def test_equivalent_formulations_agree(change):
     params, batch = trained_like(SMALL), tokens()
     loss, grads = loss_and_grads(dataclasses.replace(SMALL, **change), params, batch)
@@ -126,9 +135,9 @@ def test_future_tokens_cannot_change_logits(attention):
         assert not np.allclose(a[:, cut], b[:, cut])
 
 
-@pytest.mark.parametrize("attention", ["xla", "blocks"])
-def test_bfloat16_is_close_to_float32_and_logits_stay_float32(attention):
-    config = dataclasses.replace(SMALL, attention=attention)
+@pytest.mark.parametrize(("attention", "loss_blocks"), [("xla", 1), ("blocks", 4)])
+def test_bfloat16_is_close_to_float32_and_logits_stay_float32(attention, loss_blocks):
+    config = dataclasses.replace(SMALL, attention=attention, loss_blocks=loss_blocks)
     half = dataclasses.replace(config, compute_dtype="bfloat16")
     params, batch = model.build(config).init(jax.random.key(0)), tokens(4)
     assert model.build(half).apply(params, batch[:, :-1]).dtype == jnp.float32
@@ -139,17 +148,30 @@ def test_bfloat16_is_close_to_float32_and_logits_stay_float32(attention):
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
 
 
+def test_blocks_of_the_loss_keep_no_logits_of_the_whole_batch():
+    config = dataclasses.replace(SMALL, vocab_size=8192, loss_blocks=8)
+    params, batch = model.build(config).init(jax.random.key(0)), tokens(8, config)
+
+    def held(config: ModelConfig) -> int:
+        built = model.build(config)
+        step = jax.jit(jax.grad(lambda p: model.mean_loss(built, p, batch[:, :-1], batch[:, 1:])))
+        return step.lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    logits = 4 * 8 * config.context * config.vocab_size
+    assert held(config) < 0.8 * logits < held(dataclasses.replace(config, loss_blocks=1))
+
+
 def test_gradients_do_not_depend_on_the_number_of_devices():
-    program = "from tests.models import test_model as t; [t.compare_devices(a) for a in ('xla', 'blocks')]"
+    program = "from tests.models import test_model as t; [t.compare_devices(*a) for a in (('xla', 1), ('blocks', 4))]"
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     root = pathlib.Path(__file__).parent.parent.parent
     subprocess.run([sys.executable, "-c", program], env=environment, cwd=root, check=True)
 
 
-def compare_devices(attention: str) -> None:
+def compare_devices(attention: str, loss_blocks: int) -> None:
     """Gradients on eight devices against those on one; runs in a process that has eight."""
     assert jax.device_count() == 8
-    config = dataclasses.replace(SMALL, attention=attention)
+    config = dataclasses.replace(SMALL, attention=attention, loss_blocks=loss_blocks)
     params, batch = trained_like(config), tokens(jax.device_count())
     mesh = sharding.make_mesh()
     spread = jax.device_put(batch, NamedSharding(mesh, P(sharding.DATA)))
@@ -200,6 +222,8 @@ def test_flops_per_token_of_gpt2_small():
         ({"heads": 5}, "model.heads"),
         ({"compute_dtype": "float16"}, "model.compute_dtype"),
         ({"attention": "flash"}, "model.attention"),
+        ({"loss_blocks": 3}, "model.loss_blocks"),
+        ({"loss_blocks": 0}, "model.loss_blocks"),
     ],
 )
 def test_a_shape_that_cannot_work_names_its_field(change, field):

@@ -41,6 +41,10 @@ class GPT2(nnx.Module):
         self.final_norm = LayerNorm(config.d_model)
 
     def __call__(self, tokens_BxT: jax.Array) -> jax.Array:
+        return matmul(*self.hidden(tokens_BxT), jnp.dtype("float32"))
+
+    def hidden(self, tokens_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The last hidden states [B, T, D] and the output projection [D, V], both of the compute dtype."""
         dtype = jnp.dtype(self.config.compute_dtype)
         T = tokens_BxT.shape[1]
         x_BxTxD = self.token_embedding[...][tokens_BxT] + self.position_embedding[...][None, :T]
@@ -52,5 +56,4 @@ class GPT2(nnx.Module):
         if self.config.remat:
             layer = jax.checkpoint(layer, prevent_cse=False)
         x_BxTxD, _ = jax.lax.scan(layer, x_BxTxD.astype(dtype), stacked, unroll=self.config.scan_unroll)
-        x_BxTxD = self.final_norm(x_BxTxD)
-        return matmul(x_BxTxD, self.token_embedding[...].astype(dtype).T, jnp.dtype("float32"))
+        return self.final_norm(x_BxTxD), self.token_embedding[...].astype(dtype).T

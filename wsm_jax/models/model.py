@@ -14,6 +14,7 @@ from flax import nnx
 from wsm_jax.config import ModelConfig
 from wsm_jax.errors import UsageError
 from wsm_jax.models.attention import IMPLEMENTATIONS
+from wsm_jax.models.cross_entropy import mean_cross_entropy
 from wsm_jax.models.gpt2 import GPT2
 
 Params = Any
@@ -29,11 +30,13 @@ class Model:
       config: the shape.
       init: PRNG key -> params, a nested dict of float32 arrays.
       apply: (params, int tokens [B, T]) -> float32 logits [B, T, V].
+      hidden: (params, int tokens [B, T]) -> last hidden states [B, T, D] and output projection [D, V].
     """
 
     config: ModelConfig
     init: Callable[[jax.Array], Params]
     apply: Callable[[Params, jax.Array], jax.Array]
+    hidden: Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def build(config: ModelConfig) -> Model:
@@ -50,12 +53,18 @@ def build(config: ModelConfig) -> Model:
     def init(key: jax.Array) -> Params:
         return nnx.to_pure_dict(nnx.state(family(config, nnx.Rngs(params=key)), nnx.Param))  # pyright: ignore[reportCallIssue]
 
-    def apply(params: Params, tokens_BxT: jax.Array) -> jax.Array:
+    def module(params: Params) -> Any:
         state = jax.tree.map(lambda x: x, abstract_state)  # a fresh container: replacing must not touch the shared one
         nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graphdef, state)(tokens_BxT)
+        return nnx.merge(graphdef, state)
 
-    return Model(config, init, apply)
+    def apply(params: Params, tokens_BxT: jax.Array) -> jax.Array:
+        return module(params)(tokens_BxT)
+
+    def hidden(params: Params, tokens_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return module(params).hidden(tokens_BxT)
+
+    return Model(config, init, apply, hidden)
 
 
 def check(config: ModelConfig) -> None:
@@ -67,6 +76,8 @@ def check(config: ModelConfig) -> None:
             raise UsageError(f"model.{field} is {getattr(config, field)}; it must be at least 1")
     if config.d_model % config.heads:
         raise UsageError(f"model.d_model={config.d_model} is not a multiple of model.heads={config.heads}")
+    if config.loss_blocks < 1 or config.context % config.loss_blocks:
+        raise UsageError(f"model.loss_blocks={config.loss_blocks} does not divide model.context={config.context}")
     if config.compute_dtype not in ("float32", "bfloat16"):
         raise UsageError(f"model.compute_dtype is {config.compute_dtype!r}; choose float32 or bfloat16")
     if config.attention not in IMPLEMENTATIONS:
@@ -78,6 +89,13 @@ def loss_per_token(model: Model, params: Params, inputs_BxT: jax.Array, targets_
     logits = model.apply(params, inputs_BxT)
     picked = jnp.take_along_axis(logits, targets_BxT[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def mean_loss(model: Model, params: Params, inputs_BxT: jax.Array, targets_BxT: jax.Array) -> jax.Array:
+    """Mean cross-entropy in nats a token, float32 scalar; what training descends."""
+    if model.config.loss_blocks == 1:
+        return loss_per_token(model, params, inputs_BxT, targets_BxT).mean()
+    return mean_cross_entropy(*model.hidden(params, inputs_BxT), targets_BxT, model.config.loss_blocks)
 
 
 def parameter_count(params: Params) -> int:
