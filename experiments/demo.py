@@ -15,12 +15,10 @@ import sys
 import time
 from pathlib import Path
 
+from experiments.environment import KEPT_HEAP
 from wsm_jax import cli, config_flags, run
 
 CONFIG = Path(__file__).parent.parent / "configs" / "demo.py"
-# XLA:CPU makes and frees its temporaries at every update. With one heap that is never given back no page is new after
-# the first updates; otherwise page faults cost a fifth of the time (benchmarks/train_step.py).
-KEPT_HEAP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736:glibc.malloc.arena_max=1"
 CURVES = ("linear", "cosine", "minus_sqrt")
 
 

@@ -1,32 +1,27 @@
-"""Writes the README's figures of speed and of the demo from committed result files, so that none is typed by hand.
+"""Writes the README's figures from committed result files, so that none is typed by hand.
 
     python -m experiments.readme            (after copying results; a test checks that the README is up to date)
 
-Reads results/demo/seed-*.json (report/table.json of each demo run), results/demo/seconds-*.json (its stages) and
-benchmarks/results/train_step.jsonl.
+Reads results/demo/seed-*.json (report/table.json of each demo run), results/demo/seconds-*.json (its stages),
+results/interval_means/small and results/lawa/small (records.jsonl of the experiments), and benchmarks/results/*.jsonl.
 """
 
 import json
-import math
 import re
 import statistics
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
+from experiments import interval_means, lawa
+from experiments.intervals import interval, shown
+from wsm_jax import plot_style
 from wsm_jax.report import markdown_table
+from wsm_jax.run import read_jsonl
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "results" / "demo"
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half width of its 95% interval (Student's t over seeds); infinite for one value."""
-    if len(values) < 2:
-        return values[0], math.inf
-    spread = statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values), float(stats.t.ppf(0.975, len(values) - 1)) * spread
+EXPERIMENTS = ROOT / "results"
+RESULTS = EXPERIMENTS / "demo"
+RECORDS = "records.jsonl"
 
 
 def demo_section(results: list[dict[str, Any]], seconds: list[dict[str, float]]) -> list[str]:
@@ -123,13 +118,93 @@ def speed_section(records: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def means_section(records: list[dict[str, Any]]) -> list[str]:
+    """What merges of points and of means recover of the real decay along the same curve, at the larger size."""
+    size = max((r["size"] for r in records), key=list(interval_means.SIZES).index)
+    table = interval_means.Table([r for r in records if r["size"] == size])
+    rows = [["curve", "window", "real decay", "points", "share", "interval means", "share"]]
+    for curve in interval_means.CURVES:
+        real = table.of((interval_means.REAL, curve, interval_means.DECAY, False))
+        for window in ("equal", "best"):
+            cells, counts = [], []
+            for snapshot in interval_means.SNAPSHOTS:
+                best = table.best(snapshot, curve, False)
+                counts.append(interval_means.DECAY if window == "equal" else best)
+                own = table.of((snapshot, curve, counts[-1], False))
+                cells += [shown(own), f"{sum(own) / sum(real):.0%}"]
+            length = " / ".join(str(n) for n in dict.fromkeys(counts))
+            rows.append([plot_style.CURVE_LABELS[curve], f"{window}: {length}", shown(real), *cells])
+    first = next(r for r in records if r["size"] == size)
+    return [
+        f"Test loss minus that of the last constant-rate checkpoint, {first['parameters']:,} parameters, "
+        f"{len(table.seeds)} seeds (mean ± 95% over seeds), windows in intervals of {first['interval']} steps, the "
+        "best one chosen on validation; *share* is that of the real decay's gain "
+        "([both sizes, all windows, claims](results/interval_means/small)):",
+        "",
+        *markdown_table(rows),
+    ]
+
+
+def lawa_section(records: list[dict[str, Any]]) -> list[str]:
+    """Averages early in training, by peak rate."""
+    table = lawa.Table(records)
+    rows = [["peak rate", "share of the run", "raw, test loss", "LAWA, k = 5", "spacing", lawa.EMA, lawa.SWA]]
+    for rate in table.rates:
+        for share in lawa.EARLY:
+            best = table.chosen(rate, share)
+            raw = statistics.fmean(table.of(rate, share, lawa.RAW, "test"))
+            cells = [shown(table.of(rate, share, arm)) for arm in (best, lawa.EMA, lawa.SWA)]
+            spacing = int(best.split()[-1]) * records[0]["interval"]
+            rows.append([f"{rate:g}", f"{share:g}", f"{raw:.4f}", cells[0], str(spacing), *cells[1:]])
+    return [
+        f"Test loss minus that of the parameters as they are, early in a run with a cosine, "
+        f"{records[0]['parameters']:,} parameters, {len({r['seed'] for r in records})} seeds; LAWA's spacing (steps) "
+        "chosen on validation ([all steps and spacings, claims](results/lawa/small)):",
+        "",
+        *markdown_table(rows),
+    ]
+
+
+def merge_section(records: list[dict[str, Any]]) -> list[str]:
+    """Merging beside its peers: whole processes, seconds and peak memory; and what was asked for and is not met."""
+    merges = [r for r in records if r["kind"] == "merge"]
+    contenders = ("wsm merge", "mergekit", "AveragedModel", "plain loop")
+    rows = [["inputs, float32", "page cache", *(f"{name}, s (GB)" for name in contenders)]]
+    cases = dict.fromkeys((r["size"], r["count"], r["cache"]) for r in merges if r["contender"] in contenders[1:])
+    for size, count, cache in cases:
+        key = {"format": "safetensors", "size": size, "count": count, "cache": cache}
+        found = {r["contender"]: r for r in merges if key.items() <= r.items()}
+        cells = [
+            f"{statistics.median(r['seconds']):.1f} ({max(r['peak_rss']) / 1e9:.2f})" if (r := found.get(name)) else "–"
+            for name in contenders
+        ]
+        rows.append([f"{size} × {count}", cache, *cells])
+    first, goals = merges[0], [r for r in records if r["kind"] == "goal"]
+    missed = [goal for goal in goals if goal["met"] is False]
+    return [
+        "Merging safetensors folders, whole processes with the output written, seconds (peak resident memory), "
+        f"interleaved, on {first['machine']['cores']} cores of {first['machine']['cpu']} "
+        "(`python benchmarks/merge.py --peer_python=…`; [records](benchmarks/results/merge.jsonl), "
+        "[figure](benchmarks/results/merge.png)):",
+        "",
+        *markdown_table(rows),
+        "",
+        f"{sum(goal['met'] is True for goal in goals)} of its {len(goals)} goals are met. Not met on this machine:",
+        "",
+        *(f"* {goal['text']}: {goal['measured']}" for goal in missed),
+    ]
+
+
 def render(text: str) -> str:
-    """The README's text with both sections made anew."""
+    """The README's text with its generated sections made anew."""
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("seed-*.json"))]
     seconds = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("seconds-*.json"))]
-    lines = (ROOT / "benchmarks" / "results" / "train_step.jsonl").read_text().splitlines()
     text = _replace(text, "demo", demo_section(results, seconds))
-    return _replace(text, "speed", speed_section([json.loads(line) for line in lines]))
+    text = _replace(text, "means", means_section(read_jsonl(EXPERIMENTS / "interval_means" / "small" / RECORDS)))
+    text = _replace(text, "lawa", lawa_section(read_jsonl(EXPERIMENTS / "lawa" / "small" / RECORDS)))
+    benchmarks = ROOT / "benchmarks" / "results"
+    text = _replace(text, "merging", merge_section(read_jsonl(benchmarks / "merge.jsonl")))
+    return _replace(text, "speed", speed_section(read_jsonl(benchmarks / "train_step.jsonl")))
 
 
 def _replace(text: str, name: str, lines: list[str]) -> str:

@@ -157,7 +157,7 @@ def test_overrides_reach_the_configuration():
     assert config.log.tensorboard is True
 
 
-@pytest.mark.parametrize("name", ["tiny.py", "demo.py", "lawa.py:small", "lawa.py:medium", "lawa.py:large"])
+@pytest.mark.parametrize("name", ["tiny.py", "demo.py", "lawa.py:small", "lawa.py:medium", "lawa.py:large,nanogpt"])
 def test_every_configuration_of_the_repository_loads_from_anywhere(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = config_flags.load([f"--config={CONFIG.parent / name}"])

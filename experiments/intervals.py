@@ -1,0 +1,27 @@
+"""Intervals over seeds."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from scipy import stats
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half width of its 95% interval (Student's t over seeds); infinite for one value."""
+    if len(values) < 2:
+        return values[0], math.inf
+    spread = statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values), float(stats.t.ppf(0.975, len(values) - 1)) * spread
+
+
+def shown(values: Sequence[float], digits: int = 4) -> str:
+    """``mean ± half width`` with a sign, for differences."""
+    mean, half = interval(values)
+    return f"{mean:+.{digits}f} ± {half:.{digits}f}"
+
+
+def verdict(values: Sequence[float]) -> str:
+    """What the 95% interval of a difference says of ``below zero``: ``holds``, ``does not hold`` or ``undecided``."""
+    mean, half = interval(values)
+    return "holds" if mean + half < 0 else "does not hold" if mean - half > 0 else "undecided"

@@ -1,0 +1,234 @@
+"""The LAWA paper's experiment: averages of the latest checkpoints, early in training, at low and at high peak rates.
+
+    python -m experiments.lawa                                   (1.3M parameters on the standard library, 3 seeds)
+    python -m experiments.lawa --scale=gpt2_small --parallel=1   (the authors' small model; accelerators, OpenWebText)
+
+Protocol (arXiv 2306.03241): AdamW with a warm-up and a cosine to a tenth of the peak; LAWA is the uniform mean of the
+k = 5 latest checkpoints, at several spacings; beside it the parameters as they are, the EMA with 0.9 at every step, and
+SWA, here the uniform mean of all checkpoints since the warm-up. Peak rates: nanoGPT's, ten times it, and between them.
+All is measured at the same steps of the same run. At the small scale the paper's third peak rate and the spacings are
+ours, and the spacing that is compared with EMA and SWA is chosen on validation for each rate and step.
+
+Hardware and time of the default: two CPU cores, under an hour. Writes results/lawa/small.
+"""
+
+import dataclasses
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from experiments import protocol
+from experiments.intervals import interval, shown, verdict
+from experiments.protocol import Experiment, Page, Record
+from wsm_jax import plot_style
+from wsm_jax.merging.recipe import Recipe, make_recipe
+from wsm_jax.report import markdown_table
+from wsm_jax.run import Run
+
+COUNT = 5
+SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
+EARLY = (0.25, 0.5)  # where the claims are looked at
+SPACINGS = (1, 2, 4)  # in intervals of the merge stream
+RAW, EMA, SWA = "raw", "EMA 0.9", "SWA"
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One run: a configuration, its peak rate and seed, further settings, and how many tokens are evaluated."""
+
+    config: str
+    peak_lr: float
+    seed: int
+    settings: tuple[str, ...] = ()
+    validation_tokens: int = 16384
+    test_tokens: int = 32768
+
+
+SMALL = (
+    "--config.duration=800steps",
+    "--config.schedule.name=cosine",
+    "--config.schedule.end_fraction=0.1",
+    "--config.schedule.warmup=40steps",
+    "--config.averaging.names=ema",
+    "--config.averaging.ema_decay=0.9/step",
+    "--config.checkpoint.merge_interval=0.0125run",
+    "--config.checkpoint.resume_interval=0.5run",
+    "--config.checkpoint.branch_points=",
+    "--config.evaluation.interval=",
+)
+KEEP_ALL = ("--config.checkpoint.merge_keep=0",)
+SCALES = {
+    "small": {f"{lr:g}-seed{s}": Piece("demo.py", lr, s, SMALL) for lr in (6e-4, 2e-3, 6e-3) for s in range(3)},
+    **{
+        f"gpt2_{size}": {
+            f"{lr:g}-seed{s}": Piece(
+                f"lawa.py:{size}{kind}", lr, s, ("--config.checkpoint.merge_keep=0",), 10**6, 10**6
+            )
+            for kind, lr in (("", high), (",nanogpt", low))
+            for s in range(3)
+        }
+        for size, high, low in (("small", 6e-3, 6e-4), ("medium", 3e-3, 3e-4), ("large", 2e-3, 2e-4))
+    },
+}
+
+
+def lawa(spacing: int) -> str:
+    """Name of LAWA with checkpoints so many intervals apart."""
+    return f"LAWA, spacing {spacing}"
+
+
+def measure(folder: Path, piece: Piece, settings: list[str]) -> list[Record]:
+    """Trains a run and evaluates every average at every share of it."""
+    own = [f"--config.optimizer.peak_lr={piece.peak_lr}", f"--config.seed={piece.seed}"]
+    run = protocol.trained(folder / "run", piece.config, [*piece.settings, *own, *settings])
+    recipes = {}
+    for share in SHARES:
+        step = round(share * run.plan.steps / run.plan.merge_interval) * run.plan.merge_interval
+        recipes |= {(share, step, name): recipe for name, recipe in averages(run, step).items()}
+    splits = protocol.evaluators(run, validation_tokens=piece.validation_tokens, test_tokens=piece.test_tokens)
+    evaluations = protocol.evaluated(recipes, splits)
+    facts = {"peak_lr": piece.peak_lr, "interval": run.plan.merge_interval, **protocol.provenance(run)}
+    records = []
+    for (share, step, name), found in evaluations.items():
+        compared = protocol.compared(found, evaluations[share, step, RAW])
+        records.append({"share": share, "step": step, "arm": name, **compared, **facts})
+    return records
+
+
+def averages(run: Run, step: int) -> dict[str, Recipe]:
+    """Name -> what is averaged at ``step``; LAWA and SWA only where their checkpoints lie after the warm-up."""
+    newest, own = run.merge_stream / str(step), run.plan.merge_interval
+    warm = run.config.duration_steps("schedule.warmup", run.config.schedule.warmup)
+    found = {RAW: protocol.single(newest), EMA: protocol.single(newest, "ema")}
+    windows = {lawa(k): (COUNT, k * own) for k in SPACINGS} | {SWA: ((step - warm) // own + 1, own)}
+    for name, (count, apart) in windows.items():
+        if count and step - (count - 1) * apart >= warm:
+            found[name] = make_recipe(run, "lawa", count, interval=apart, last_step=step)
+    return found
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+class Table:
+    """The records by rate, share and arm, one value for each seed."""
+
+    def __init__(self, records: Sequence[Record]):
+        self.rates = sorted({r["peak_lr"] for r in records})
+        self.shares = sorted({r["share"] for r in records})
+        self._records = records
+
+    def of(self, rate: float, share: float, arm: str, figure: str = "minus_raw") -> list[float]:
+        """Values by seed; empty where the arm was not measured."""
+        rows = [r for r in self._records if (r["peak_lr"], r["share"], r["arm"]) == (rate, share, arm)]
+        return [row[figure] for row in sorted(rows, key=lambda row: row["seed"])]
+
+    def chosen(self, rate: float, share: float) -> str:
+        """The spacing of LAWA with the lowest validation loss, mean over seeds."""
+        known = [lawa(k) for k in SPACINGS if self.of(rate, share, lawa(k))]
+        return min(known, key=lambda arm: statistics.fmean(self.of(rate, share, arm, "validation")))
+
+
+def present(records: list[Record]) -> Page:
+    """Tables, claims and figure."""
+    table, first = Table(records), records[0]
+    arms = [EMA, SWA, *(lawa(k) for k in SPACINGS)]
+    rows = [["peak rate", "share of the run", "raw, test loss", *(f"{arm}, minus raw" for arm in arms), "chosen"]]
+    for rate in table.rates:
+        for share in table.shares:
+            raw = statistics.fmean(table.of(rate, share, RAW, "test"))
+            cells = [shown(values) if (values := table.of(rate, share, arm)) else "–" for arm in arms]
+            rows.append([f"{rate:g}", f"{share:g}", f"{raw:.4f}", *cells, table.chosen(rate, share).split()[-1]])
+    seeds = len({r["seed"] for r in records})
+    seconds = sum({(r["peak_lr"], r["seed"]): r["piece_seconds"] for r in records}.values())
+    lines = [
+        "# LAWA early in training (arXiv 2306.03241)",
+        "",
+        f"{first['parameters']:,} parameters, {seeds} seeds, test loss in nats a token, mean ± 95% (Student's t over "
+        f"seeds); k = {COUNT}; a spacing of 1 is {first['interval']} steps; `{first['command']}`; "
+        f"{first['machine']}, Python {first['python']}, jax {first['versions']['jax']}; data "
+        f"{first['data_hash'][:12]}; {seconds / 60:.0f} minutes of one core in all.",
+        "",
+        *markdown_table(rows),
+        "",
+        "*chosen*: the spacing with the lowest validation loss. –: its checkpoints would reach into the warm-up.",
+        "",
+        "## The paper's claims",
+        "",
+        *markdown_table(claims(table)),
+        "",
+        "Every difference is of test losses, paired by seed; a claim *holds* where its 95% interval lies below zero.",
+        "",
+        "![Loss of each average minus that of the parameters as they are, along the run](gains.png)",
+    ]
+    return Page(lines, {"gains": figure(table)})
+
+
+def claims(table: Table) -> list[list[str]]:
+    """Header and rows: claim, where, difference, verdict."""
+    rows = [["claim", "peak rate", "share", "difference", ""]]
+
+    def add(claim: str, rate: str, share: float, values: Sequence[float]) -> None:
+        rows.append([claim, rate, f"{share:g}", shown(values), verdict(values)])
+
+    low, high = table.rates[0], table.rates[-1]
+    for share in EARLY:
+        for rate in table.rates:
+            best = table.chosen(rate, share)
+            add("LAWA is better than the raw model", f"{rate:g}", share, table.of(rate, share, best))
+        gains = [table.of(rate, share, table.chosen(rate, share)) for rate in (high, low)]
+        if high > low:
+            add(
+                "its gain grows with the rate",
+                f"{high:g} against {low:g}",
+                share,
+                [a - b for a, b in zip(*gains, strict=True)],
+            )
+        for rate in table.rates:
+            known = [arm for k in SPACINGS if table.of(rate, share, arm := lawa(k))]
+            if len(known) > 1:
+                growth = _minus(table, rate, share, known[-1], known[0])
+                add(f"its gain grows with the spacing, {known[-1][-1]} against 1", f"{rate:g}", share, growth)
+        for other in (EMA, SWA):
+            for rate in table.rates:
+                best = table.chosen(rate, share)
+                add(f"it is better than {other}", f"{rate:g}", share, _minus(table, rate, share, best, other))
+    return rows
+
+
+def _minus(table: Table, rate: float, share: float, first: str, second: str) -> list[float]:
+    pairs: Callable[[str], list[float]] = lambda arm: table.of(rate, share, arm)  # noqa: E731
+    return [a - b for a, b in zip(pairs(first), pairs(second), strict=True)]
+
+
+@plot_style.styled_figure
+def figure(table: Table) -> Figure:
+    """A panel for each rate: minus raw against the share of the run, with intervals over seeds."""
+    made = Figure(figsize=(plot_style.WIDTH, 2.9))
+    panels = made.subplots(1, len(table.rates), sharey=True, squeeze=False)[0]
+    looks = {EMA: ("#009E73", "^"), SWA: ("#E69F00", "s")}
+    blues = ("#9ECAE1", "#4292C6", "#08519C")
+    looks |= {lawa(k): (colour, "o") for k, colour in zip(SPACINGS, blues, strict=True)}
+    for axes, rate in zip(panels, table.rates, strict=True):
+        for place, (arm, (colour, marker)) in enumerate(looks.items()):
+            there = [share for share in table.shares if table.of(rate, share, arm)]
+            found = [interval(table.of(rate, share, arm)) for share in there]
+            x = [share + 0.012 * (place - 2) for share in there]  # side by side
+            y, error = [mean for mean, _ in found], [half for _, half in found]
+            axes.errorbar(x, y, error, color=colour, marker=marker, label=arm, capsize=2, elinewidth=0.8)
+        axes.axhline(0.0, color=plot_style.RAW, linewidth=0.8)
+        axes.set(title=f"peak rate {rate:g}", xlabel="share of the run", xticks=[0, 0.25, 0.5, 0.75, 1.0])
+        axes.set_yscale("symlog", linthresh=0.01)
+    panels[0].set_ylabel("test loss minus raw, nats a token")
+    handles, labels = panels[0].get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside lower center", ncols=5)
+    return made
+
+
+EXPERIMENT = Experiment("lawa", SCALES, measure, present)
+
+if __name__ == "__main__":
+    sys.exit(protocol.main(EXPERIMENT))

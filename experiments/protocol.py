@@ -1,0 +1,231 @@
+"""What the experiments share: pieces that run side by side and are skipped once done, merges from one pass, records.
+
+An experiment is a table of pieces for each scale, a function that does one piece (trains, merges, evaluates) and gives
+its records, and one that makes a page of all records:
+
+    python -m experiments.NAME [--scale=small] [--parallel=2] [--config.FIELD=VALUE ...]
+
+Every piece is a process of its own on its share of the cores and leaves runs/NAME/SCALE/PIECE/records.jsonl, whole or
+not at all; what is there is not done again, and a training run that was cut goes on where it stopped. The page, its
+figures and all records go to results/NAME/SCALE. Curves, windows and
+spacings are chosen on validation; what is reported is of test.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import queue
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.environment import KEPT_HEAP
+from wsm_jax import cli, config_flags, evaluate, plot_style, run
+from wsm_jax.checkpoints import PARAMS
+from wsm_jax.evaluate import Evaluation, Evaluator
+from wsm_jax.merging import offline
+from wsm_jax.merging import recipe as recipe_lib
+from wsm_jax.merging.recipe import Recipe
+from wsm_jax.run import Run
+from wsm_jax.train import train
+
+Record = dict[str, Any]
+Key = TypeVar("Key", bound=Hashable)
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+class Page(NamedTuple):
+    """What an experiment says: lines of Markdown, and name -> figure."""
+
+    lines: list[str]
+    figures: dict[str, Figure]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One table or figure.
+
+    Attributes:
+      name: of its module and folders.
+      scales: scale -> piece -> what ``measure`` is told; the name of a piece is that of its folder.
+      measure: (folder of the piece, what it is told, further settings ``--config.FIELD=VALUE``) -> records.
+      present: records of all pieces -> page.
+    """
+
+    name: str
+    scales: Mapping[str, Mapping[str, Any]]
+    measure: Callable[[Path, Any, list[str]], list[Record]]
+    present: Callable[[list[Record]], Page]
+
+
+def trained(folder: Path, config: str, settings: Sequence[str], *, branch_from: str = "") -> Run:
+    """The finished run in ``folder``, trained as far as it is not.
+
+    Args:
+      folder: of the run.
+      config: name of a file under configs/.
+      settings: ``--config.FIELD=VALUE``, the later of two counts.
+      branch_from: ``RUN@STEP``.
+    """
+    loaded = config_flags.load([f"--config={CONFIGS / config}", *settings])
+    return train(loaded, folder, branch_from=branch_from, quiet=True)
+
+
+def evaluated(recipes: Mapping[Key, Recipe], evaluators: Mapping[str, Evaluator]) -> dict[Key, dict[str, Evaluation]]:
+    """What each recipe's merge gives on every split; all merges come from one pass over what they read."""
+    keys = {f"{number}": key for number, key in enumerate(recipes)}
+    paths, items, weights = recipe_lib.union({number: recipes[key] for number, key in keys.items()})
+    merges = offline.merge_many(paths, weights, item=items)
+    return {
+        keys[name]: {split: evaluator(params) for split, evaluator in evaluators.items()} for name, params in merges
+    }
+
+
+def single(path: Path, item: str = PARAMS) -> Recipe:
+    """One checkpoint as it is."""
+    return Recipe((path,), (item,), np.ones(1))
+
+
+def evaluators(base: Run, *, validation_tokens: int, test_tokens: int) -> dict[str, Evaluator]:
+    """Split -> params -> Evaluation, on the first so many tokens of each split of the run's data (0 = all)."""
+    limits = {"validation": validation_tokens, "test": test_tokens}
+    return {split: evaluate.run_evaluator(base, split, limit_tokens=limit) for split, limit in limits.items()}
+
+
+def compared(evaluations: Mapping[str, Evaluation], raw: Mapping[str, Evaluation]) -> Record:
+    """Losses in nats a token on both splits, and on test the difference to ``raw``, paired by document."""
+    difference = evaluate.paired_difference(evaluations["test"], raw["test"])
+    return {
+        **{split: evaluation.loss for split, evaluation in evaluations.items()},
+        "bits_per_byte": evaluations["test"].bits_per_byte,
+        "minus_raw": difference.loss,
+        "minus_raw_stderr": difference.stderr,
+    }
+
+
+def provenance(base: Run) -> Record:
+    """What the records of a run depend on besides the code."""
+    names = ("config_hash", "data_hash", "parameters")
+    environment = run.environment()
+    environment["command"] = os.environ.get("WSM_EXPERIMENT_COMMAND", environment["command"])
+    return {"seed": base.config.seed, **{name: base.facts[name] for name in names}, **environment}
+
+
+def main(experiment: Experiment) -> int:
+    """Does the pieces that are not done and writes the page; returns the exit status."""
+    options, settings = _parse(experiment)
+    pieces = experiment.scales[options.scale]
+    if options.piece:
+        os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
+        return _do(experiment, options.output / options.piece, options.piece, pieces[options.piece], settings)
+    command_line = " ".join(["python -m experiments." + experiment.name, *sys.argv[1:]])
+    environment = {"GLIBC_TUNABLES": KEPT_HEAP, **os.environ, "WSM_EXPERIMENT_COMMAND": command_line}
+    chosen = options.only.split(",") if options.only else list(pieces)
+    todo = [name for name in chosen if not (options.output / name / "records.jsonl").is_file()]
+    if status := _run_pieces(experiment, options, todo, settings, environment):
+        return status
+    files = [options.output / name / "records.jsonl" for name in chosen]
+    records = [record for file in files for record in run.read_jsonl(file)]
+    _write(experiment.present(records), records, options.results)
+    print(f"written: {options.results}/README.md, records.jsonl and figures")
+    return 0
+
+
+def _parse(experiment: Experiment) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(prog=f"python -m experiments.{experiment.name}", allow_abbrev=False)
+    scales = list(experiment.scales)
+    parser.add_argument("--scale", default=scales[0], choices=scales, help=f"default: {scales[0]}")
+    parser.add_argument("--output", type=Path, help=f"folder of the runs (default: runs/{experiment.name}/SCALE)")
+    parser.add_argument("--results", type=Path, help=f"folder of the page (default: results/{experiment.name}/SCALE)")
+    parser.add_argument("--parallel", type=int, default=2, help="pieces at a time; 1 on an accelerator (default: 2)")
+    parser.add_argument("--only", default="", help="comma-separated pieces; default: all of the scale")
+    parser.add_argument("--piece", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--cores", default="", help=argparse.SUPPRESS)
+    options, settings = parser.parse_known_args()
+    if wrong := [text for text in settings if not text.startswith("--config.")]:
+        parser.error(f"unknown argument {wrong[0]!r}; a setting is written --config.FIELD=VALUE")
+    pieces = experiment.scales[options.scale]
+    if unknown := [name for name in options.only.split(",") if name and name not in pieces]:
+        parser.error(f"unknown piece {unknown[0]!r}; known: {', '.join(pieces)}")
+    if options.parallel < 1:
+        parser.error(f"--parallel={options.parallel} must be at least 1")
+    options.output = options.output or Path("runs") / experiment.name / options.scale
+    options.results = options.results or Path("results") / experiment.name / options.scale
+    return options, settings
+
+
+def _do(experiment: Experiment, folder: Path, piece: str, told: Any, settings: list[str]) -> int:
+    """One piece, in this process."""
+    try:
+        clock = time.perf_counter()
+        records = experiment.measure(folder, told, settings)
+        seconds = round(time.perf_counter() - clock, 1)
+    except cli.UsageError as error:
+        print(f"{experiment.name}: {error}", file=sys.stderr)
+        return 2
+    lines = [json.dumps({"piece": piece, **record, "piece_seconds": seconds}) + "\n" for record in records]
+    _publish(folder / "records.jsonl", "".join(lines))
+    return 0
+
+
+def _run_pieces(
+    experiment: Experiment,
+    options: argparse.Namespace,
+    todo: list[str],
+    settings: list[str],
+    environment: dict[str, str],
+) -> int:
+    cores = sorted(os.sched_getaffinity(0))
+    parallel = min(options.parallel, len(cores))
+    free: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for share in np.array_split(cores, parallel):
+        free.put(",".join(map(str, share)))
+    print(f"{experiment.name}: {len(todo)} pieces to do, {parallel} at a time", flush=True)
+    start, done = time.perf_counter(), 0
+
+    def one(name: str) -> tuple[str, int]:
+        mine = free.get()
+        folder = options.output / name
+        folder.mkdir(parents=True, exist_ok=True)
+        internal = [f"--scale={options.scale}", f"--output={options.output}", f"--piece={name}", f"--cores={mine}"]
+        program = [sys.executable, "-m", f"experiments.{experiment.name}", *internal, *settings]
+        with (folder / "log.txt").open("w") as log:
+            status = subprocess.run(program, stdout=log, stderr=log, env=environment, check=False).returncode
+        free.put(mine)
+        return name, status
+
+    with ThreadPoolExecutor(parallel) as pool:
+        for name, status in pool.map(one, todo):
+            if status:
+                pool.shutdown(wait=False, cancel_futures=True)
+                tail = (options.output / name / "log.txt").read_text().strip().splitlines()[-8:]
+                print("\n".join([f"{name} ended with {status}:", *tail]), file=sys.stderr)
+                return status
+            done += 1
+            took = (time.perf_counter() - start) / 60
+            left = took / done * (len(todo) - done)
+            print(f"[{done}/{len(todo)}] {name}; {took:.1f} minutes so far, about {left:.1f} to go", flush=True)
+    return 0
+
+
+def _write(page: Page, records: list[Record], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in page.figures.items():
+        plot_style.save(figure, folder / name)
+    _publish(folder / "records.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    _publish(folder / "README.md", "\n".join(page.lines) + "\n")
+    print("\n".join(page.lines))
+
+
+def _publish(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,163 @@
+"""The experiments as a user starts them, made short: records, pages, figures, what is skipped and what is refused."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import interval_means, intervals, lawa, protocol
+from wsm_jax import Run, checkpoints, config_flags
+from wsm_jax.evaluate import run_evaluator
+
+ROOT = Path(__file__).parent.parent
+
+
+def start(module, *arguments):
+    command = [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def run_short(module, only, folder, short_demo):
+    arguments = [f"--only={only}", "--parallel=1", f"--output={folder}/runs", f"--results={folder}/results"]
+    arguments += [*short_demo, "--config.duration=80steps"]
+    done = start(module, *arguments)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done, arguments
+
+
+@pytest.fixture(scope="module")
+def lawa_run(store, short_demo, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lawa")
+    return folder, *run_short("lawa", "0.006-seed1", folder, short_demo)
+
+
+@pytest.fixture(scope="module")
+def means_run(store, short_demo, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("interval_means")
+    return folder, *run_short("interval_means", "0.4M-seed0", folder, short_demo)
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "results" / "records.jsonl").read_text().splitlines()]
+
+
+def test_lawa_is_the_mean_of_the_five_latest_and_its_loss_is_in_the_records(lawa_run):
+    folder = lawa_run[0]
+    run = Run(folder / "runs" / "0.006-seed1" / "run")
+    assert (run.config.seed, run.config.optimizer.peak_lr, run.config.schedule.name) == (1, 6e-3, "cosine")
+    steps = [40 - 4 * i for i in range(5)]
+    trees = [checkpoints.load_tree(run.merge_stream / str(step)) for step in steps]
+    mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *trees)
+    row = next(r for r in records(folder) if (r["step"], r["arm"]) == (40, lawa.lawa(4)))
+    assert row["test"] == pytest.approx(run_evaluator(run, "test", limit_tokens=32768)(mean).loss, rel=1e-6)
+    ema = checkpoints.load_tree(run.merge_stream / "40", "ema")
+    row = next(r for r in records(folder) if (r["step"], r["arm"]) == (40, lawa.EMA))
+    assert row["test"] == pytest.approx(run_evaluator(run, "test", limit_tokens=32768)(ema).loss, rel=1e-6)
+
+
+def test_lawa_and_swa_do_not_reach_into_the_warm_up(lawa_run):
+    found = {(r["step"], r["arm"]) for r in records(lawa_run[0])}
+    assert (20, lawa.lawa(4)) in found  # 20 - 4 x 4 is the end of the warm-up
+    assert (10, lawa.lawa(1)) in found
+    assert (10, lawa.lawa(2)) not in found
+    assert (10, lawa.SWA) in found
+
+
+def test_records_and_page_say_where_they_come_from(lawa_run):
+    folder, _, arguments = lawa_run
+    rows = records(folder)
+    config = Run(folder / "runs" / "0.006-seed1" / "run").facts
+    for row in rows:
+        assert row["config_hash"] == config["config_hash"] and row["data_hash"] == config["data_hash"]
+        assert row["command"].startswith("python -m experiments.lawa") and arguments[0] in row["command"]
+        assert row["versions"]["jax"] and row["machine"] and row["seed"] == 1
+    page = (folder / "results" / "README.md").read_text()
+    assert "it is better than EMA 0.9" in page and f"{rows[0]['parameters']:,} parameters" in page
+    for suffix in (".png", ".svg"):
+        assert (folder / "results" / f"gains{suffix}").stat().st_size > 10_000
+
+
+def test_what_is_done_is_not_done_again(lawa_run):
+    folder, _, arguments = lawa_run
+    before = (folder / "runs" / "0.006-seed1" / "records.jsonl").stat().st_mtime_ns
+    again = start("lawa", *arguments)
+    assert again.returncode == 0 and "0 pieces to do" in again.stdout
+    assert (folder / "runs" / "0.006-seed1" / "records.jsonl").stat().st_mtime_ns == before
+
+
+def test_every_merge_of_points_and_means_is_measured_beside_the_decays(means_run):
+    rows = records(means_run[0])
+    keys = {(r["arm"], r["curve"], r["count"], r["weight_decay_aware"]) for r in rows}
+    kinds = len(interval_means.SNAPSHOTS) * (len(interval_means.CURVES) + 1)
+    assert len(keys) == len(rows) == 1 + kinds * len(interval_means.COUNTS) + len(interval_means.CURVES)
+    for curve in interval_means.CURVES:
+        decay = Run(means_run[0] / "runs" / "0.4M-seed0" / f"decay-{curve}")
+        assert decay.facts["branch_step"] == 60 and decay.config.schedule.curve == curve
+        assert (interval_means.REAL, curve, interval_means.DECAY, False) in keys
+    assert (means_run[0] / "results" / "windows.png").stat().st_size > 10_000
+
+
+def test_a_merge_of_means_comes_out_again(means_run):
+    run = Run(means_run[0] / "runs" / "0.4M-seed0" / "constant")
+    trees = [checkpoints.load_tree(run.merge_stream / str(step), "mean") for step in range(77, 81)]
+    mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *trees)
+    row = next(
+        r
+        for r in records(means_run[0])
+        if (r["arm"], r["curve"], r["count"], r["weight_decay_aware"]) == ("mean", "linear", 4, False)
+    )
+    assert row["test"] == pytest.approx(run_evaluator(run, "test", limit_tokens=32768)(mean).loss, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--only=nothing"], "nothing"),
+        (["--parallel=0"], "--parallel=0"),
+        (["--sedes=1"], "--sedes=1"),
+        (["--scale=huge"], "huge"),
+    ],
+)
+def test_bad_arguments_end_with_one_error(arguments, named):
+    done = start("lawa", *arguments)
+    assert done.returncode == 2
+    assert named in done.stderr.splitlines()[-1]
+
+
+def test_a_piece_that_fails_stops_the_experiment_and_says_why(store, tmp_path):
+    done = start("lawa", "--only=0.006-seed0", f"--output={tmp_path}/runs", "--config.optimizer.name=adamx")
+    assert done.returncode == 2
+    assert "adamx" in done.stderr
+    assert not (tmp_path / "runs" / "0.006-seed0" / "records.jsonl").exists()
+
+
+def test_intervals_over_seeds():
+    mean, half = intervals.interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert half == pytest.approx(4.302652729749 / math.sqrt(3), rel=1e-9)  # t of 2 degrees of freedom
+    assert intervals.interval([1.0]) == (1.0, math.inf)
+    assert intervals.verdict([-1.0, -1.1, -0.9]) == "holds"
+    assert intervals.verdict([1.0, 1.1, 0.9]) == "does not hold"
+    assert intervals.verdict([-1.0, 1.1, 0.1]) == intervals.verdict([-1.0]) == "undecided"
+
+
+def test_the_spacing_is_chosen_on_validation():
+    def row(arm, validation, minus_raw):
+        return {"peak_lr": 1.0, "share": 0.5, "seed": 0, "arm": arm, "validation": validation, "minus_raw": minus_raw}
+
+    table = lawa.Table([row(lawa.lawa(1), 2.0, -0.5), row(lawa.lawa(2), 1.0, -0.1), row(lawa.RAW, 0.5, 0.0)])
+    assert table.chosen(1.0, 0.5) == lawa.lawa(2)  # though the other is better on test
+
+
+def test_all_scales_have_three_seeds_and_configurations_that_load():
+    for experiment in (lawa.EXPERIMENT, interval_means.EXPERIMENT):
+        for pieces in experiment.scales.values():
+            assert {piece.seed for piece in pieces.values()} == {0, 1, 2}
+            for piece in pieces.values():
+                name = getattr(piece, "config", "demo.py")
+                config_flags.load([f"--config={protocol.CONFIGS / name}", *piece.settings])
