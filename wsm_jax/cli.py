@@ -130,9 +130,19 @@ def _merge_options(sub: argparse.ArgumentParser) -> None:
     window.add_argument("--interval", type=int, metavar="K", help="steps between them (default: the stream's)")
     window.add_argument("--last_step", type=int, metavar="S", help="step of the newest one (default: the newest)")
     window.add_argument("--every", type=int, metavar="K", help="one merge at every K-th step where the window fits")
+    window.add_argument(
+        "--snapshot",
+        choices=("point", "mean"),
+        help="the checkpoints, or the means over the intervals that end at them (default: mean where nothing else is "
+        "kept); a mean over several of the stream's intervals is exact",
+    )
     rule = sub.add_argument_group("weights")
     which = rule.add_mutually_exclusive_group()
-    which.add_argument("--curve", metavar="C", help=f"{_CURVES}; with --run also learned and search")
+    which.add_argument(
+        "--curve",
+        metavar="C",
+        help=f"{_CURVES}; with --run also learned and search; means take decay curves, uniform ones and search",
+    )
     which.add_argument("--schedule", metavar="FILE.py:NAME", help="emulate this function step -> learning rate")
     which.add_argument("--like", metavar="RUN", help="emulate the schedule of this run, e.g. of a WSD run")
     rule.add_argument("--weight_decay_aware", action="store_true", help="correct for AdamW's decay, leaf by leaf")
@@ -222,7 +232,11 @@ def merge(options: argparse.Namespace, settings: list[str]) -> None:
     for record in records:
         vectors = record["weights"].values() if isinstance(record["weights"], dict) else [record["weights"]]
         used = sum(any(column) for column in zip(*vectors, strict=True))
-        print(f"merged {used} checkpoints into {record['output']}")
+        what = "checkpoints"
+        if record.get("snapshot") == "mean":
+            end = "params" in record["items"]
+            used, what = used - end, "interval means and the end point" if end else "interval means"
+        print(f"merged {used} {what} into {record['output']}")
         if fitted := record.get("fit"):
             print(f"{record['curve']}: loss on {fitted['split']} {fitted['loss']:.4f}, before {fitted['before']:.4f}")
 

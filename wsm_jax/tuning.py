@@ -10,17 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from wsm_jax import evaluate, sharding
+from wsm_jax.checkpoints import PARAMS
 from wsm_jax.data.pipeline import evaluation_batches
 from wsm_jax.decay import DECAYS
 from wsm_jax.errors import UsageError
 from wsm_jax.evaluate import Evaluator
-from wsm_jax.merging import command, learned, offline, selection, storage, weighting
+from wsm_jax.merging import command, learned, offline, recipe, selection, storage, weighting
 from wsm_jax.merging.command import Request
 from wsm_jax.merging.learned import Fit
-from wsm_jax.merging.selection import Window
+from wsm_jax.merging.selection import MEAN, Window
 from wsm_jax.merging.weighting import Rule
 from wsm_jax.models.model import loss_per_token
 from wsm_jax.run import Run
@@ -39,6 +39,7 @@ def search(
     counts: Sequence[int],
     validate: Evaluator,
     *,
+    item: str = PARAMS,
     weight_decay_aware: bool = False,
     say: Say = lambda _: None,
     **options: Any,
@@ -47,9 +48,10 @@ def search(
 
     Args:
       run: the run.
-      whole: the longest window.
-      counts: how many of its latest checkpoints to try.
+      whole: the longest window, of point checkpoints or of interval means.
+      counts: how many of its latest checkpoints or means to try.
       validate: params -> Evaluation.
+      item: what is read of point checkpoints.
       weight_decay_aware: as for :func:`wsm_jax.merging.weighting.window_weights`.
       say: told what is being done.
       options: as for :func:`wsm_jax.merge_many`.
@@ -57,16 +59,17 @@ def search(
     Returns:
       (curve, count) -> nats per token.
     """
-    say(f"merging {len(DECAYS)} curves x {len(counts)} windows in one pass over {whole.count} checkpoints")
-    candidates = {}
-    for curve in DECAYS:
-        for count in counts:
-            window = latest(whole, count)
-            weights = weighting.window_weights(
-                weighting.parse(curve), run, window, weight_decay_aware=weight_decay_aware
-            )
-            candidates[curve, count] = command.spread(weights, np.arange(whole.count - count, whole.count), whole.count)
-    merges = offline.merge_many(whole.paths, {f"{c} {n}": w for (c, n), w in candidates.items()}, **options)
+    candidates = {
+        (curve, count): recipe.window_recipe(
+            weighting.parse(curve), run, latest(whole, count), item=item, weight_decay_aware=weight_decay_aware
+        )
+        for curve in DECAYS
+        for count in counts
+    }
+    paths, items, weights = recipe.union({f"{curve} {count}": r for (curve, count), r in candidates.items()})
+    what = "interval means" if whole.snapshot == MEAN else "checkpoints"
+    say(f"merging {len(DECAYS)} curves x {len(counts)} windows in one pass over {whole.count} {what}")
+    merges = offline.merge_many(paths, weights, item=items, **options)
     losses = {}
     for number, (key, (_, merged)) in enumerate(zip(candidates, merges, strict=True), 1):
         losses[key] = validate(merged).loss
@@ -77,7 +80,7 @@ def search(
 
 def latest(window: Window, count: int) -> Window:
     """The newest ``count`` checkpoints of a window."""
-    return Window(window.paths[-count:], window.steps[-count:], window.interval)
+    return dataclasses.replace(window, paths=window.paths[-count:], steps=window.steps[-count:])
 
 
 def learn(
@@ -172,15 +175,20 @@ def make_request(options: argparse.Namespace, *, say: Say = lambda _: None) -> R
     """
     _check(options)
     run = Run(options.directory)
+    snapshot = command.choose_snapshot(options, run)
+    if snapshot == MEAN and options.curve == "learned":
+        raise UsageError("--curve=learned takes point checkpoints; interval means take --curve=search or a decay curve")
     count, interval = selection.window_shape(run, window=options.window, count=options.count, interval=options.interval)
-    window = selection.select(run, count, last_step=options.last_step, interval=interval)
+    window = selection.select(run, count, last_step=options.last_step, interval=interval, snapshot=snapshot)
     name = options.name or selection.default_name(options.curve, window)
     storage.check_free(command.output_path(options, run, name))
     found = _learned if options.curve == "learned" else _searched
     rule, window, fit = found(options, run, window, say)
-    merge = command.window_merge(options, run, rule, window, window.steps, name)
+    request = command.window_request(options, run, rule, {name: window})
+    merge = request.merges[name]
     fit = {"split": options.fit_split or "validation", "limit_tokens": run.config.evaluation.tokens, **fit}
-    return Request(window.paths, {name: dataclasses.replace(merge, record={**merge.record, "fit": fit})})
+    merges = {name: dataclasses.replace(merge, record={**merge.record, "fit": fit})}
+    return dataclasses.replace(request, merges=merges)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -228,8 +236,8 @@ def _searched(options: argparse.Namespace, run: Run, window: Window, say: Say) -
     )
     tokens = run.config.evaluation.tokens
     validate = evaluate.run_evaluator(run, options.fit_split or "validation", limit_tokens=tokens)
-    aware = options.weight_decay_aware
-    losses = search(run, window, counts, validate, weight_decay_aware=aware, say=say, **command.reading(options))
+    reads = {"item": options.item or PARAMS, "weight_decay_aware": options.weight_decay_aware}
+    losses = search(run, window, counts, validate, say=say, **reads, **command.reading(options))
     curve, count = min(losses, key=lambda key: losses[key])
     record = {
         "before": losses["linear", window.count],

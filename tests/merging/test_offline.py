@@ -185,6 +185,39 @@ def test_the_output_is_an_ordinary_orbax_checkpoint(tmp_path):
     assert bits(v1.load(tmp_path / "out", checkpointable_name="params")) == bits(expected)
 
 
+def test_each_input_has_its_own_item(tmp_path):
+    """Of one folder two, of another the only one: the sum is that of the trees, and each is read and recorded."""
+    ema, params, other = (tree(i) for i in range(3))
+    with checkpoints.Stream(tmp_path / "stream", mergeable=True) as stream:
+        stream.save(7, {"ema": ema, "params": params, "opt_state": {"count": jnp.zeros(3)}})
+    (alone,) = save_all(tmp_path, [other], name="weights")
+    paths = [tmp_path / "stream" / "7", tmp_path / "stream" / "7", alone]
+    weights, items = [0.2, 0.3, 0.5], ("ema", "params", None)
+    record = wsm_jax.merge_checkpoints(paths, weights, tmp_path / "out", item=items, verify=True)
+    assert bits(checkpoints.load_tree(tmp_path / "out")) == bits(wsm_jax.merge([ema, params, other], weights))
+    assert [entry["item"] for entry in record["inputs"]] == ["ema", "params", "weights"]
+    assert len({entry["xxh3"] for entry in record["inputs"]}) == 3
+    found = dict(wsm_jax.merge_many(paths, {"a": [0, 0, 1], "b": [1, 0, 0]}, item=list(items)))
+    assert {name: bits(value) for name, value in found.items()} == {"a": bits(other), "b": bits(ema)}
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (["params"], "2 checkpoints need one item for all or 2 of them, got 1"),
+        ([], "got 0"),
+        (["params", 3], "item 3 is no name; give a string, or None"),
+        (["params", "ema"], "1 has no item 'ema'; it has params"),
+        ("ema", "0 has no item 'ema'; it has params"),
+    ],
+)
+def test_items_that_do_not_fit_the_inputs(tmp_path, item, message):
+    paths = save_all(tmp_path, [tree(0), tree(1)])
+    with pytest.raises(UsageError, match=message):
+        wsm_jax.merge_checkpoints(paths, [0.5, 0.5], tmp_path / "out", item=item)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("compressed", [True, False])
 def test_any_orbax_item_is_merged_without_a_model(tmp_path, compressed):
     trees = [{"w": jnp.full((3,), float(i)), "list": [jnp.ones((2, 3)) * i]} for i in range(2)]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.runs import MERGE, STEPS, assert_same_bits, ended
 from wsm_jax import Run, UsageError, checkpoints, cli, merge_checkpoints, merge_weights
-from wsm_jax.merging.selection import Window, default_name, select, series, union, window_shape
+from wsm_jax.merging.selection import Window, default_name, select, series, window_shape
 
 pytest_plugins = ["tests.runs"]
 pytestmark = pytest.mark.xdist_group("train")
@@ -129,13 +129,6 @@ def test_a_series_is_cut_at_both_ends(reference, retained):
     assert [window.steps[-1] for window in series(reference, 4, 6, last_step=35)] == [12, 18, 24, 30]
     assert [window.steps[0] for window in series(reference, 4, 6, first_step=9)] == [9, 15, 21, 27, 33, 39]
     assert [window.steps for window in series(retained, 4, 3)] == [(33, 36, 39, 42), (36, 39, 42, 45)]
-
-
-def test_the_union_of_windows_has_each_checkpoint_once(reference):
-    steps, paths = union(series(reference, 3, 15))
-    assert steps == (9, 12, 15, 24, 27, 30, 39, 42, 45)
-    assert paths == tuple(reference.merge_stream / str(step) for step in steps)
-    assert union(series(reference, 2, MERGE, interval=24))[0] == tuple(range(MERGE, STEPS + 1, MERGE))  # interleaved
 
 
 @pytest.mark.parametrize(

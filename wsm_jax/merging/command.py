@@ -5,21 +5,23 @@ import dataclasses
 import math
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from wsm_jax.checkpoints import PARAMS
 from wsm_jax.errors import UsageError
-from wsm_jax.merging import offline, provenance, selection, storage, weighting
+from wsm_jax.merging import offline, provenance, recipe, selection, storage, weighting
 from wsm_jax.merging.leaves import Weights, parse_rule
-from wsm_jax.merging.selection import Window
+from wsm_jax.merging.recipe import Recipe
+from wsm_jax.merging.selection import MEAN, Window
 from wsm_jax.merging.weighting import Rule
 from wsm_jax.run import Run
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf)", re.IGNORECASE)
-_RUN_OPTIONS = ("window", "count", "last_step", "interval", "every", "schedule", "like", "name")
+_RUN_OPTIONS = ("window", "count", "last_step", "interval", "every", "snapshot", "schedule", "like", "name")
 FIT_OPTIONS = ("fit_split", "fit_steps", "fit_seed", "fit_start", "monotone")
 
 
@@ -45,6 +47,7 @@ class Request:
     Attributes:
       paths: the checkpoints, oldest first.
       merges: name -> merge; at least one.
+      items: the item to read of all checkpoints or of each, as :func:`wsm_jax.merge_checkpoints` takes it.
 
     Raises:
       UsageError: an output that exists.
@@ -52,6 +55,7 @@ class Request:
 
     paths: tuple[str | Path, ...]
     merges: dict[str, Merge]
+    items: storage.Items = None
 
     def __post_init__(self) -> None:
         for merge in self.merges.values():
@@ -75,6 +79,7 @@ def run(options: argparse.Namespace, request: Request | None = None) -> list[dic
         form=options.format,
         verify=options.verify,
         progress=not options.json,
+        item=request.items,
         **reading(options),
     )
     return list(records.values())
@@ -87,7 +92,7 @@ def explain(options: argparse.Namespace) -> list[dict[str, Any]]:
     """
     request = make_request(options)
     weights = {name: merge.weights for name, merge in request.merges.items()}
-    with offline.prepare(request.paths, weights, **reading(options)) as job:
+    with offline.prepare(request.paths, weights, item=request.items, **reading(options)) as job:
         numbers: dict[bytes, int] = {}
         rows = []
         for path, policy in job.policies.items():
@@ -122,9 +127,8 @@ def make_request(options: argparse.Namespace) -> Request:
 
 
 def reading(options: argparse.Namespace) -> dict[str, Any]:
-    """Item, rules and dtype as :func:`wsm_jax.merge_checkpoints` takes them."""
-    rules = [parse_rule(text) for text in options.leaves or ()]
-    return {"item": options.item, "rules": rules, "dtype": options.dtype}
+    """Rules and dtype as :func:`wsm_jax.merge_checkpoints` takes them."""
+    return {"rules": [parse_rule(text) for text in options.leaves or ()], "dtype": options.dtype}
 
 
 # --- explicit inputs -------------------------------------------------------------------------------------------------
@@ -189,7 +193,7 @@ def merge_inputs(options: argparse.Namespace) -> Request:
     paths = tuple(path for path, _ in inputs)
     record = provenance.record(weights, curve=options.curve, output=str(options.output))
     output = Path(options.output)
-    request = Request(paths, {output.name: Merge(weights, output, record)})
+    request = Request(paths, {output.name: Merge(weights, output, record)}, options.item)
     for doubt in doubts(inputs):
         print(f"wsm: warning: {doubt}", file=sys.stderr)
     return request
@@ -206,11 +210,12 @@ def merge_run(options: argparse.Namespace) -> Request:
     """
     rule = _rule(options)  # complains about the curve before looking for files
     merging = Run(options.directory)
+    snapshot = choose_snapshot(options, merging)
     count, interval = selection.window_shape(
         merging, window=options.window, count=options.count, interval=options.interval
     )
     if options.every is None:
-        windows = [selection.select(merging, count, last_step=options.last_step, interval=interval)]
+        windows = [selection.select(merging, count, last_step=options.last_step, interval=interval, snapshot=snapshot)]
     elif options.name:
         raise UsageError("--name goes with one merge; those of --every take their default names")
     else:
@@ -223,13 +228,22 @@ def merge_run(options: argparse.Namespace) -> Request:
             first_step=warmup if needs_rate else 0,
             last_step=options.last_step,
             interval=interval,
+            snapshot=snapshot,
         )
-    steps, paths = selection.union(windows)
-    merges = {}
-    for window in windows:
-        name = options.name or selection.default_name(rule.name, window)
-        merges[name] = window_merge(options, merging, rule, window, steps, name)
-    return Request(paths, merges)
+    names = [options.name or selection.default_name(rule.name, window) for window in windows]
+    return window_request(options, merging, rule, dict(zip(names, windows, strict=True)))
+
+
+def choose_snapshot(options: argparse.Namespace, merging: Run) -> str:
+    """``point`` or ``mean``, as asked for or as the run keeps.
+
+    Raises:
+      UsageError: the run does not keep it, or another item is to be read.
+    """
+    snapshot = selection.choose_snapshot(merging, options.snapshot)
+    if snapshot == MEAN and options.item:
+        raise UsageError(f"--item goes with point checkpoints; a merge of interval means reads {MEAN} and {PARAMS}")
+    return snapshot
 
 
 def _rule(options: argparse.Namespace) -> Rule:
@@ -242,26 +256,42 @@ def _rule(options: argparse.Namespace) -> Rule:
     raise UsageError("wsm merge --run=DIR needs --curve=C, --schedule=FILE.py:NAME or --like=RUN")
 
 
-def window_merge(
-    options: argparse.Namespace, merging: Run, rule: Rule, window: Window, steps: tuple[int, ...], name: str
-) -> Merge:
-    """The merge of ``window``, its weights laid out over ``steps``, zero where it has no checkpoint."""
-    weights = weighting.window_weights(rule, merging, window, weight_decay_aware=options.weight_decay_aware)
-    output = output_path(options, merging, name)
-    record = provenance.record(
-        weights,
+def window_request(options: argparse.Namespace, merging: Run, rule: Rule, windows: Mapping[str, Window]) -> Request:
+    """The request for merges of ``windows`` (name -> window): all they read, each once, and their weights over it.
+
+    Raises:
+      UsageError: as :func:`wsm_jax.merging.recipe.window_recipe`; an output that exists.
+    """
+    reads = {"item": options.item or PARAMS, "weight_decay_aware": options.weight_decay_aware}
+    recipes = {name: recipe.window_recipe(rule, merging, window, **reads) for name, window in windows.items()}
+    paths, items, weights = recipe.union(recipes)
+    merges = {}
+    for name, window in windows.items():
+        output = output_path(options, merging, name)
+        record = _record(options, merging, rule, window, recipes[name], name=name, output=str(output))
+        merges[name] = Merge(weights[name], output, record)
+    return Request(paths, merges, items)
+
+
+def _record(
+    options: argparse.Namespace, merging: Run, rule: Rule, window: Window, reads: Recipe, *, name: str, output: str
+) -> dict[str, Any]:
+    """``steps`` and, for interval means, ``items`` tell what each of the weights belongs to."""
+    return provenance.record(
+        reads.weights,
         name=name,
         curve=rule.name,
         schedule=rule.source,
+        snapshot=window.snapshot,
         count=window.count,
         interval=window.interval,
-        steps=list(window.steps),
+        steps=list(reads.steps),
+        **({"items": list(reads.items)} if window.snapshot == MEAN else {}),
         weight_decay_aware=options.weight_decay_aware,
         config_hash=merging.facts["config_hash"],
         data_hash=merging.facts["data_hash"],
-        output=str(output),
+        output=output,
     )
-    return Merge(spread(weights, np.searchsorted(steps, window.steps), len(steps)), output, record)
 
 
 def output_path(options: argparse.Namespace, merging: Run, name: str) -> Path:
@@ -269,12 +299,3 @@ def output_path(options: argparse.Namespace, merging: Run, name: str) -> Path:
     if not options.output:
         return merging.merged(name)
     return Path(options.output) if options.every is None else Path(options.output) / name
-
-
-def spread(weights: Weights, places: np.ndarray, length: int) -> Weights:
-    """The weights at ``places`` of vectors of ``length``, zero elsewhere."""
-    if isinstance(weights, dict):
-        return {path: spread(vector, places, length) for path, vector in weights.items()}
-    wide = np.zeros(length)
-    wide[places] = weights
-    return wide

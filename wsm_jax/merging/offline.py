@@ -97,7 +97,7 @@ def prepare(
     paths: Sequence[str | os.PathLike],
     weights: Mapping[str, Weights],
     *,
-    item: str | None = None,
+    item: storage.Items = None,
     rules: Rules = (),
     dtype: str = "same",
     memory: int = engine.MEMORY,
@@ -161,12 +161,12 @@ def merge_checkpoints(
       paths: checkpoint folders, oldest first.
       weights: as for :func:`wsm_jax.merge`.
       output: the folder to write; it appears whole or not at all. Without it the merge comes back in memory.
-      options: ``item`` of Orbax checkpoints (default ``params``, else their only one), ``rules`` as for
-        :func:`wsm_jax.merge`, ``dtype`` of the averaged leaves (``same``, ``float32``, ``bfloat16``, ``float16``),
-        ``memory`` (bytes of what is under way), ``progress`` (show a bar). With ``output`` also ``metadata`` (kept in
-        the record beside the arrays), ``verify`` (read the output back and compare samples with a sum in float64 before
-        it appears) and ``form`` (``orbax`` or ``safetensors``; default: as the inputs). Without it ``shardings`` as for
-        :func:`merge_many`.
+      options: ``item`` of Orbax checkpoints, one for all or a sequence with one for each path (None, the default:
+        ``params``, else their only one), ``rules`` as for :func:`wsm_jax.merge`, ``dtype`` of the averaged leaves
+        (``same``, ``float32``, ``bfloat16``, ``float16``), ``memory`` (bytes of what is under way), ``progress`` (show
+        a bar). With ``output`` also ``metadata`` (kept in the record beside the arrays), ``verify`` (read the output
+        back and compare samples with a sum in float64 before it appears) and ``form`` (``orbax`` or ``safetensors``;
+        default: as the inputs). Without it ``shardings`` as for :func:`merge_many`.
 
     Returns:
       without ``output`` the merged pytree of jax arrays; else the record: ``metadata``, ``inputs`` from the first to

@@ -1,12 +1,15 @@
 """Which checkpoints of a run a merge takes: one window, or a window that slides along the run."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from wsm_jax import checkpoints
 from wsm_jax.errors import UsageError
 from wsm_jax.run import Run
+
+# What a merge takes: the parameters at the end of each interval, or their means over it. MEAN is the item's name too.
+POINT, MEAN = SNAPSHOTS = ("point", "mean")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,15 +20,45 @@ class Window:
       paths: their folders.
       steps: their steps.
       interval: steps between neighbours.
+      snapshot: ``point``: the checkpoints are merged; ``mean``: the means over the intervals that end at them.
     """
 
     paths: tuple[Path, ...]
     steps: tuple[int, ...]
     interval: int
+    snapshot: str = POINT
 
     @property
     def count(self) -> int:
         return len(self.steps)
+
+    @property
+    def start(self) -> int:
+        """The step after which the updates come that a merge can scale."""
+        return self.steps[0] - (self.interval if self.snapshot == MEAN else 0)
+
+
+def choose_snapshot(run: Run, asked: str | None = None) -> str:
+    """What a merge of ``run`` takes: ``asked``, else ``mean`` where the run keeps nothing else, else ``point``.
+
+    Raises:
+      UsageError: the run does not keep what is asked for.
+    """
+    kept = run.config.checkpoint.snapshot
+    if asked is None:
+        return MEAN if kept == MEAN else POINT
+    if asked not in SNAPSHOTS:
+        raise UsageError(f"snapshot {asked!r}: choose {' or '.join(SNAPSHOTS)}")
+    if asked == MEAN and kept == POINT:
+        raise UsageError(
+            f"{run.path} keeps no interval means (checkpoint.snapshot=point); merge with --snapshot=point, or train "
+            "with checkpoint.snapshot=mean or both"
+        )
+    if asked == POINT and kept == MEAN:
+        raise UsageError(
+            f"{run.path} keeps interval means (checkpoint.snapshot=mean) and no points; merge with --snapshot=mean"
+        )
+    return asked
 
 
 def window_shape(
@@ -72,7 +105,9 @@ def _nearest(steps: int, unit: int) -> int:
     return max(round(steps / unit), 1) * unit
 
 
-def select(run: Run, count: int, *, last_step: int | None = None, interval: int | None = None) -> Window:
+def select(
+    run: Run, count: int, *, last_step: int | None = None, interval: int | None = None, snapshot: str = POINT
+) -> Window:
     """The ``count`` checkpoints of the run's merge stream that end at ``last_step``, every ``interval`` steps.
 
     The window is count x interval steps long; its oldest checkpoint lies (count - 1) x interval before the newest.
@@ -80,25 +115,34 @@ def select(run: Run, count: int, *, last_step: int | None = None, interval: int 
 
     Args:
       run: the run.
-      count: number of checkpoints, at least 1.
+      count: number of checkpoints, or of intervals whose means are merged, at least 1.
       last_step: default: the newest.
       interval: default: the stream's own.
+      snapshot: ``point`` or ``mean``; means need every checkpoint inside their intervals, too.
 
     Raises:
-      UsageError: an empty stream, count below 1, or a checkpoint that is missing, naming its step.
+      UsageError: an empty stream, count below 1, a checkpoint that is missing, naming its step; for means also an
+        interval that is no multiple of the stream's, or one of which the run, a branch, saw a part only.
     """
     there = _complete_steps(run)
     own = run.plan.merge_interval
-    count, interval = window_shape(run, count=count, interval=interval)
+    count, interval = _shape(run, count, interval, snapshot)
     last_step = there[-1] if last_step is None else last_step
-    steps = _steps(count, interval, last_step)
+    window = _window(run, count, interval, last_step, snapshot)
+    steps = saved_steps(window, own)
     missing = [step for step in steps if step not in there]
     if missing:
         raise UsageError(
-            f"{run.merge_stream} has no checkpoint at step {missing[0]} (needed: {count} every {interval} steps up to "
-            f"{last_step}); it has {len(there)}, from {there[0]} to {there[-1]}, saved every {own} steps"
+            f"{run.merge_stream} has no checkpoint at step {missing[0]} (needed: {len(steps)} every "
+            f"{own if snapshot == MEAN else interval} steps up to {last_step}); it has {len(there)}, from {there[0]} "
+            f"to {there[-1]}, saved every {own} steps"
         )
-    return _window(run, steps, interval)
+    if window.start < _first_mean(run, snapshot):
+        raise UsageError(
+            f"{run.merge_stream}: the mean at step {steps[0]} covers the updates since the branch at step "
+            f"{run.facts['branch_step']} only, not all of its {own}; take a shorter window"
+        )
+    return window
 
 
 def series(
@@ -109,6 +153,7 @@ def series(
     first_step: int = 0,
     last_step: int | None = None,
     interval: int | None = None,
+    snapshot: str = POINT,
 ) -> list[Window]:
     """The window of ``count`` checkpoints at every step of the run that is a multiple of ``every`` and where it fits.
 
@@ -118,44 +163,55 @@ def series(
       run: the run; it may still be writing.
       count: number of checkpoints in each window, at least 1.
       every: steps between the newest checkpoints of neighbouring windows, a multiple of the stream's interval.
-      first_step: windows whose oldest checkpoint lies before it are left out, e.g. those that reach into the warm-up.
+      first_step: windows that start before it are left out, e.g. those that reach into the warm-up.
       last_step: windows whose newest checkpoint lies after it are left out.
       interval: default: the stream's own.
+      snapshot: as for :func:`select`.
 
     Returns:
       windows, in the order of their newest checkpoints; at least one.
 
     Raises:
-      UsageError: an empty stream, count or every out of range, or no step where the window fits.
+      UsageError: an empty stream, count, interval or every out of range, or no step where the window fits.
     """
     there = _complete_steps(run)
     own = run.plan.merge_interval
-    count, interval = window_shape(run, count=count, interval=interval)
+    count, interval = _shape(run, count, interval, snapshot)
     if every < 1 or every % own:
         raise UsageError(
             f"every={every} is no multiple of the stream's interval of {own} steps; {_nearest(every, own)} is"
         )
-    known = set(there)
+    known, first_step = set(there), max(first_step, _first_mean(run, snapshot))
     ends = [step for step in there if step % every == 0 and (last_step is None or step <= last_step)]
-    fitting = [steps for end in ends if known >= set(steps := _steps(count, interval, end)) and steps[0] >= first_step]
+    windows = [_window(run, count, interval, end, snapshot) for end in ends]
+    fitting = [w for w in windows if w.start >= first_step and known >= set(saved_steps(w, own))]
     if not fitting:
         raise UsageError(
             f"{run.merge_stream}: no step that is a multiple of {every} ends a window of {count} checkpoints every "
             f"{interval} steps; it has {len(there)}, from {there[0]} to {there[-1]}, saved every {own} steps"
         )
-    return [_window(run, steps, interval) for steps in fitting]
+    return fitting
 
 
-def union(windows: Collection[Window]) -> tuple[tuple[int, ...], tuple[Path, ...]]:
-    """Steps and folders of all checkpoints that occur in ``windows``, oldest first, each once."""
-    paths = {step: path for window in windows for step, path in zip(window.steps, window.paths, strict=True)}
-    steps = tuple(sorted(paths))
-    return steps, tuple(paths[step] for step in steps)
+def saved_steps(window: Window, own: int) -> Sequence[int]:
+    """Steps of the checkpoints that a merge of ``window`` reads.
+
+    The mean over a long interval is the plain mean of the means over its parts, so all inside the intervals are read.
+
+    Args:
+      window: the window.
+      own: interval of the stream, which divides that of a window of means.
+    """
+    return range(window.start + own, window.steps[-1] + 1, own) if window.snapshot == MEAN else window.steps
 
 
 def default_name(rule: str, window: Window) -> str:
-    """``<rule>-<count>x<interval>-at-<step>``, where a merge of a run is written unless named (``ema:0.9``: ema0.9)."""
-    return f"{rule.replace(':', '')}-{window.count}x{window.interval}-at-{window.steps[-1]}"
+    """``<rule>-<count>x<interval>-at-<step>``, where a merge of a run is written unless named (``ema:0.9``: ema0.9).
+
+    Of means it is ``<rule>-mean-<count>x<interval>-at-<step>``.
+    """
+    mark = f"-{MEAN}" if window.snapshot == MEAN else ""
+    return f"{rule.replace(':', '')}{mark}-{window.count}x{window.interval}-at-{window.steps[-1]}"
 
 
 def _complete_steps(run: Run) -> list[int]:
@@ -165,9 +221,22 @@ def _complete_steps(run: Run) -> list[int]:
     return there
 
 
-def _steps(count: int, interval: int, last_step: int) -> list[int]:
-    return [last_step - i * interval for i in reversed(range(count))]
+def _shape(run: Run, count: int, interval: int | None, snapshot: str) -> tuple[int, int]:
+    count, interval = window_shape(run, count=count, interval=interval)
+    own = run.plan.merge_interval
+    if snapshot == MEAN and interval % own:
+        raise UsageError(
+            f"interval={interval} is no multiple of the {own} steps that each mean of {run.merge_stream} is taken "
+            f"over; {_nearest(interval, own)} is"
+        )
+    return count, interval
 
 
-def _window(run: Run, steps: Sequence[int], interval: int) -> Window:
-    return Window(tuple(run.merge_stream / str(step) for step in steps), tuple(steps), interval)
+def _first_mean(run: Run, snapshot: str) -> int:
+    """Where a window may start: means begin anew in a branch, so the first one may lack updates of its interval."""
+    return (run.facts.get("branch_step") or 0) if snapshot == MEAN else 0
+
+
+def _window(run: Run, count: int, interval: int, last_step: int, snapshot: str) -> Window:
+    steps = tuple(last_step - i * interval for i in reversed(range(count)))
+    return Window(tuple(run.merge_stream / str(step) for step in steps), steps, interval, snapshot)

@@ -19,6 +19,9 @@ from wsm_jax.merging.leaves import Leaf, named_leaves
 
 ORBAX, SAFETENSORS = FORMATS = ("orbax", "safetensors")
 
+# The item to read of every Orbax checkpoint, or one for each; None: `params`, else the only one.
+Items = str | Sequence[str | None] | None
+
 
 class Source(Protocol):
     """A checkpoint on disk.
@@ -84,25 +87,45 @@ def open_source(path: str | os.PathLike, item: str | None = None) -> Source:
     raise UsageError(f"{path} is neither a complete Orbax checkpoint nor a folder with {huggingface.SINGLE}")
 
 
-@contextlib.contextmanager
-def open_sources(paths: Sequence[str | os.PathLike], item: str | None = None) -> Iterator[list[Source]]:
-    """All checkpoints at ``paths``, closed at the end. A path given twice is opened once.
+def items_of(item: Items, count: int) -> list[str | None]:
+    """The item to read of each of ``count`` checkpoints.
 
     Raises:
-      UsageError: as :func:`open_source`; no paths; formats that are mixed.
+      UsageError: a sequence of another length, or of something that is neither a name nor None.
+    """
+    if item is None or isinstance(item, str):
+        return [item] * count
+    items = list(item)
+    if len(items) != count:
+        raise UsageError(f"{count} checkpoints need one item for all or {count} of them, got {len(items)}")
+    if wrong := [name for name in items if not (name is None or isinstance(name, str))]:
+        raise UsageError(f"item {wrong[0]!r} is no name; give a string, or None for `params` or the only one")
+    return items
+
+
+@contextlib.contextmanager
+def open_sources(paths: Sequence[str | os.PathLike], item: Items = None) -> Iterator[list[Source]]:
+    """All checkpoints at ``paths``, closed at the end. An item of a path given twice is opened once.
+
+    Args:
+      paths: folders, at least one.
+      item: of Orbax checkpoints: one for all paths, or one for each.
+
+    Raises:
+      UsageError: as :func:`open_source` and :func:`items_of`; no paths; formats that are mixed.
     """
     if not paths:
         raise UsageError("nothing to merge: no checkpoints were given")
-    opened: dict[str, Source] = {}
+    keys = [(str(path), name) for path, name in zip(paths, items_of(item, len(paths)), strict=True)]
+    opened: dict[tuple[str, str | None], Source] = {}
     try:
-        for path in paths:
-            if str(path) not in opened:
-                opened[str(path)] = open_source(path, item)
-        first = opened[str(paths[0])]
+        for path, name in dict.fromkeys(keys):
+            opened[path, name] = open_source(path, name)
+        first = opened[keys[0]]
         other = [source.path for source in opened.values() if type(source) is not type(first)]
         if other:
             raise UsageError(f"{first.path} and {other[0]} differ in format; all inputs must have one format")
-        yield [opened[str(path)] for path in paths]
+        yield [opened[key] for key in keys]
     finally:
         for source in opened.values():
             source.close()

@@ -7,6 +7,8 @@ A rule is a decay curve to emulate, an average over checkpoints, or a whole lear
     wma          proportional to the index, the oldest counting 1
     ema:DECAY    recursive average over checkpoints; the curve ``ema`` is another rule
     best:N       uniform over the N checkpoints of lowest validation loss, zero for the others (Ling 2.0)
+
+Interval means (ours) take the curves of DECAYS and the uniform rules; the others weigh checkpoints.
 """
 
 import dataclasses
@@ -21,20 +23,15 @@ import numpy as np
 
 from wsm_jax import coefficients, schedules
 from wsm_jax.coefficients import Vector
-from wsm_jax.decay import DECAYS
+from wsm_jax.decay import DECAYS, Curve
 from wsm_jax.errors import UsageError
 from wsm_jax.merging.leaves import Weights
-from wsm_jax.merging.selection import Window
+from wsm_jax.merging.selection import MEAN, Window, choose_snapshot
 from wsm_jax.run import Run
 from wsm_jax.schedules import Schedule
 
-_BY_NAME: dict[str, Callable[[int], Vector]] = {
-    **{curve: functools.partial(coefficients.merge_weights, curve) for curve in DECAYS},
-    "mean": functools.partial(coefficients.merge_weights, "linear"),
-    "lawa": functools.partial(coefficients.merge_weights, "linear"),
-    "wma": coefficients.wma_weights,
-}
-NAMES = (*_BY_NAME, "ema:DECAY", "best:N")
+_CURVES = {**{curve: curve for curve in DECAYS}, "mean": "linear", "lawa": "linear"}
+NAMES = (*_CURVES, "wma", "ema:DECAY", "best:N")
 FITTED = ("learned", "search")  # no rules: their weights depend on a loss, see wsm_jax/tuning.py
 
 
@@ -45,6 +42,7 @@ class Rule:
     Attributes:
       name: what it is called in records and file names.
       by_count: number of checkpoints -> weights, for rules that need to know nothing else.
+      curve: the decay that ``by_count`` emulates, which interval means emulate too; None: they cannot.
       best: how many checkpoints of lowest validation loss to average.
       schedule: the schedule to emulate, steps -> learning rates.
       source: where the schedule comes from.
@@ -52,6 +50,7 @@ class Rule:
 
     name: str
     by_count: Callable[[int], Vector] | None = None
+    curve: str | Curve | None = None
     best: int | None = None
     schedule: Schedule | None = None
     source: str | None = None
@@ -63,8 +62,10 @@ def parse(text: str) -> Rule:
     Raises:
       UsageError: no such rule, or a number that is missing or out of range.
     """
-    if text in _BY_NAME:
-        return Rule(text, by_count=_BY_NAME[text])
+    if text in _CURVES:
+        return emulating(text, _CURVES[text])
+    if text == "wma":
+        return Rule(text, by_count=coefficients.wma_weights)
     if match := re.fullmatch(r"best:(\d+)", text):
         if int(match[1]) < 1:
             raise UsageError(f"curve {text!r}: the number of best checkpoints must be at least 1")
@@ -76,6 +77,11 @@ def parse(text: str) -> Rule:
     if text in FITTED:
         raise UsageError(f"curve {text!r} needs the held-out data of a run: wsm merge --run=DIR --curve={text}")
     raise UsageError(f"unknown curve {text!r}; known: {', '.join((*NAMES, *FITTED))}")
+
+
+def emulating(name: str, curve: str | Curve) -> Rule:
+    """The rule that emulates a decay along ``curve``, a name in DECAYS or any function as for ``merge_weights``."""
+    return Rule(name, by_count=functools.partial(coefficients.merge_weights, curve), curve=curve)
 
 
 def like(directory: str | Path) -> Rule:
@@ -160,28 +166,50 @@ def count_weights(
 def window_weights(rule: Rule, run: Run, window: Window, *, weight_decay_aware: bool = False) -> Weights:
     """Weights of ``window``: float64 [count], or with ``weight_decay_aware`` a mapping from each leaf's path to them.
 
+    For interval means [count + 1]: the means over the intervals, oldest first, and the parameters at the end.
+
     A schedule is taken relative to the rate of the run, which must be constant over the window. The aware form (ours,
     not the papers') takes any weights as a decay, by their update weights, and goes to the leaves that the run's
     optimizer shrinks; the others take the plain weights.
 
     Raises:
-      UsageError: a run that saves interval means only; a rate that is not constant where it must be; a schedule that
-        rises or exceeds it; ``best`` with ``weight_decay_aware``, or with too few validated checkpoints.
+      UsageError: a run that does not keep what the window takes; a rate that is not constant where it must be; a
+        schedule that rises or exceeds it; ``best`` with ``weight_decay_aware``, or with too few validated checkpoints;
+        interval means with a rule that weighs checkpoints.
     """
-    if run.config.checkpoint.snapshot == "mean":
-        raise UsageError(f"{run.path} keeps interval means (checkpoint.snapshot=mean), which these weights do not fit")
+    choose_snapshot(run, window.snapshot)  # complains
     if rule.best and weight_decay_aware:
         raise UsageError(f"{rule.name} selects checkpoints and emulates no decay, so it has no weight-decay-aware form")
+    decay = run.config.optimizer.weight_decay if weight_decay_aware else 0.0
+    if window.snapshot == MEAN:
+        return _mean_weights(rule, run, window, decay)
     if rule.by_count:
         plain = rule.by_count(window.count)
     elif rule.schedule:
         plain = _schedule_weights(rule.schedule, f"{rule.name} ({rule.source})", run, window)
     else:
         plain = best_weights(run, window, rule.best or 1)
-    decay = run.config.optimizer.weight_decay
-    if not weight_decay_aware or window.count == 1 or not decay:
+    if window.count == 1 or not decay:
         return plain
-    aware = _aware(plain, constant_rate(run, window), decay, window.interval)
+    return _masked(run, plain, _aware(plain, constant_rate(run, window), decay, window.interval))
+
+
+def _mean_weights(rule: Rule, run: Run, window: Window, decay: float) -> Weights:
+    if rule.curve is None:
+        raise UsageError(
+            f"{rule.name} weighs point checkpoints; interval means take a decay curve ({', '.join(DECAYS)}), mean or "
+            "lawa, and --snapshot=point the points, where the run keeps them"
+        )
+    weigh = functools.partial(coefficients.merge_weights, rule.curve, window.count, snapshot=MEAN)
+    if not decay:
+        return weigh()
+    # As long as the whole interval, however many means lie in it: their plain mean is the mean over it.
+    rate = constant_rate(run, window)
+    return _masked(run, weigh(), weigh(learning_rate=rate, weight_decay=decay, steps_per_interval=window.interval))
+
+
+def _masked(run: Run, plain: Vector, aware: Vector) -> dict[str, Vector]:
+    """Each leaf's weights: ``aware`` where the run's optimizer decays it."""
     return {path: aware if decayed else plain for path, decayed in run.facts["decay_mask"].items()}
 
 
@@ -232,17 +260,17 @@ def best_weights(run: Run, window: Window, best: int) -> Vector:
 
 
 def constant_rate(run: Run, window: Window) -> float:
-    """The learning rate of all updates between the oldest and the newest checkpoint of ``window`` (two or more).
+    """The learning rate of all updates that a merge of ``window`` can scale (of points two or more).
 
     Raises:
       UsageError: it is not constant there.
     """
     schedule = schedules.from_config(run.config, run.facts.get("branch_step"))
-    updates = np.arange(window.steps[0], window.steps[-1])  # a checkpoint at step s holds the updates 0 .. s - 1
+    updates = np.arange(window.start, window.steps[-1])  # a checkpoint at step s holds the updates 0 .. s - 1
     rates = np.broadcast_to(np.asarray(schedule(updates), np.float64), updates.shape)
     if np.ptp(rates) > 1e-6 * rates.max():
         raise UsageError(
-            f"these weights need a constant rate, but between steps {window.steps[0]} and {window.steps[-1]} of "
+            f"these weights need a constant rate, but between steps {window.start} and {window.steps[-1]} of "
             f"{run.path} it goes from {rates[0]:.3g} to {rates[-1]:.3g}"
         )
     return float(rates[0])

@@ -105,12 +105,13 @@ class Source:
             raise UsageError(f"{self.path}: leaf {path} cannot be read ({reason})") from error
 
     def record(self) -> dict[str, Any]:
-        """What identifies the checkpoint in a record: its step, if it has one, and what was saved beside it."""
+        """What identifies the checkpoint in a record: its step and item, where it has them, and what lies beside it."""
         beside = checkpoints.user_metadata(self.path)
         # Of a merge that is merged again the names and figures, not its own list of inputs.
         plain = {name: value for name, value in beside.items() if isinstance(value, (str, int, float))}
         step = {"step": int(self.path.name)} if self.path.name.isdigit() else {}
-        return {"path": str(self.path), "format": "orbax", **step, **plain}
+        item = {} if self._folder == self.path.absolute() else {"item": self._folder.name}
+        return {"path": str(self.path), "format": "orbax", **item, **step, **plain}
 
     def close(self) -> None:
         """Lets go of the arrays."""
