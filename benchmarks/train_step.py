@@ -8,11 +8,11 @@ The peer has an interpreter of its own (without --peer_python only ours is measu
 
 GPT of 6 layers, width 256, 8 heads, context 256, batch 16, vocabulary 8,192, float32, AdamW (0.9, 0.95, decay 0.1),
 clip 1.0, synthetic tokens, 2 threads. Every variant is a process of its own; after its warm-up the variants take turns,
-a few steps each, so that a disturbance of the machine meets all of them. Ours runs plain (``attention=xla``), with
-query blocks (``attention=blocks``), and with blocks and one of two glibc tunables against page faults.
+a few steps each, so that a disturbance of the machine meets all of them. Ours runs plain (``attention=xla``), and then
+with one setting for CPUs after the other: query blocks (``attention=blocks``), a glibc tunable against page faults (the
+kept heap), layers unrolled (``scan_unroll``), the loss in blocks (``loss_blocks``).
 
-Hardware: any x86-64 with 2 cores to spare and 8 GB of memory. Time: about 6 minutes. Expected on an idle machine:
-blocks with the kept heap at about 0.8 of compiled PyTorch; what makes the rest has not been profiled.
+Hardware: any x86-64 with 2 cores to spare and 8 GB of memory. Time: about 8 minutes.
 Writes benchmarks/results/train_step.{jsonl,png,svg}.
 """
 
@@ -44,7 +44,6 @@ OUTPUT = flags.DEFINE_string("output", "benchmarks/results/train_step", "where r
 WORKER = flags.DEFINE_string("worker", "", "internal: shape and attention of one of our processes, as JSON")
 
 HERE = Path(__file__).resolve().parent
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 # Everything from one heap that is never given back: after the first steps no page is ever new.
 KEPT_HEAP = {
     "GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736:glibc.malloc.arena_max=1"
@@ -65,7 +64,7 @@ class Worker:
     """A running variant that answers with the time of N steps."""
 
     def __init__(self, variant: Variant, threads: int):
-        clean = {k: v for k, v in os.environ.items() if k not in (*HUGE_PAGES, "XLA_FLAGS")}
+        clean = {k: v for k, v in os.environ.items() if k not in (*KEPT_HEAP, "XLA_FLAGS")}
         pinned = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
         self.variant = variant
         self.process = subprocess.Popen(
@@ -101,15 +100,17 @@ class Worker:
 def variants(shape: dict[str, int], peer_python: str) -> list[Variant]:
     """What is measured, in the order of a round."""
 
-    def ours(name: str, attention: str, environment: dict[str, str]) -> Variant:
-        worker = json.dumps(shape | {"attention": attention})
-        return Variant(name, [sys.executable, __file__, f"--worker={worker}"], environment)
+    def ours(name: str, environment: dict[str, str], **settings: Any) -> Variant:
+        worker = json.dumps(shape | settings)
+        return Variant(f"WSM-JAX{name}", [sys.executable, __file__, f"--worker={worker}"], environment)
 
+    unrolled = {"attention": "blocks", "scan_unroll": shape["layers"]}
     found = [
-        ours("WSM-JAX", "xla", {}),
-        ours("WSM-JAX, blocks", "blocks", {}),
-        ours("WSM-JAX, blocks, huge pages", "blocks", HUGE_PAGES),
-        ours("WSM-JAX, blocks, kept heap", "blocks", KEPT_HEAP),
+        ours("", {}, attention="xla"),
+        ours(", blocks", {}, attention="blocks"),
+        ours(", blocks, kept heap", KEPT_HEAP, attention="blocks"),
+        ours(", blocks, kept heap, unrolled", KEPT_HEAP, **unrolled),
+        ours(", blocks, kept heap, unrolled, loss in blocks", KEPT_HEAP, **unrolled, loss_blocks=8),
     ]
     if peer_python:
         peer = [peer_python, str(HERE / "train_step_torch.py")]

@@ -48,6 +48,7 @@ class Piece:
 
 SETTINGS = (
     "--config.checkpoint.snapshot=both",
+    "--config.model.scan_unroll=4",  # the same sums, a sixth faster on a CPU
     "--config.checkpoint.merge_interval=0.0125run",
     "--config.checkpoint.resume_interval=0.25run",
     "--config.evaluation.interval=",

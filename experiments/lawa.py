@@ -29,7 +29,7 @@ from wsm_jax.report import markdown_table
 from wsm_jax.run import Run
 
 COUNT = 5
-SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
+SHARES = (0.25, 0.5, 0.75, 1.0)
 EARLY = (0.25, 0.5)  # where the claims are looked at
 SPACINGS = (1, 2, 4)  # in intervals of the merge stream
 RAW, EMA, SWA = "raw", "EMA 0.9", "SWA"
@@ -43,18 +43,19 @@ class Piece:
     peak_lr: float
     seed: int
     settings: tuple[str, ...] = ()
-    validation_tokens: int = 16384
-    test_tokens: int = 32768
+    validation_tokens: int = 8192
+    test_tokens: int = 24576
 
 
 SMALL = (
-    "--config.duration=800steps",
+    "--config.model.scan_unroll=4",  # the same sums, a sixth faster on a CPU
+    "--config.duration=640steps",
     "--config.schedule.name=cosine",
     "--config.schedule.end_fraction=0.1",
-    "--config.schedule.warmup=40steps",
+    "--config.schedule.warmup=0.05run",
     "--config.averaging.names=ema",
     "--config.averaging.ema_decay=0.9/step",
-    "--config.checkpoint.merge_interval=0.0125run",
+    "--config.checkpoint.merge_interval=0.025run",
     "--config.checkpoint.resume_interval=0.5run",
     "--config.checkpoint.branch_points=",
     "--config.evaluation.interval=",
@@ -220,7 +221,7 @@ def figure(table: Table) -> Figure:
             y, error = [mean for mean, _ in found], [half for _, half in found]
             axes.errorbar(x, y, error, color=colour, marker=marker, label=arm, capsize=2, elinewidth=0.8)
         axes.axhline(0.0, color=plot_style.RAW, linewidth=0.8)
-        axes.set(title=f"peak rate {rate:g}", xlabel="share of the run", xticks=[0, 0.25, 0.5, 0.75, 1.0])
+        axes.set(title=f"peak rate {rate:g}", xlabel="share of the run", xticks=SHARES)
         axes.set_yscale("symlog", linthresh=0.01)
     panels[0].set_ylabel("test loss minus raw, nats a token")
     handles, labels = panels[0].get_legend_handles_labels()

@@ -22,9 +22,9 @@ def start(module, *arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def run_short(module, only, folder, short_demo):
+def run_short(module, only, folder, settings):
     arguments = [f"--only={only}", "--parallel=1", f"--output={folder}/runs", f"--results={folder}/results"]
-    arguments += [*short_demo, "--config.duration=80steps"]
+    arguments += [*settings, "--config.duration=80steps"]
     done = start(module, *arguments)
     assert done.returncode == 0, done.stderr + done.stdout
     return done, arguments
@@ -33,7 +33,7 @@ def run_short(module, only, folder, short_demo):
 @pytest.fixture(scope="module")
 def lawa_run(store, short_demo, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lawa")
-    return folder, *run_short("lawa", "0.006-seed1", folder, short_demo)
+    return folder, *run_short("lawa", "0.006-seed1", folder, [*short_demo, "--config.schedule.warmup=6steps"])
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +53,20 @@ def test_lawa_is_the_mean_of_the_five_latest_and_its_loss_is_in_the_records(lawa
     steps = [40 - 4 * i for i in range(5)]
     trees = [checkpoints.load_tree(run.merge_stream / str(step)) for step in steps]
     mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *trees)
+    test = run_evaluator(run, "test", limit_tokens=lawa.Piece.test_tokens)
     row = next(r for r in records(folder) if (r["step"], r["arm"]) == (40, lawa.lawa(4)))
-    assert row["test"] == pytest.approx(run_evaluator(run, "test", limit_tokens=32768)(mean).loss, rel=1e-6)
+    assert row["test"] == pytest.approx(test(mean).loss, rel=1e-6)
     ema = checkpoints.load_tree(run.merge_stream / "40", "ema")
     row = next(r for r in records(folder) if (r["step"], r["arm"]) == (40, lawa.EMA))
-    assert row["test"] == pytest.approx(run_evaluator(run, "test", limit_tokens=32768)(ema).loss, rel=1e-6)
+    assert row["test"] == pytest.approx(test(ema).loss, rel=1e-6)
 
 
 def test_lawa_and_swa_do_not_reach_into_the_warm_up(lawa_run):
     found = {(r["step"], r["arm"]) for r in records(lawa_run[0])}
-    assert (20, lawa.lawa(4)) in found  # 20 - 4 x 4 is the end of the warm-up
-    assert (10, lawa.lawa(1)) in found
-    assert (10, lawa.lawa(2)) not in found
-    assert (10, lawa.SWA) in found
+    assert (20, lawa.lawa(2)) in found
+    assert (20, lawa.lawa(4)) not in found  # its oldest checkpoint is at step 4 of a warm-up of 6
+    assert (40, lawa.lawa(4)) in found
+    assert (20, lawa.SWA) in found
 
 
 def test_records_and_page_say_where_they_come_from(lawa_run):
@@ -111,7 +112,9 @@ def test_a_merge_of_means_comes_out_again(means_run):
         for r in records(means_run[0])
         if (r["arm"], r["curve"], r["count"], r["weight_decay_aware"]) == ("mean", "linear", 4, False)
     )
-    assert row["test"] == pytest.approx(run_evaluator(run, "test", limit_tokens=32768)(mean).loss, rel=1e-6)
+    assert row["test"] == pytest.approx(
+        run_evaluator(run, "test", limit_tokens=interval_means.TEST_TOKENS)(mean).loss, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize(
