@@ -155,7 +155,9 @@ def test_blocks_of_the_loss_keep_no_logits_of_the_whole_batch():
     def held(config: ModelConfig) -> int:
         built = model.build(config)
         step = jax.jit(jax.grad(lambda p: model.mean_loss(built, p, batch[:, :-1], batch[:, 1:])))
-        return step.lower(params).compile().memory_analysis().temp_size_in_bytes
+        analysis = step.lower(params).compile().memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
 
     logits = 4 * 8 * config.context * config.vocab_size
     assert held(config) < 0.8 * logits < held(dataclasses.replace(config, loss_blocks=1))

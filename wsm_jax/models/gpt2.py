@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from wsm_jax.config import ModelConfig
-from wsm_jax.models.layers import INIT_STD, CausalAttention, GeluMLP, LayerNorm, matmul, normal
+from wsm_jax.models.layers import INIT_STD, CausalAttention, GeluMLP, LayerNorm, normal
 
 
 class Block(nnx.Module):
@@ -30,7 +30,8 @@ class Block(nnx.Module):
 
 
 class GPT2(nnx.Module):
-    """Decoder-only language model; ``__call__`` maps tokens [B, T] to float32 logits [B, T, V]."""
+    """Decoder-only language model; ``__call__`` maps tokens [B, T] to its last hidden states [B, T, D] and the output
+    projection [D, V], both of the compute dtype. Their product, the logits, is taken where the loss wants it."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
@@ -40,11 +41,7 @@ class GPT2(nnx.Module):
         self.blocks = nnx.vmap(lambda key: Block(config, nnx.Rngs(params=key)))(keys)
         self.final_norm = LayerNorm(config.d_model)
 
-    def __call__(self, tokens_BxT: jax.Array) -> jax.Array:
-        return matmul(*self.hidden(tokens_BxT), jnp.dtype("float32"))
-
-    def hidden(self, tokens_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The last hidden states [B, T, D] and the output projection [D, V], both of the compute dtype."""
+    def __call__(self, tokens_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
         dtype = jnp.dtype(self.config.compute_dtype)
         T = tokens_BxT.shape[1]
         x_BxTxD = self.token_embedding[...][tokens_BxT] + self.position_embedding[...][None, :T]
