@@ -143,7 +143,7 @@ def present(records: list[Record]) -> Page:
             raw = statistics.fmean(table.of(rate, share, RAW, "test"))
             cells = [shown(values) if (values := table.of(rate, share, arm)) else "–" for arm in arms]
             rows.append([f"{rate:g}", f"{share:g}", f"{raw:.4f}", *cells, table.chosen(rate, share).split()[-1]])
-    seeds = len({r["seed"] for r in records})
+    seeds, steps = len({r["seed"] for r in records}), max(r["step"] for r in records)
     seconds = sum({(r["peak_lr"], r["seed"]): r["piece_seconds"] for r in records}.values())
     lines = [
         "# LAWA early in training (arXiv 2306.03241)",
@@ -156,6 +156,10 @@ def present(records: list[Record]) -> Page:
         *markdown_table(rows),
         "",
         "*chosen*: the spacing with the lowest validation loss. –: its checkpoints would reach into the warm-up.",
+        "",
+        f"At a spacing of 1 the {COUNT} checkpoints span {(COUNT - 1) * first['interval'] / steps:.1%} of the run; the "
+        "authors' span 1.1% (small), 11.4% (medium) and 5.7% (large) of theirs. The longer the span, the further an "
+        "average lags behind a model that still improves fast.",
         "",
         "## The paper's claims",
         "",
