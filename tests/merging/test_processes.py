@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -73,7 +74,8 @@ for i in range(3):
 
 
 PROCESS = """
-import sys, jax
+import faulthandler, sys, jax
+faulthandler.dump_traceback_later(120, exit=True)  # a process that waits for ever says where
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{sys.argv[1]}", num_processes=2, process_id=int(sys.argv[2]))
 import numpy as np, wsm_jax
@@ -134,9 +136,10 @@ def two_processes(*arguments):
         )
         for i in range(2)
     ]
-    outcomes = [process.communicate(timeout=240) for process in started]
-    for process, (_, errors) in zip(started, outcomes, strict=True):
-        assert process.returncode == 0, errors[-3000:]
+    with ThreadPoolExecutor(len(started)) as pool:  # both are read, so that neither waits for a full pipe
+        outcomes = list(pool.map(subprocess.Popen.communicate, started))
+    failed = [errors[-4000:] for process, (_, errors) in zip(started, outcomes, strict=True) if process.returncode]
+    assert not failed, "\n\n".join(failed)  # of both: one that waits may wait for one that died
     return [printed for printed, _ in outcomes]
 
 
