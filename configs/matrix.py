@@ -1,0 +1,71 @@
+"""The models of the paper's tables and figures (experiments/training.py), by scale.
+
+    wsm train --config=configs/matrix.py:small --run=runs/mine                     (any run of them by hand)
+
+The paper's proportions where they matter: 16 checkpoints in the length of the real decay, which is the last quarter of
+the run (the paper's is 4% of a run of 10.6T tokens; a short run needs a longer one). The peak rate is a placeholder:
+experiments/tuning.py finds one for each arm.
+"""
+
+import dataclasses
+
+from wsm_jax.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LogConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Shape of the model, sequences in a step, steps in the run."""
+
+    layers: int
+    d_model: int
+    heads: int
+    context: int
+    batch_size: int
+    steps: int
+
+
+SIZES = {
+    "small": Size(layers=4, d_model=128, heads=4, context=128, batch_size=8, steps=1600),
+    "medium": Size(layers=6, d_model=256, heads=4, context=256, batch_size=16, steps=8000),
+}
+INTERVALS = 64  # checkpoints in the run
+DECAY = 16  # intervals in the real decay
+
+
+def get_config(name: str = "small") -> Config:
+    if name not in SIZES:
+        raise ValueError(f"configs/matrix.py:{name}: write {' or '.join(SIZES)}")
+    size = SIZES[name]
+    interval = size.steps // INTERVALS
+    return Config(
+        duration=f"{size.steps}steps",
+        batch_size=size.batch_size,
+        model=ModelConfig(
+            layers=size.layers,
+            d_model=size.d_model,
+            heads=size.heads,
+            context=size.context,
+            attention="blocks",
+            scan_unroll=size.layers,
+        ),
+        data=DataConfig(validation_fraction=0.04, test_fraction=0.04, workers=0),
+        optimizer=OptimizerConfig(peak_lr=3e-3),
+        schedule=ScheduleConfig(warmup=f"{size.steps // 16}steps"),
+        checkpoint=CheckpointConfig(
+            merge_interval=f"{interval}steps",
+            resume_interval=f"{size.steps // 4}steps",
+            branch_points=f"{size.steps - DECAY * interval}steps",
+            snapshot="both",
+        ),
+        evaluation=EvaluationConfig(interval="", tokens=16384),
+        log=LogConfig(interval="20steps"),
+    )

@@ -1,0 +1,164 @@
+"""The text of the paper's two phases as files that ``wsm`` reads: stable/ before the switch, anneal/ after it, eval/.
+
+    python -m experiments.corpus --data=../shared/data --output=runs/corpus/small --megabytes=6
+
+`--data` is a folder of gzipped JSON lines: novels and Python enhancement proposals for the stable phase; textbooks,
+mathematics and worked solutions (the training parts of GSM8K, MATH, MBPP) for the annealing phase; and question with
+solution from GSM8K's test set, MATH-500, HumanEval and MMLU-Pro, which are never trained on. A novel or a textbook
+chapter is cut into passages of about 8 kB at line ends, so that held-out passages come from many books: other
+passages of the same book are in the training split.
+"""
+
+import argparse
+import gzip
+import hashlib
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from wsm_jax import cli
+from wsm_jax.data.publish import published
+from wsm_jax.errors import UsageError
+from wsm_jax.run import write_json
+
+PASSAGE = 8192  # characters, about
+LETTERS = "ABCDEFGHIJ"
+Record = dict[str, Any]
+Documents = Callable[[Record], Iterator[str]]
+
+
+def _text(record: Record) -> Iterator[str]:
+    yield from passages(record["text"])
+
+
+def _solution(question: str, answer: str) -> Documents:
+    def read(record: Record) -> Iterator[str]:
+        yield f"{record[question]}\n\n{record[answer]}"
+
+    return read
+
+
+def _humaneval(record: Record) -> Iterator[str]:
+    yield record["prompt"] + record["canonical_solution"]
+
+
+def _choice(record: Record) -> Iterator[str]:
+    options = [f"{letter}. {text}" for letter, text in zip(LETTERS, record["options"], strict=False)]
+    yield "\n".join([record["question"], *options, f"Answer: {record['answer']}"])
+
+
+# domain -> (file, how a record becomes documents), in the order of the tables
+STABLE = {
+    "novels": [("text/stable/english_novels", _text), ("text/stable/eltec_novels", _text)],
+    "peps": [("text/stable/peps", _text)],
+}
+ANNEAL = {
+    "textbooks": [("text/anneal/openstax", _text), ("text/anneal/d2l", _text)],
+    "mathematics": [("text/anneal/stacks_project", _text)],
+    "solutions": [
+        ("anneal_qa/gsm8k_train", _solution("question", "answer")),
+        ("anneal_qa/math_train4500", _solution("problem", "solution")),
+        ("anneal_qa/mbpp_train", _solution("text", "code")),
+    ],
+}
+EVAL = {
+    "gsm8k": [("eval/gsm8k_test", _solution("question", "answer"))],
+    "math500": [("eval/math500", _solution("problem", "solution"))],
+    "humaneval": [("eval/humaneval", _humaneval)],
+    "mmlu_pro": [("eval/mmlu_pro_test", _choice)],
+}
+PHASES = {"stable": STABLE, "anneal": ANNEAL, "eval": EVAL}
+
+
+def passages(text: str) -> Iterator[str]:
+    """``text`` in parts of about PASSAGE characters, cut at line ends; joined they are the text again."""
+    part: list[str] = []
+    size = 0
+    for line in text.splitlines(keepends=True):
+        part.append(line)
+        size += len(line)
+        if size >= PASSAGE:
+            yield "".join(part)
+            part, size = [], 0
+    if part:
+        yield "".join(part)
+
+
+def build(data: Path, output: Path, megabytes: float) -> Path:
+    """Writes the corpus to ``output``, whole or not at all; one that is there stays.
+
+    Args:
+      data: the folder of the files named above.
+      output: folder to be.
+      megabytes: at most so many million characters of each domain, in the order of the documents' hashes; 0 = all.
+
+    Raises:
+      UsageError: a file is missing, or ``output`` was made with other arguments.
+    """
+    made = {"megabytes": megabytes, "passage": PASSAGE}
+    if (output / "corpus.json").is_file():
+        there = json.loads((output / "corpus.json").read_text())
+        if {key: there.get(key) for key in made} != made:
+            raise UsageError(f"{output} was made with {there}, now it is {made}; choose another --output")
+        return output
+    sources = [file for domains in PHASES.values() for files in domains.values() for file, _ in files]
+    if missing := [file for file in sources if not (data / f"{file}.jsonl.gz").is_file()]:
+        raise UsageError(
+            f"{data / missing[0]}.jsonl.gz is not there; --data names the folder that holds text/ and eval/"
+        )
+    with published(output) as folder:
+        counts = {}
+        for phase, domains in PHASES.items():
+            (folder / phase).mkdir()
+            for domain, files in domains.items():
+                chosen = _first(_texts(data, files), round(megabytes * 1e6))
+                counts[f"{phase}/{domain}"] = {"documents": len(chosen), "characters": sum(map(len, chosen))}
+                lines = [json.dumps({"id": f"{domain}-{n}", "text": text}) + "\n" for n, text in enumerate(chosen)]
+                file = folder / phase / f"{domain}.jsonl.gz"
+                file.write_bytes(gzip.compress("".join(lines).encode(), 6, mtime=0))  # equal text, equal bytes
+        write_json(folder / "corpus.json", {**made, "counts": counts})
+    return output
+
+
+def _texts(data: Path, files: list[tuple[str, Documents]]) -> Iterator[str]:
+    for file, documents in files:
+        with gzip.open(data / f"{file}.jsonl.gz", "rt", encoding="utf-8") as lines:
+            for line in lines:
+                yield from documents(json.loads(line))
+
+
+def _first(texts: Iterable[str], limit: int) -> list[str]:
+    """Different texts in the order of their hashes, as many as fit in ``limit`` characters (0 = all)."""
+    # Not the hash that decides the split, or the first ones would all be of one.
+    hashed = {hashlib.sha256(f"order {text}".encode()).digest(): text for text in texts if text.strip()}
+    ordered = [text for _, text in sorted(hashed.items())]
+    ends = itertools.accumulate(map(len, ordered))
+    return [text for text, end in zip(ordered, ends, strict=True) if not limit or end <= limit]
+
+
+def mixture(corpus: Path, phase: str, weights: dict[str, float]) -> str:
+    """``data.source`` of a phase: its domains by weight, 1 where none is given."""
+    return ",".join(f"text:{corpus / phase / domain}.jsonl.gz={weights.get(domain, 1.0):g}" for domain in PHASES[phase])
+
+
+def main() -> int:
+    """Builds the corpus of the command line and says what is in it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="default: ../shared/data")
+    parser.add_argument("--output", type=Path, required=True, help="folder to be")
+    parser.add_argument("--megabytes", type=float, default=0.0, help="of each domain at most; default: all")
+    options = parser.parse_args()
+    folder = build(options.data, options.output, options.megabytes)
+    print((folder / "corpus.json").read_text(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except cli.UsageError as error:
+        print(f"corpus: {error}", file=sys.stderr)
+        sys.exit(2)

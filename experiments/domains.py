@@ -1,0 +1,84 @@
+"""Losses on held-out text of each domain, in bits per byte, and their plain mean, as the paper's over its benchmarks.
+
+Validation: held-out documents of every domain that is trained on. Test: other documents of the same domains, and
+question with solution of the benchmarks. The mean over domains counts each alike, however long its documents are.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from experiments.protocol import Record, evaluated
+from experiments.training import Matrix
+from wsm_jax import evaluate, sharding
+from wsm_jax.data import tokens
+from wsm_jax.data.store import TokenStore
+from wsm_jax.evaluate import Evaluator
+from wsm_jax.merging.recipe import Recipe
+from wsm_jax.run import Run
+
+Key = TypeVar("Key", bound=Hashable)
+VALIDATION_TOKENS, TEST_TOKENS = 4096, 8192  # of each domain
+TRAIN = "train"
+
+
+def evaluators(runs: Matrix, run: Run) -> dict[str, Evaluator]:
+    """``validation/DOMAIN`` and ``test/DOMAIN`` -> params -> Evaluation, for the domains that ``run`` is trained on.
+
+    For a run with the switch, the benchmarks' domains are there too, under ``test/``.
+    """
+    model, data = evaluate.model_and_data(run)
+    mesh = sharding.make_mesh()
+
+    def make(store: TokenStore, split: str, limit: int) -> Evaluator:
+        size = run.config.evaluation.batch_size
+        return evaluate.make_evaluator(model, mesh, [store], split, batch_size=size, limit_tokens=limit)
+
+    found = {}
+    for store in evaluate.held_out_stores(data):
+        name = domain(store)
+        found[f"validation/{name}"] = make(store, "validation", VALIDATION_TOKENS)
+        found[f"test/{name}"] = make(store, "test", TEST_TOKENS)
+    if data.switch:
+        # Never trained on, so all of it is measured: it is all in what the store calls its training split.
+        config = dataclasses.replace(
+            run.config.data,
+            source=runs.sources().evaluation,
+            switch_source="",
+            switch_at="",
+            tokenizer=str(data.stable[0][0].path / "tokenizer.json"),
+            validation_fraction=0.0,
+            test_fraction=0.0,
+        )
+        for store, _ in tokens.prepare(config).stable:
+            found[f"test/{domain(store)}"] = make(store, TRAIN, TEST_TOKENS)
+    return found
+
+
+def domain(store: TokenStore) -> str:
+    """The name of what a store holds: that of its file."""
+    return Path(store.manifest["source"].partition(":")[2] or store.manifest["source"]).name.split(".")[0]
+
+
+def losses(recipes: Mapping[Key, Recipe], measures: Mapping[str, Evaluator]) -> dict[Key, Record]:
+    """What each recipe's merge gives, from one pass over all that they read.
+
+    Returns:
+      key -> bits per byte: ``validation`` and ``test``, the means over domains, and ``domains``, each one's on test.
+    """
+    found = {}
+    for key, evaluations in evaluated(recipes, measures).items():
+        bits = {name: evaluation.bits_per_byte for name, evaluation in evaluations.items()}
+        found[key] = {
+            "validation": _mean(bits, "validation/"),
+            "test": _mean(bits, "test/"),
+            "domains": {name.removeprefix("test/"): b for name, b in bits.items() if name.startswith("test/")},
+        }
+    return found
+
+
+def _mean(bits: Mapping[str, float], prefix: str) -> float:
+    chosen: Sequence[float] = [value for name, value in bits.items() if name.startswith(prefix)]
+    return statistics.fmean(chosen)

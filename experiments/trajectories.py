@@ -1,0 +1,50 @@
+"""Checkpoints along one path of the parameters, also from a run on into its branch, and merges of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from wsm_jax import checkpoints
+from wsm_jax.coefficients import Vector, merge_weights
+from wsm_jax.errors import UsageError
+from wsm_jax.merging.recipe import Recipe
+from wsm_jax.run import Run
+
+Trajectory = Mapping[int, Path]  # step -> checkpoint, oldest first
+
+
+def along(*runs: Run) -> Trajectory:
+    """The merge streams of a run and of its branches in turn, each up to where the next one starts."""
+    found: dict[int, Path] = {}
+    for run in runs:
+        start = run.facts["branch_step"] or 0
+        steps = checkpoints.complete_steps(run.merge_stream)
+        found = {step: path for step, path in found.items() if step <= start}
+        found |= {step: run.merge_stream / str(step) for step in steps if step > start}
+    return found
+
+
+def window(path: Trajectory, rule: str | Vector, count: int, end: int, apart: int = 1, item: str = "params") -> Recipe:
+    """The merge of ``count`` checkpoints that ends at step ``end``.
+
+    Args:
+      path: where they lie.
+      rule: a decay curve, or the weights themselves.
+      count: checkpoints.
+      end: the newest one's step.
+      apart: take every so many.
+      item: ``params``, or ``mean`` for the means over intervals.
+
+    Raises:
+      UsageError: there are not so many before ``end``.
+    """
+    steps = [step for step in path if step <= end]
+    chosen = steps[::-1][::apart][:count][::-1]
+    if len(chosen) < count or chosen[-1] != end:
+        raise UsageError(f"there are no {count} checkpoints, {apart} apart, up to step {end}: {steps}")
+    weights = merge_weights(rule, count) if isinstance(rule, str) else rule
+    return Recipe(tuple(path[step] for step in chosen), (item,) * count, weights)
+
+
+def single(path: Trajectory, step: int, item: str = "params") -> Recipe:
+    """The checkpoint at ``step`` as it is."""
+    return window(path, "linear", 1, step, item=item)
