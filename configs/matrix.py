@@ -34,8 +34,9 @@ class Size:
 
 
 SIZES = {
-    "small": Size(layers=4, d_model=128, heads=4, context=128, batch_size=8, steps=1600),
+    "small": Size(layers=4, d_model=128, heads=4, context=128, batch_size=8, steps=1280),
     "medium": Size(layers=6, d_model=256, heads=4, context=256, batch_size=16, steps=8000),
+    "tiny": Size(layers=1, d_model=32, heads=2, context=32, batch_size=4, steps=128),  # to try the pipeline
 }
 INTERVALS = 64  # checkpoints in the run
 DECAY = 16  # intervals in the real decay
@@ -43,7 +44,7 @@ DECAY = 16  # intervals in the real decay
 
 def get_config(name: str = "small") -> Config:
     if name not in SIZES:
-        raise ValueError(f"configs/matrix.py:{name}: write {' or '.join(SIZES)}")
+        raise ValueError(f"configs/matrix.py:{name}: write {', '.join(SIZES)}")
     size = SIZES[name]
     interval = size.steps // INTERVALS
     return Config(

@@ -5,7 +5,7 @@
 `--data` is a folder of gzipped JSON lines: novels and Python enhancement proposals for the stable phase; textbooks,
 mathematics and worked solutions (the training parts of GSM8K, MATH, MBPP) for the annealing phase; and question with
 solution from GSM8K's test set, MATH-500, HumanEval and MMLU-Pro, which are never trained on. A novel or a textbook
-chapter is cut into passages of about 8 kB at line ends, so that held-out passages come from many books: other
+chapter is cut into passages of about 2 kB at line ends, so that held-out passages come from many books: other
 passages of the same book are in the training split.
 """
 
@@ -24,7 +24,7 @@ from wsm_jax.data.publish import published
 from wsm_jax.errors import UsageError
 from wsm_jax.run import write_json
 
-PASSAGE = 8192  # characters, about
+PASSAGE = 2048  # characters, about
 LETTERS = "ABCDEFGHIJ"
 Record = dict[str, Any]
 Documents = Callable[[Record], Iterator[str]]

@@ -20,7 +20,7 @@ from wsm_jax.merging.recipe import Recipe
 from wsm_jax.run import Run
 
 Key = TypeVar("Key", bound=Hashable)
-VALIDATION_TOKENS, TEST_TOKENS = 4096, 8192  # of each domain
+VALIDATION_TOKENS, TEST_TOKENS = 16384, 32768  # in all, an equal part from each domain
 TRAIN = "train"
 
 
@@ -36,11 +36,8 @@ def evaluators(runs: Matrix, run: Run) -> dict[str, Evaluator]:
         size = run.config.evaluation.batch_size
         return evaluate.make_evaluator(model, mesh, [store], split, batch_size=size, limit_tokens=limit)
 
-    found = {}
-    for store in evaluate.held_out_stores(data):
-        name = domain(store)
-        found[f"validation/{name}"] = make(store, "validation", VALIDATION_TOKENS)
-        found[f"test/{name}"] = make(store, "test", TEST_TOKENS)
+    trained = evaluate.held_out_stores(data)
+    benchmarks = []
     if data.switch:
         # Never trained on, so all of it is measured: it is all in what the store calls its training split.
         config = dataclasses.replace(
@@ -52,9 +49,13 @@ def evaluators(runs: Matrix, run: Run) -> dict[str, Evaluator]:
             validation_fraction=0.0,
             test_fraction=0.0,
         )
-        for store, _ in tokens.prepare(config).stable:
-            found[f"test/{domain(store)}"] = make(store, TRAIN, TEST_TOKENS)
-    return found
+        benchmarks = [store for store, _ in tokens.prepare(config).stable]
+    each = TEST_TOKENS // (len(trained) + len(benchmarks))
+    return {
+        **{f"validation/{domain(s)}": make(s, "validation", VALIDATION_TOKENS // len(trained)) for s in trained},
+        **{f"test/{domain(s)}": make(s, "test", each) for s in trained},
+        **{f"test/{domain(s)}": make(s, TRAIN, each) for s in benchmarks},
+    }
 
 
 def domain(store: TokenStore) -> str:

@@ -117,6 +117,31 @@ def speed_section(records: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def averages_section(records: list[dict[str, Any]]) -> list[str]:
+    """What each average adds to a training step, and what it holds, by model."""
+    models = list(dict.fromkeys(r["model"] for r in records))
+    found = {(r["model"], r["variant"]): r for r in records}
+    names = [name for name in dict.fromkeys(r["variant"] for r in records) if name != "none"]
+    shapes = [next(r for r in records if r["model"] == name) for name in models]
+    heads = [f"{r['parameters'] / 1e6:.1f}M at {r['tokens_per_step']:,} tokens a step" for r in shapes]
+    rows = [["average", *(f"{head}, {what}" for head in heads for what in ("× none", "MB held"))]]
+    for name in names:
+        cells = []
+        for model in models:
+            record = found[model, name]
+            cells += [f"{statistics.median(record['ratios']):.3f}", f"{record['bytes_held'] / 1e6:,.1f}"]
+        rows.append(["none, measured again" if name == "none again" else name, *cells])
+    rounds = ", ".join(str(len(r["ratios"])) for r in shapes)
+    return [
+        f"What an average adds to a training step (medians of {rounds} interleaved rounds) and the memory it holds, on "
+        f"{shapes[0]['machine']} (`{'`, `'.join('python ' + r['benchmark'] for r in shapes)}`); *none, measured again* "
+        "is the noise. An average reads and writes its copies of the parameters whatever the batch is, so the ratio "
+        "falls with the tokens in a step.",
+        "",
+        *markdown_table(rows),
+    ]
+
+
 def means_section(records: list[dict[str, Any]]) -> list[str]:
     """What merges of points and of means recover of the real decay along the same curve, at the larger size."""
     size = max((r["size"] for r in records), key=list(interval_means.SIZES).index)
@@ -207,7 +232,8 @@ def render(text: str) -> str:
     }
     for name, (section, file) in sections.items():
         text = _replace(text, name, section(read_jsonl(file)) if file.is_file() else [])
-    return text
+    averages = [r for model in ("tiny", "gpt2_small") for r in read_jsonl(benchmarks / f"averaging-{model}.jsonl")]
+    return _replace(text, "averages", averages_section(averages) if averages else [])
 
 
 def _replace(text: str, name: str, lines: list[str]) -> str:

@@ -29,7 +29,7 @@ CURVES = ("linear", "cosine", "minus_sqrt")
 SEEDS = (0, 1, 2)
 EXTRA = 4  # intervals that the switched run goes on after the real decay's end, as the paper's (500B against 400B)
 WEIGHTS = {"novels": 0.8, "peps": 0.2, "textbooks": 0.4, "mathematics": 0.2, "solutions": 0.4}
-MEGABYTES = {"small": 6.0, "medium": 40.0}
+MEGABYTES = {"small": 6.0, "medium": 40.0, "tiny": 1.0}
 RESULTS = Path("results")
 
 
@@ -160,7 +160,7 @@ def _locked(folder: Path) -> Iterator[None]:
 # --- all of them as an experiment ------------------------------------------------------------------------------------
 
 # Arm and job of every piece, the long ones first: branches find their stable run finished.
-_ALL = [(WSM, "stable"), (WSM, "cosine"), (WSD, "stable"), (WSD, "switched-minus_sqrt")]
+_ALL = [(WSM, "stable"), (WSM, "cosine"), (WSD, "stable"), (WSD, "switched-minus_sqrt"), (WSD, "decay-minus_sqrt")]
 _ALL += [(WSM, job) for job in JOBS if job not in ("stable", "cosine")]
 SCALES = {
     scale: {f"seed{seed}-{arm}-{job}": (seed, arm, job) for arm, job in _ALL for seed in SEEDS}

@@ -153,6 +153,7 @@ def test_a_peer_that_the_disk_binds_need_not_be_beaten_by_three():
 # --- all of it -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # a minute; the merges that it times are tested by themselves
 def test_the_benchmark_runs_on_tiny_checkpoints(tmp_path):
     command = [sys.executable, "benchmarks/merge.py", "--sizes=tiny", "--rounds=1"]
     folders = [f"--folder={tmp_path / 'work'}", f"--output={tmp_path / 'results' / 'merge'}"]

@@ -14,6 +14,7 @@ from experiments import interval_means, intervals, lawa, protocol
 from wsm_jax import Run, checkpoints, config_flags
 from wsm_jax.evaluate import run_evaluator
 
+pytestmark = pytest.mark.xdist_group("experiments")  # one short run of each serves the whole file
 ROOT = Path(__file__).parent.parent
 
 
@@ -24,7 +25,7 @@ def start(module, *arguments):
 
 def run_short(module, only, folder, settings):
     arguments = [f"--only={only}", "--parallel=1", f"--output={folder}/runs", f"--results={folder}/results"]
-    arguments += [*settings, "--config.duration=80steps"]
+    arguments += [*settings, "--config.duration=80steps", "--config.evaluation.batch_size=128"]
     done = start(module, *arguments)
     assert done.returncode == 0, done.stderr + done.stdout
     return done, arguments
@@ -126,10 +127,12 @@ def test_a_merge_of_means_comes_out_again(means_run):
         (["--scale=huge"], "huge"),
     ],
 )
-def test_bad_arguments_end_with_one_error(arguments, named):
-    done = start("lawa", *arguments)
-    assert done.returncode == 2
-    assert named in done.stderr.splitlines()[-1]
+def test_bad_arguments_end_with_one_error(arguments, named, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lawa", *arguments])
+    with pytest.raises(SystemExit) as error:
+        protocol.main(lawa.EXPERIMENT)
+    assert error.value.code == 2
+    assert named in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_piece_that_fails_stops_the_experiment_and_says_why(store, tmp_path):

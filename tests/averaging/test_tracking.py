@@ -138,7 +138,9 @@ def test_merged_interval_means_are_the_merge_of_every_step(averaged, after_each_
             close(merged, jax.tree.map(lambda x: x[first + 1 : last + 1].mean(axis=0), after_each_step))
 
 
-@pytest.mark.parametrize("option", [{"averaging__host": True}, {"averaging__every": 5}])
+@pytest.mark.parametrize(
+    "option", [pytest.param({"averaging__host": True}, marks=pytest.mark.slow), {"averaging__every": 5}]
+)
 def test_host_memory_changes_nothing_and_sparse_updates_little(tiny, averaged, option):
     run = tiny.run(f"option-{next(iter(option))}", **(ALL | option))
     if "averaging__host" in option:

@@ -96,7 +96,11 @@ def worst(found, wanted, start):
     return max(jax.tree.leaves(errors(found, wanted, start)))
 
 
-@pytest.mark.parametrize("curve", CURVES)
+# One that is straight, one that starts steep, one that ends above zero; all of them with the slow tests.
+QUICK = ("linear", "minus_sqrt", "inverse_sqrt")
+
+
+@pytest.mark.parametrize("curve", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CURVES])
 def test_every_window_ends_where_the_run_with_the_real_decay_ends(curve):
     window, spacing = 24, 8
     found = reads(rule(curve, window, spacing=spacing))

@@ -1,6 +1,7 @@
 """The model as a function: sizes, causality, equivalent formulations, gradients against a plain reference."""
 
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -37,9 +38,13 @@ def loss_and_grads(config: ModelConfig, params: Any, batch: Any) -> tuple[jax.Ar
     return jax.jit(jax.value_and_grad(mean_loss))(params)
 
 
+def initialised(config: ModelConfig, seed: int = 0) -> Any:
+    return jax.jit(model.build(config).init)(jax.random.key(seed))
+
+
 def trained_like(config: ModelConfig, seed: int = 0) -> Any:
     """Parameters ten times as large as fresh ones, so that attention and GELU leave their linear range."""
-    params = model.build(config).init(jax.random.key(seed))
+    params = initialised(config, seed)
     return jax.tree.map(lambda x: x * 10 if x.ndim > 2 else x, params)
 
 
@@ -108,11 +113,16 @@ def test_equivalent_formulations_agree(change):
 @pytest.mark.parametrize("length", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
 def test_block_attention_equals_dot_product_attention(length):
     q, k, v, g = jax.random.normal(jax.random.key(0), (4, 2, length, 3, 8))
-    y, pull = jax.vjp(lambda q, k, v: causal_attention(q, k, v, "blocks"), q, 10 * k, v)
-    expected, expected_pull = jax.vjp(lambda q, k, v: causal_attention(q, k, v, "xla"), q, 10 * k, v)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def value_and_gradients(kind, q, k, v, g):
+        y, pull = jax.vjp(lambda q, k, v: causal_attention(q, k, v, kind), q, k, v)
+        return y, pull(g)
+
+    (y, mine), (expected, theirs) = (value_and_gradients(kind, q, 10 * k, v, g) for kind in ("blocks", "xla"))
     np.testing.assert_allclose(y, expected, atol=1e-5)
-    for mine, theirs in zip(pull(g), expected_pull(g), strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=1e-4)
+    for own, other in zip(mine, theirs, strict=True):
+        np.testing.assert_allclose(own, other, atol=1e-4)
 
 
 def test_gelu_equals_jax_nn_gelu():
@@ -139,8 +149,8 @@ def test_future_tokens_cannot_change_logits(attention):
 def test_bfloat16_is_close_to_float32_and_logits_stay_float32(attention, loss_blocks):
     config = dataclasses.replace(SMALL, attention=attention, loss_blocks=loss_blocks)
     half = dataclasses.replace(config, compute_dtype="bfloat16")
-    params, batch = model.build(config).init(jax.random.key(0)), tokens(4)
-    assert model.build(half).apply(params, batch[:, :-1]).dtype == jnp.float32
+    params, batch = initialised(config), tokens(4)
+    assert jax.eval_shape(model.build(half).apply, params, batch[:, :-1]).dtype == jnp.float32
     loss, grads = loss_and_grads(half, params, batch)
     expected_loss, expected = loss_and_grads(config, params, batch)
     np.testing.assert_allclose(loss, expected_loss, rtol=2e-3)
@@ -184,7 +194,7 @@ def compare_devices(attention: str, loss_blocks: int) -> None:
 
 
 def test_initial_loss_is_that_of_a_uniform_guess():
-    loss, _ = loss_and_grads(SMALL, model.build(SMALL).init(jax.random.key(1)), tokens(8))
+    loss, _ = loss_and_grads(SMALL, initialised(SMALL, 1), tokens(8))
     assert float(loss) == pytest.approx(math.log(SMALL.vocab_size), abs=0.05)
 
 

@@ -1,0 +1,161 @@
+"""What the paper's reviewers asked: each real decay beside the merge that is to emulate it, over time and at its end.
+
+    python -m experiments.emulation [--scale=small]
+
+From one full state, real decays to zero (linear, cosine, 1-sqrt) and the constant-rate run on the same text (no
+switch). At every second interval of the decay: its loss, and that of the merge of the constant run's checkpoints with
+the part of the curve that has passed, by the paper's grid. At its end also by the schedule's mean over each interval,
+by the means of the parameters over each interval, and with the window that is best on validation. And a full cosine
+from the end of the warm-up, against the merge of all checkpoints since then.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from configs import matrix
+from experiments import domains, protocol
+from experiments.intervals import shown, verdict
+from experiments.protocol import Experiment, Page, Record
+from experiments.seeds import Seeds, plus_minus, source
+from experiments.training import CURVES, SEEDS, WSM, Matrix, matrix_of, rates
+from experiments.trajectories import Trajectory, along, single, window
+from wsm_jax import checkpoint_weights, plot_style, schedule_weights, schedules
+from wsm_jax.coefficients import curve_update_weights, merge_weights
+from wsm_jax.merging.recipe import Recipe
+from wsm_jax.report import markdown_table
+from wsm_jax.run import Run
+
+DECAY, EVERY = matrix.DECAY, 2
+COUNTS = (4, 8, 12, 16, 24, 32, 48, 60)
+RAW, REAL, GRID, MEANS, SNAPSHOTS = "raw", "decay", "paper's grid", "schedule's means", "interval means"
+FULL = "full cosine"
+ALL = matrix.INTERVALS - matrix.INTERVALS // 16  # checkpoints since the end of the warm-up
+SCALES = {scale: {f"seed{seed}": seed for seed in SEEDS} for scale in matrix.SIZES}
+
+
+def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
+    """Every decay of a seed and what is to emulate it."""
+    runs = matrix_of(folder, settings)
+    rate = rates(runs.scale)[WSM]
+    constant = runs.run(seed, rate, "constant")
+    path = along(runs.run(seed, rate, "stable"), constant)
+    recipes = {(RAW, "", 1, since): single(path, _step(runs, since)) for since in range(0, DECAY + 1, EVERY)}
+    for curve in CURVES:
+        decay = runs.run(seed, rate, f"decay-{curve}")
+        for since in range(EVERY, DECAY + 1, EVERY):
+            step = _step(runs, since)
+            recipes[REAL, curve, DECAY, since] = protocol.single(decay.merge_stream / str(step))
+            # The curve over the whole decay, as far as it has come; at the end the merge of DECAY checkpoints.
+            weights = checkpoint_weights(curve_update_weights(curve, DECAY)[: since - 1])
+            recipes[GRID, curve, DECAY, since] = window(path, weights, since, step)
+        recipes[MEANS, curve, DECAY, DECAY] = by_schedule(decay, path, runs.branch_step, runs.steps)
+        recipes[SNAPSHOTS, curve, DECAY, DECAY] = of_means(path, curve, DECAY, runs.steps)
+    recipes |= {
+        (GRID, curve, n, DECAY): window(path, curve, n, runs.steps) for curve in CURVES for n in COUNTS if n != DECAY
+    }
+    cosine = runs.run(seed, rate, "cosine")
+    warm = runs.steps - ALL * runs.interval
+    recipes[REAL, FULL, ALL, DECAY] = protocol.single(cosine.merge_stream / str(runs.steps))
+    recipes[MEANS, FULL, ALL, DECAY] = by_schedule(cosine, path, warm, runs.steps)
+    found = domains.losses(recipes, domains.evaluators(runs, constant))
+    facts = {"peak_lr": rate, **protocol.provenance(constant)}
+    return [
+        {"arm": arm, "curve": curve, "count": n, "since": since, **loss, **facts}
+        for (arm, curve, n, since), loss in found.items()
+    ]
+
+
+def _step(runs: Matrix, since: int) -> int:
+    return runs.branch_step + since * runs.interval
+
+
+def by_schedule(run: Run, path: Trajectory, first: int, last: int) -> Recipe:
+    """The merge of the checkpoints from ``first`` to ``last`` that emulates the schedule of ``run``."""
+    steps = [step for step in path if first <= step <= last]
+    schedule = schedules.from_config(run.config, run.facts["branch_step"])
+    return window(path, schedule_weights(schedule, steps, run.config.optimizer.peak_lr), len(steps), last)
+
+
+def of_means(path: Trajectory, curve: str, count: int, last: int) -> Recipe:
+    """The merge of ``count`` interval means and, where the curve needs it, the parameters at the end."""
+    weights = merge_weights(curve, count, snapshot="mean")
+    means = window(path, weights[:-1], count, last, item="mean")
+    if not weights[-1]:
+        return means
+    return Recipe((*means.paths, path[last]), (*means.items, "params"), np.asarray(weights))
+
+
+def present(records: list[Record]) -> Page:
+    """The end of each decay beside its merges, and both over time."""
+    table, raw = Seeds(records, "arm", "curve", "count", "since"), (RAW, "", 1, DECAY)
+    rows = [["curve", "real decay", "paper's grid", "schedule's means", "interval means", "best window", "its length"]]
+    claims = [["claim", "difference", ""]]
+    for curve in CURVES:
+        name, real = plot_style.CURVE_LABELS[curve], (REAL, curve, DECAY, DECAY)
+        best = table.best([(GRID, curve, n, DECAY) for n in COUNTS])
+        keys = [real, *((arm, curve, DECAY, DECAY) for arm in (GRID, MEANS, SNAPSHOTS)), best]
+        rows.append([name, *(_cell(table, key, raw, real) for key in keys), str(best[2])])
+        for words, key in (("the equal window", keys[1]), (f"the best window ({best[2]})", best)):
+            values = table.minus(key, real)
+            claims.append([f"{name}: the merge at {words} is better than the decay", shown(values), verdict(values)])
+    full = (REAL, FULL, ALL, DECAY)
+    anything = table.best([(GRID, curve, n, DECAY) for curve in CURVES for n in COUNTS])
+    keys = [full, (GRID, "cosine", ALL, DECAY), (MEANS, FULL, ALL, DECAY)]
+    rows.append([FULL, *(_cell(table, key, raw, full) for key in keys), "–", _cell(table, anything, raw, full)])
+    rows[-1].append(f"{anything[2]} ({plot_style.CURVE_LABELS[anything[1]]})")
+    for words, key in (("the merge from the end of the warm-up", keys[1]), ("the best merge of all", anything)):
+        values = table.minus(key, full)
+        claims.append([f"{FULL}: {words} is better than the run", shown(values), verdict(values)])
+    lines = [
+        "# Real decays and the merges that emulate them",
+        "",
+        f"Test loss minus that of the last constant-rate checkpoint ({plus_minus(table.of(raw))}), bits per byte, mean "
+        "over the domains of the stable text; in parentheses the share of the real decay's gain. The decays and the "
+        f"windows of the first four columns are {DECAY} intervals long, the best window is chosen on validation. "
+        f"{source(records)}",
+        "",
+        *markdown_table(rows),
+        "",
+        *markdown_table(claims),
+        "",
+        "A claim *holds* where the 95% interval of the difference, paired by seed, lies below zero.",
+        "",
+        "![Loss of each decay and of the merge that emulates it, over time](emulation.png)",
+    ]
+    return Page(lines, {"emulation": figure(table)})
+
+
+def _cell(table: Seeds, key: tuple, raw: tuple, real: tuple) -> str:
+    gain = table.minus(key, raw)
+    share = sum(gain) / sum(table.minus(real, raw))
+    return shown(gain) + ("" if key == real else f" ({share:.0%})")
+
+
+@plot_style.styled_figure
+def figure(table: Seeds) -> Figure:
+    """A panel for each curve: constant run, real decay and merge against intervals since the branch."""
+    made = Figure(figsize=(plot_style.WIDTH, 2.7))
+    panels = made.subplots(1, len(CURVES), sharey=True)
+    there = range(EVERY, DECAY + 1, EVERY)
+    for axes, curve in zip(panels, CURVES, strict=True):
+        colour = plot_style.CURVE_COLOURS[curve]
+        lines = {
+            "constant rate": ([table.mean((RAW, "", 1, s)) for s in there], {"color": plot_style.RAW}),
+            "real decay": ([table.mean((REAL, curve, DECAY, s)) for s in there], {"color": colour, "linestyle": "--"}),
+            "merge": ([table.mean((GRID, curve, DECAY, s)) for s in there], {"color": colour, "marker": "o"}),
+        }
+        for label, (values, look) in lines.items():
+            axes.plot(there, values, label=label, **look)
+        axes.set(title=plot_style.CURVE_LABELS[curve], xlabel="intervals since the branch")
+        axes.legend()
+    panels[0].set_ylabel("test loss, bits per byte")
+    return made
+
+
+EXPERIMENT = Experiment("emulation", SCALES, measure, present)
+
+if __name__ == "__main__":
+    sys.exit(protocol.main(EXPERIMENT))

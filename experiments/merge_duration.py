@@ -1,0 +1,115 @@
+"""Figure 4: how long a stretch of the run a merge takes in, for each curve.
+
+    python -m experiments.merge_duration [--scale=small]
+
+Merges that end with the constant-rate run (no switch), of 2 to 60 checkpoints: from 3% of the run to all of it after
+the warm-up, along five curves; beside them the real decays over a quarter of the run, on the same text.
+"""
+
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from configs import matrix
+from experiments import domains, protocol
+from experiments.intervals import interval, shown, verdict
+from experiments.protocol import Experiment, Page, Record
+from experiments.seeds import Seeds, plus_minus, source
+from experiments.training import CURVES, SEEDS, WSM, matrix_of, rates
+from experiments.trajectories import along, single, window
+from wsm_jax import plot_style
+from wsm_jax.report import markdown_table
+
+COUNTS = (2, 4, 8, 12, 16, 24, 32, 48, 60)  # of 64; the warm-up takes four
+MERGED = ("linear", "cosine", "minus_sqrt", "inverse_sqrt", "ema")
+RAW, MERGE, REAL = "raw", "merge", "decay"
+SCALES = {scale: {f"seed{seed}": seed for seed in SEEDS} for scale in matrix.SIZES}
+
+
+def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
+    """Every curve and window of a seed, and the real decays."""
+    runs = matrix_of(folder, settings)
+    rate = rates(runs.scale)[WSM]
+    constant = runs.run(seed, rate, "constant")
+    path = along(runs.run(seed, rate, "stable"), constant)
+    recipes = {(RAW, "", 1): single(path, runs.steps)}
+    recipes |= {(MERGE, curve, n): window(path, curve, n, runs.steps) for curve in MERGED for n in COUNTS}
+    for curve in CURVES:
+        decay = runs.run(seed, rate, f"decay-{curve}")
+        recipes[REAL, curve, matrix.DECAY] = protocol.single(decay.merge_stream / str(runs.steps))
+    found = domains.losses(recipes, domains.evaluators(runs, constant))
+    facts = {"peak_lr": rate, **protocol.provenance(constant)}
+    return [{"arm": arm, "curve": curve, "count": n, **loss, **facts} for (arm, curve, n), loss in found.items()]
+
+
+def present(records: list[Record]) -> Page:
+    """Loss by window and curve, and the claims of Figure 4."""
+    table, raw = Seeds(records, "arm", "curve", "count"), (RAW, "", 1)
+    rows = [["checkpoints", "share of the run", *(plot_style.CURVE_LABELS[curve] for curve in MERGED)]]
+    for n in COUNTS:
+        cells = [shown(table.minus((MERGE, curve, n), raw)) for curve in MERGED]
+        rows.append([str(n), f"{n / matrix.INTERVALS:.0%}", *cells])
+    cells = [shown(table.minus((REAL, curve, matrix.DECAY), raw)) if curve in CURVES else "–" for curve in MERGED]
+    rows.append(["real decay", f"{matrix.DECAY / matrix.INTERVALS:.0%}", *cells])
+    lines = [
+        "# The length of the merged stretch (Figure 4)",
+        "",
+        f"Test loss minus that of the last checkpoint ({plus_minus(table.of(raw))}), bits per byte, mean over the "
+        f"domains of the stable text. {source(records)}",
+        "",
+        *markdown_table(rows),
+        "",
+        *markdown_table(claims(table)),
+        "",
+        "*best*: the window with the lowest validation loss. A claim *holds* where the 95% interval of the difference, "
+        "paired by seed, lies below zero.",
+        "",
+        "![Loss by window and curve](windows.png)",
+    ]
+    return Page(lines, {"windows": figure(table)})
+
+
+def claims(table: Seeds) -> list[list[str]]:
+    """Header and rows: claim, difference, verdict."""
+    rows = [["claim", "difference", ""]]
+
+    def add(claim: str, first: tuple, second: tuple) -> None:
+        values = table.minus(first, second)
+        rows.append([claim, shown(values), verdict(values)])
+
+    for curve in ("linear", "minus_sqrt", "ema"):
+        name = plot_style.CURVE_LABELS[curve]
+        add(f"{name}: 16 checkpoints are better than 4", (MERGE, curve, 16), (MERGE, curve, 4))
+        best = table.best([(MERGE, curve, n) for n in COUNTS])
+        add(f"{name}: the best window ({best[2]}) is better than 16 checkpoints", best, (MERGE, curve, 16))
+    return rows
+
+
+@plot_style.styled_figure
+def figure(table: Seeds) -> Figure:
+    """Loss minus raw against the window, a line for each curve; real decays dashed."""
+    made = Figure(figsize=(plot_style.WIDTH * 0.75, 3.2))
+    axes, raw = made.subplots(), (RAW, "", 1)
+    for curve in MERGED:
+        found = [interval(table.minus((MERGE, curve, n), raw)) for n in COUNTS]
+        colour, marker = plot_style.CURVE_COLOURS[curve], plot_style.CURVE_MARKERS[curve]
+        means, halves = ([pair[i] for pair in found] for i in (0, 1))
+        label = plot_style.CURVE_LABELS[curve]
+        axes.errorbar(COUNTS, means, halves, color=colour, marker=marker, label=label, elinewidth=0.6)
+        if curve in CURVES:
+            mean, _ = interval(table.minus((REAL, curve, matrix.DECAY), raw))
+            axes.axhline(mean, color=colour, linestyle="--", linewidth=0.9)
+    axes.axhline(0.0, color=plot_style.RAW, linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xticks(COUNTS, [str(n) for n in COUNTS])
+    axes.minorticks_off()
+    axes.set(xlabel="checkpoints merged (dashed: real decays of 16)", ylabel="test loss minus raw, bits per byte")
+    axes.legend(ncols=2)
+    return made
+
+
+EXPERIMENT = Experiment("merge_duration", SCALES, measure, present)
+
+if __name__ == "__main__":
+    sys.exit(protocol.main(EXPERIMENT))

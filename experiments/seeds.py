@@ -1,0 +1,61 @@
+"""Records of several seeds as tables: values by seed of whatever identifies an arm, and where they come from."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+
+from experiments.intervals import interval
+from experiments.protocol import Record
+
+
+class Seeds:
+    """Records by key, one value for each seed.
+
+    Args:
+      records: any order; one for each seed and key.
+      fields: names of the fields that make up a key.
+    """
+
+    def __init__(self, records: Sequence[Record], *fields: str):
+        ordered = sorted(records, key=lambda r: r["seed"])
+        self._rows: dict[tuple, list[Record]] = {}
+        for record in ordered:
+            self._rows.setdefault(tuple(record[field] for field in fields), []).append(record)
+        self.seeds = sorted({r["seed"] for r in records})
+
+    def __contains__(self, key: tuple) -> bool:
+        return key in self._rows
+
+    def of(self, key: tuple, figure: str = "test") -> list[float]:
+        """A field by seed; ``domains.NAME`` is one domain's loss."""
+        group, _, name = figure.partition(".")
+        return [row[group][name] if name else row[group] for row in self._rows[key]]
+
+    def mean(self, key: tuple, figure: str = "test") -> float:
+        """The mean over seeds."""
+        return statistics.fmean(self.of(key, figure))
+
+    def minus(self, first: tuple, second: tuple, figure: str = "test") -> list[float]:
+        """``first`` minus ``second``, paired by seed."""
+        return [a - b for a, b in zip(self.of(first, figure), self.of(second, figure), strict=True)]
+
+    def best(self, keys: Iterable[tuple], figure: str = "validation") -> tuple:
+        """The key with the lowest mean over seeds."""
+        return min(keys, key=lambda key: self.mean(key, figure))
+
+
+def plus_minus(values: Sequence[float], digits: int = 4) -> str:
+    """``mean ± half width`` of losses."""
+    mean, half = interval(values)
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def source(records: Sequence[Record]) -> str:
+    """A sentence of what a page's records depend on."""
+    first = records[0]
+    seconds = sum({record["piece"]: record["piece_seconds"] for record in records}.values())
+    return (
+        f"{first['parameters']:,} parameters, {len({r['seed'] for r in records})} seeds, mean ± 95% (Student's t over "
+        f"seeds, differences paired); `{first['command']}`; {first['machine']}, Python {first['python']}, jax "
+        f"{first['versions']['jax']}; config {first['config_hash']}, data {first['data_hash'][:12]}; "
+        f"{seconds / 60:.0f} minutes of one core beside the shared runs."
+    )

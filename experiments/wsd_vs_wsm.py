@@ -1,0 +1,148 @@
+"""Table 1 and Figure 3: a real decay (WSD) against merges (WSM) along the tokens since the switch to better text.
+
+    python -m experiments.wsd_vs_wsm [--scale=small]
+
+Both arms leave a stable run at 3/4 of the steps, each at the peak rate tuned for it, and read the same annealing text.
+WSD decays along 1-sqrt to zero in 16 intervals. WSM goes on at the constant rate for 20 and merges its latest 8, 12, 16
+or 20 checkpoints with equal weights (the paper's default). Compared at equal tokens, with the number of checkpoints
+chosen on validation; at equal storage, where WSM may keep as many parameters as WSD's one full state; and the paper's
+own way, the best of all its checkpoints on the reported figure itself. Finding 4 is looked at with the same arms
+without the switch.
+"""
+
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from configs import matrix
+from experiments import domains, protocol
+from experiments.intervals import interval, shown, verdict
+from experiments.protocol import Experiment, Page, Record
+from experiments.seeds import Seeds, plus_minus, source
+from experiments.training import EXTRA, SEEDS, WSD, WSM, matrix_of, rates
+from experiments.trajectories import along, single, window
+from wsm_jax import plot_style
+from wsm_jax.report import markdown_table
+
+COUNTS = (8, 12, 16, 20)
+END = matrix.DECAY  # intervals since the switch at which arms are compared
+EVERY = 4  # intervals between the points of the figure
+STORED, APART = 3, 5  # checkpoints in the room of parameters and both moments, over nearly the decay's length
+RAW, MERGE, SPARSE = "raw", "merge", "sparse merge"
+PAPER = {"before": "–", WSD: 62.67, WSM: 63.95}  # overall of Table 1
+SCALES = {scale: {f"seed{seed}": seed for seed in SEEDS} for scale in matrix.SIZES}
+
+
+def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
+    """Every point of every arm of a seed."""
+    runs, rate = matrix_of(folder, settings), rates(folder.parent.name)
+    stable, switched = runs.run(seed, rate[WSM], "stable"), runs.run(seed, rate[WSM], "switched")
+    decays = {
+        True: runs.run(seed, rate[WSD], "switched-minus_sqrt"),
+        False: runs.run(seed, rate[WSD], "decay-minus_sqrt"),
+    }
+    paths = {True: along(stable, switched), False: along(stable, runs.run(seed, rate[WSM], "constant"))}
+    recipes = {}
+    for since in range(EVERY, END + EXTRA + 1, EVERY):
+        for switch in (True, False) if since == END else (True,):
+            step, path = runs.branch_step + since * runs.interval, paths[switch]
+            recipes[RAW, 1, since, switch] = single(path, step)
+            recipes |= {(MERGE, n, since, switch): window(path, "linear", n, step) for n in COUNTS}
+            if since == END:
+                recipes[SPARSE, STORED, since, switch] = window(path, "linear", STORED, step, apart=APART)
+            if since <= END:
+                recipes[WSD, 0, since, switch] = protocol.single(decays[switch].merge_stream / str(step))
+    found = domains.losses(recipes, domains.evaluators(runs, switched))
+    facts = {"peak_lr": rate[WSM], "wsd_peak_lr": rate[WSD], **protocol.provenance(switched)}
+    return [
+        {"arm": arm, "count": count, "since": since, "switch": switch, **loss, **facts}
+        for (arm, count, since, switch), loss in found.items()
+    ]
+
+
+def present(records: list[Record]) -> Page:
+    """Table 1, its variants, finding 4 and Figure 3."""
+    table = Seeds(records, "arm", "count", "since", "switch")
+    names = list(records[0]["domains"])
+    merges = [(MERGE, n, END, True) for n in COUNTS]
+    raw, wsd, wsm = (RAW, 1, END, True), (WSD, 0, END, True), table.best(merges)
+    picked = min(
+        ((MERGE, n, s, True) for n in COUNTS for s in range(EVERY, END + EXTRA + 1, EVERY)), key=lambda k: table.mean(k)
+    )
+    arms = {
+        "before merge": raw,
+        "WSD": wsd,
+        f"WSM, {wsm[1]} checkpoints (chosen on validation)": wsm,
+        f"WSM at equal storage, {STORED} checkpoints": (SPARSE, STORED, END, True),
+        f"WSM the paper's way: best on test, {picked[1]} checkpoints, {picked[2]} intervals": picked,
+    }
+    rows = [["", *names, "mean", "minus WSD"]]
+    for name, key in arms.items():
+        cells = [f"{table.mean(key, f'domains.{domain}'):.4f}" for domain in names]
+        rows.append([name, *cells, plus_minus(table.of(key)), "–" if key == wsd else shown(table.minus(key, wsd))])
+    first = records[0]
+    lines = [
+        "# WSD against WSM (Table 1, Figure 3)",
+        "",
+        f"Test loss in bits per byte, lower is better, {END} intervals after the switch. {source(records)} Peak rate "
+        f"{first['peak_lr']:g} (WSM) and {first['wsd_peak_lr']:g} (WSD).",
+        "",
+        *markdown_table(rows),
+        "",
+        f"The paper's mean over 41 benchmarks, higher is better: {PAPER[WSD]} (WSD), {PAPER[WSM]} (WSM, 16 "
+        "checkpoints, at 425B tokens against WSD's 400B).",
+        "",
+        *markdown_table(claims(table, wsm, picked)),
+        "",
+        "A claim *holds* where the 95% interval of the difference, paired by seed, lies below zero.",
+        "",
+        "![Loss of both arms along the tokens since the switch](figure3.png)",
+    ]
+    return Page(lines, {"figure3": figure(table)})
+
+
+def claims(table: Seeds, wsm: tuple, picked: tuple) -> list[list[str]]:
+    """Header and rows: claim, difference, verdict."""
+    wsd = {switch: (WSD, 0, END, switch) for switch in (True, False)}
+    plain = table.best([(MERGE, n, END, False) for n in COUNTS])
+    gains = {True: table.minus(wsm, wsd[True]), False: table.minus(plain, wsd[False])}
+    rows = [["claim", "difference", ""]]
+
+    def add(claim: str, values: list[float]) -> None:
+        rows.append([claim, shown(values), verdict(values)])
+
+    add("WSM is better than WSD at equal tokens", gains[True])
+    add("WSM is better than WSD the paper's way", table.minus(picked, wsd[True]))
+    add("at equal storage too", table.minus((SPARSE, STORED, END, True), wsd[True]))
+    add("a merge is better than no merge", table.minus(wsm, (RAW, 1, END, True)))
+    add(f"without the switch the merge ({plain[1]} checkpoints) is still better than the decay", gains[False])
+    add(
+        "the switch is what the merge needs to be better (finding 4)",
+        [a - b for a, b in zip(gains[True], gains[False], strict=True)],
+    )
+    return rows
+
+
+@plot_style.styled_figure
+def figure(table: Seeds) -> Figure:
+    """Mean loss against intervals since the switch: before merge, WSD, merges."""
+    made = Figure(figsize=(plot_style.WIDTH * 0.75, 3.2))
+    axes = made.subplots()
+    blues = ("#9ECAE1", "#6BAED6", "#2171B5", "#08306B")
+    looks = {(RAW, 1): (plot_style.RAW, "s", "before merge"), (WSD, 0): ("#D55E00", "^", "WSD, 1-sqrt decay")}
+    looks |= {(MERGE, n): (c, "o", f"merge {n}") for n, c in zip(COUNTS, blues, strict=True)}
+    for (arm, count), (colour, marker, label) in looks.items():
+        there = [s for s in range(EVERY, END + EXTRA + 1, EVERY) if (arm, count, s, True) in table]
+        found = [interval(table.of((arm, count, s, True))) for s in there]
+        axes.plot(there, [mean for mean, _ in found], color=colour, marker=marker, label=label)
+    axes.axvline(END, color=plot_style.GREY, linewidth=0.8, linestyle=":")
+    axes.set(xlabel="intervals since the switch", ylabel="test loss, bits per byte, mean over domains")
+    axes.legend(ncols=2)
+    return made
+
+
+EXPERIMENT = Experiment("wsd_vs_wsm", SCALES, measure, present)
+
+if __name__ == "__main__":
+    sys.exit(protocol.main(EXPERIMENT))

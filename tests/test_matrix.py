@@ -1,0 +1,236 @@
+"""The paper's tables and figures on a tiny model: corpus, shared runs, windows that reach into a branch, pages."""
+
+import gzip
+import json
+import math
+import os
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import matrix
+from experiments import (
+    corpus,
+    emulation,
+    merge_algorithm,
+    merge_duration,
+    merge_granularity,
+    training,
+    trajectories,
+    tuning,
+    wsd_vs_wsm,
+)
+from experiments.seeds import Seeds
+from wsm_jax import UsageError, checkpoints, merge_weights
+from wsm_jax.data.store import split_of
+
+pytestmark = pytest.mark.xdist_group("matrix")  # the runs are shared
+RATE = 8e-3
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Modules of the standard library in the place of every text, a question from each in the place of the problems."""
+    folder = tmp_path_factory.mktemp("data")
+    modules = sorted(pathlib.Path(os.__file__).parent.glob("*.py"), key=lambda path: path.stat().st_size)[-104:]
+    texts = [path.read_text(encoding="utf-8") for path in modules]
+    problem = {"question", "answer", "problem", "solution", "code", "prompt", "canonical_solution"}
+    place = 0
+    for domains in corpus.PHASES.values():
+        for files in domains.values():
+            for file, _ in files:
+                texts_here = texts[place : place + 8]
+                place += 8
+                records = [
+                    {"text": text, "options": ["one", "two"], **dict.fromkeys(problem, text[:400])}
+                    for text in texts_here
+                ]
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                with gzip.open(folder / f"{file}.jsonl.gz", "wt", encoding="utf-8") as out:
+                    out.writelines(json.dumps(record) + "\n" for record in records)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(data, store, tmp_path_factory):
+    """The matrix at its tiniest; nothing is trained before a test asks for it."""
+    folder = tmp_path_factory.mktemp("matrix")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WSM_EXPERIMENT_DATA", str(data))
+        patch.setattr(training, "RESULTS", folder / "results")
+        settings = (
+            "--config.data.tokenizer=bpe:300",
+            "--config.data.validation_fraction=0.2",
+            "--config.data.test_fraction=0.2",
+        )
+        yield training.Matrix("tiny", folder / "runs" / "training" / "tiny", settings)
+
+
+# --- corpus ----------------------------------------------------------------------------------------------------------
+
+
+def test_passages_are_the_text_in_order():
+    text = "".join(f"line {i}\n" for i in range(5000)) + "the end"
+    parts = list(corpus.passages(text))
+    assert "".join(parts) == text and len(parts) > 3
+    assert all(corpus.PASSAGE <= len(part) < corpus.PASSAGE + 100 for part in parts[:-1])
+
+
+def test_the_corpus_is_the_same_every_time_and_its_splits_are_all_there(data, tmp_path):
+    first, second = (corpus.build(data, tmp_path / name, 0.1) for name in ("a", "b"))
+    counts = json.loads((first / "corpus.json").read_text())["counts"]
+    assert set(counts) == {f"{phase}/{domain}" for phase, domains in corpus.PHASES.items() for domain in domains}
+    for name, count in counts.items():
+        assert 0 < count["characters"] <= 100_000
+        files = [folder / f"{name}.jsonl.gz" for folder in (first, second)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    texts = [json.loads(line)["text"] for line in gzip.open(first / "stable" / "peps.jsonl.gz", "rt", encoding="utf-8")]
+    # Were the first ones taken in the order that decides the split, they would all be of one.
+    assert {split_of(text, 0.3, 0.3) for text in texts} == {"train", "validation", "test"}
+
+
+def test_a_corpus_of_another_size_is_not_taken_for_this_one(data, tmp_path):
+    corpus.build(data, tmp_path / "a", 0.1)
+    with pytest.raises(UsageError, match="another --output"):
+        corpus.build(data, tmp_path / "a", 0.2)
+
+
+def test_a_missing_file_is_named_before_anything_is_written(data, tmp_path):
+    copy = shutil.copytree(data, tmp_path / "data")
+    (copy / "eval" / "math500.jsonl.gz").unlink()
+    with pytest.raises(UsageError, match="math500"):
+        corpus.build(copy, tmp_path / "a", 0.1)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_question_comes_with_its_solution():
+    record = {"question": "Which?", "options": ["this", "that"], "answer": "B"}
+    assert list(corpus._choice(record)) == ["Which?\nA. this\nB. that\nAnswer: B"]
+
+
+# --- shared runs and windows -----------------------------------------------------------------------------------------
+
+
+def test_a_window_goes_on_from_a_run_into_its_branch(runs):
+    stable, switched = runs.run(0, RATE, "stable"), runs.run(0, RATE, "switched")
+    path = trajectories.along(stable, switched)
+    interval, branch = runs.interval, runs.branch_step
+    assert list(path) == list(range(interval, runs.steps + training.EXTRA * interval + 1, interval))
+    recipe = trajectories.window(path, "linear", 4, branch + 2 * interval)
+    assert recipe.steps == tuple(branch + i * interval for i in (-1, 0, 1, 2))
+    assert [p.parents[2].name for p in recipe.paths] == ["stable", "stable", "switched", "switched"]
+    assert trajectories.window(path, "linear", 3, runs.steps, apart=5).steps == tuple(
+        runs.steps - 5 * i * interval for i in (2, 1, 0)
+    )
+    with pytest.raises(UsageError, match="no 200 checkpoints"):
+        trajectories.window(path, "linear", 200, runs.steps)
+    with pytest.raises(UsageError, match="up to step"):
+        trajectories.window(path, "linear", 2, runs.steps + 1)
+
+
+def test_branches_of_a_kind_read_the_same_text_and_the_switch_is_at_the_branch(runs):
+    stable, switched = (runs.run(0, RATE, job) for job in ("stable", "switched"))
+    decay = runs.run(0, RATE, "switched-minus_sqrt")
+    assert stable.plan.steps == decay.facts["branch_step"] == switched.plan.switch_step == runs.branch_step
+    assert switched.facts["data_hash"] == decay.facts["data_hash"] != stable.facts["data_hash"]
+    assert switched.config.data == decay.config.data
+    rates = {r["step"]: r["learning_rate"] for r in decay.metrics("train")}
+    assert rates[max(rates)] < 0.1 * RATE
+
+
+def test_shared_runs_are_trained_once(runs):
+    run = runs.run(0, RATE, "stable")
+    before = (run.path / "metrics.jsonl").stat().st_mtime_ns
+    assert runs.run(0, RATE, "stable").path == run.path
+    assert (run.path / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_without_the_rates_the_command_is_named(runs, monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "RESULTS", tmp_path)
+    with pytest.raises(UsageError, match=r"python -m experiments\.tuning --scale=tiny"):
+        training.rates("tiny")
+
+
+def test_means_of_intervals_and_the_end_are_merged_as_the_curve_wants(runs):
+    path = trajectories.along(runs.run(0, RATE, "stable"), runs.run(0, RATE, "switched"))
+    recipe = emulation.of_means(path, "exponential", 4, runs.steps)  # it ends above zero
+    assert recipe.items == ("mean",) * 4 + ("params",)
+    np.testing.assert_allclose(sum(recipe.weights), 1.0)
+    assert emulation.of_means(path, "linear", 4, runs.steps).items == ("mean",) * 4
+
+
+def test_one_factor_that_is_all_there_is_explains_all():
+    shapes = merge_granularity.SHAPES
+    y = [3.0 - 0.5 * math.log(n * a) for n, a in shapes]
+    x = {name: [math.log(f(*shape)) for shape in shapes] for name, f in merge_granularity.FACTORS.items()}
+    assert merge_granularity.explained([x["duration"]], y) == pytest.approx(1.0)
+    assert merge_granularity.explained([x["interval"], x["count"]], y) == pytest.approx(1.0)
+    assert merge_granularity.explained([x["interval"]], y) < 0.6
+
+
+def test_seeds_are_paired():
+    rows = [{"arm": arm, "seed": s, "test": 1.0 + s + (arm == "b") * 0.1} for s in (2, 0, 1) for arm in "ab"]
+    table = Seeds(rows, "arm")
+    assert table.of(("a",)) == [1.0, 2.0, 3.0]
+    np.testing.assert_allclose(table.minus(("b",), ("a",)), 0.1)
+    assert table.best([("a",), ("b",)], "test") == ("a",)
+
+
+# --- the pages -------------------------------------------------------------------------------------------------------
+
+
+def test_every_rate_has_both_arms_and_the_best_is_chosen_on_validation(runs):
+    records = measured(tuning, runs, RATE)
+    assert {r["arm"] for r in records} == set(tuning.NAMES)
+    assert len(records) == 2 + len(tuning.CURVES) * len(tuning.COUNTS)
+    best = tuning.best(records, training.WSM)
+    assert best["validation"] == min(r["validation"] for r in records if r["arm"] == training.WSM)
+    page = tuning.present(records)
+    assert f"Chosen: {RATE:g} for WSM and {RATE:g} for WSD" in "\n".join(page.lines) and "rates" in page.figures
+    domains = set(records[0]["domains"])
+    assert domains == {domain for phase in corpus.PHASES.values() for domain in phase}
+
+
+def measured(experiment, runs, told):
+    folder = runs.root.parent.parent / experiment.EXPERIMENT.name / "tiny" / str(told)
+    found = experiment.measure(folder, told, list(runs.settings))
+    return [{"piece": str(told), "piece_seconds": 1.0, **record} for record in found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", [wsd_vs_wsm, merge_algorithm, merge_duration, merge_granularity, emulation])
+def test_an_experiment_from_its_runs_to_its_page(runs, experiment):
+    file = training.RESULTS / "tuning" / "tiny" / "records.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    both = [{"arm": arm, "peak_lr": RATE, "validation": 1.0} for arm in (training.WSM, training.WSD)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in both))
+    records = [record for seed in (0, 1) for record in measured(experiment, runs, seed)]
+    assert all(math.isfinite(r["test"]) and math.isfinite(r["validation"]) for r in records)
+    page = experiment.present(records)
+    text = "\n".join(page.lines)
+    assert "nan" not in text and "minutes of one core" in text
+    for name in page.figures:
+        assert f"({name}.png)" in text
+
+
+@pytest.mark.slow
+def test_the_merge_of_a_record_comes_out_again(runs):
+    records = measured(merge_duration, runs, 0)
+    path = trajectories.along(runs.run(0, RATE, "stable"), runs.run(0, RATE, "constant"))
+    trees = [checkpoints.load_tree(path[step]) for step in list(path)[-4:]]
+    merged = jax.tree.map(lambda *x: np.tensordot(merge_weights("minus_sqrt", 4), np.asarray(x), 1), *trees)
+    from experiments import domains
+
+    loss = np.mean(
+        [
+            measure(merged).bits_per_byte
+            for name, measure in domains.evaluators(runs, runs.run(0, RATE, "constant")).items()
+            if name.startswith("test/")
+        ]
+    )
+    row = next(r for r in records if (r["arm"], r["curve"], r["count"]) == ("merge", "minus_sqrt", 4))
+    assert row["test"] == pytest.approx(loss, rel=1e-5)
+    assert matrix.DECAY == 16
