@@ -25,7 +25,7 @@ COUNTS = (8, 12, 16)
 CURVES = ("linear", "cosine", "minus_sqrt")
 RAW = "raw"
 NAMES = {RAW: "constant rate, no merge", WSM: "WSM, best merge", WSD: "WSD, 1-sqrt decay"}
-RATES = {"small": (1.5e-3, 3e-3, 6e-3), "medium": (1e-3, 2e-3, 4e-3), "tiny": (2e-3, 8e-3)}
+RATES = {"small": (1.5e-3, 3e-3, 6e-3, 1.2e-2), "medium": (1e-3, 2e-3, 4e-3), "tiny": (2e-3, 8e-3)}
 SCALES = {scale: {f"{rate:g}": rate for rate in RATES[scale]} for scale in matrix.SIZES}
 
 
