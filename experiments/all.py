@@ -19,6 +19,8 @@ NAMES = (
     "merge_duration",
     "merge_granularity",
     "emulation",
+    "trajectory",
+    "cost",
 )
 RESULTS = Path("results")
 

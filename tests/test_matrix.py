@@ -14,12 +14,14 @@ import pytest
 from configs import matrix
 from experiments import (
     corpus,
+    cost,
     emulation,
     merge_algorithm,
     merge_duration,
     merge_granularity,
     training,
     trajectories,
+    trajectory,
     tuning,
     wsd_vs_wsm,
 )
@@ -171,6 +173,22 @@ def test_one_factor_that_is_all_there_is_explains_all():
     assert merge_granularity.explained([x["interval"]], y) < 0.6
 
 
+def test_a_path_that_goes_straight_on_or_back():
+    there, aside = np.asarray([1.0, 0.0, 0.0]), np.asarray([0.0, 2.0, 0.0])
+    assert trajectory.turning([0 * there, there, 2 * there]) == pytest.approx(1.0)
+    assert trajectory.turning([0 * there, there, 0 * there]) == pytest.approx(-1.0)
+    assert trajectory.turning([0 * there, there, there + aside]) == pytest.approx(0.0)
+
+
+def test_principal_components_keep_the_distances_in_a_plane():
+    random = np.random.default_rng(0)
+    plane = random.standard_normal((7, 2)) @ np.linalg.qr(random.standard_normal((50, 2)))[0].T + 3.0
+    coordinates, shares = trajectory.components(plane)
+    assert sum(shares) == pytest.approx(1.0) and shares[0] >= shares[1]
+    between = [np.linalg.norm(x[:, None] - x[None], axis=-1) for x in (plane, coordinates)]
+    np.testing.assert_allclose(between[0], between[1], atol=1e-6)
+
+
 def test_seeds_are_paired():
     rows = [{"arm": arm, "seed": s, "test": 1.0 + s + (arm == "b") * 0.1} for s in (2, 0, 1) for arm in "ab"]
     table = Seeds(rows, "arm")
@@ -200,15 +218,19 @@ def measured(experiment, runs, told):
     return [{"piece": str(told), "piece_seconds": 1.0, **record} for record in found]
 
 
+PAGES = [wsd_vs_wsm, merge_algorithm, merge_duration, merge_granularity, emulation, trajectory, cost]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", [wsd_vs_wsm, merge_algorithm, merge_duration, merge_granularity, emulation])
+@pytest.mark.parametrize("experiment", PAGES)
 def test_an_experiment_from_its_runs_to_its_page(runs, experiment):
     file = training.RESULTS / "tuning" / "tiny" / "records.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     both = [{"arm": arm, "peak_lr": RATE, "validation": 1.0} for arm in (training.WSM, training.WSD)]
     file.write_text("".join(json.dumps(record) + "\n" for record in both))
     records = [record for seed in (0, 1) for record in measured(experiment, runs, seed)]
-    assert all(math.isfinite(r["test"]) and math.isfinite(r["validation"]) for r in records)
+    figures = [value for r in records for value in r.values() if isinstance(value, float)]
+    assert figures and all(map(math.isfinite, figures))
     page = experiment.present(records)
     text = "\n".join(page.lines)
     assert "nan" not in text and "minutes of one core" in text

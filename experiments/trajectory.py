@@ -1,0 +1,144 @@
+"""Where the merge lies: principal components of the parameters along the constant run, the real decay and the merges.
+
+    python -m experiments.trajectory [--scale=small]
+
+The paper shows that the path at a constant rate oscillates, that of the decay converges, and that the merge lies
+inside. Here, without the switch: the constant run from half of the steps on, a real decay (1-sqrt) from 3/4 on, merges
+of 2 to 32 checkpoints. Beside the picture of one seed, figures that say the same: how nearly a step of one interval
+goes back on the one before it, and how far each point is from the end of the decay.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from configs import matrix
+from experiments import protocol
+from experiments.intervals import shown, verdict
+from experiments.protocol import Experiment, Page, Record
+from experiments.seeds import Seeds, plus_minus, source
+from experiments.training import SEEDS, WSM, matrix_of, rates
+from experiments.trajectories import along, window
+from wsm_jax import checkpoints, plot_style
+from wsm_jax.merging import offline, recipe
+from wsm_jax.report import markdown_table
+
+COUNTS = (2, 4, 8, 16, 32)
+CONSTANT, REAL, MERGE = "constant", "decay", "merge"
+SCALES = {scale: {f"seed{seed}": seed for seed in SEEDS} for scale in matrix.SIZES}
+
+
+def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
+    """Coordinates and distances of every point of a seed."""
+    runs = matrix_of(folder, settings)
+    rate = rates(runs.scale)[WSM]
+    constant, decay = (runs.run(seed, rate, job) for job in ("constant", "decay-minus_sqrt"))
+    path = along(runs.run(seed, rate, "stable"), constant)
+    branch = runs.branch_step
+    later = {step: place for step, place in path.items() if 2 * step >= runs.steps}
+    points = {
+        (arm, step, 1): _flat(checkpoints.load_tree(place))
+        for arm, places in ((CONSTANT, later), (REAL, along(decay)))
+        for step, place in places.items()
+    }
+    chosen = {str(n): window(path, "linear", n, runs.steps) for n in COUNTS}
+    paths, items, weights = recipe.union(chosen)
+    for name, merged in offline.merge_many(paths, weights, item=items):
+        points[MERGE, runs.steps, int(name)] = _flat(merged)
+    keys, stacked = list(points), np.stack(list(points.values()))
+    coordinates, shares = components(stacked)
+    end = stacked[keys.index((REAL, runs.steps, 1))]
+    away = np.linalg.norm(stacked - end, axis=1)
+    back = {
+        arm: turning([x for (name, step, _), x in points.items() if name == arm and step > branch])
+        for arm in (CONSTANT, REAL)
+    }
+    facts = {"branch_step": branch, "shares": shares, "peak_lr": rate, **protocol.provenance(constant)}
+    return [
+        {
+            **{"arm": arm, "step": step, "count": n, "x": float(x), "y": float(y), "away": float(d)},
+            **({"turning": back[arm]} if arm in back else {}),
+            **facts,
+        }
+        for (arm, step, n), (x, y), d in zip(keys, coordinates, away, strict=True)
+    ]
+
+
+def _flat(tree: object) -> np.ndarray:
+    return np.concatenate([np.asarray(leaf, np.float32).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def components(points: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    """The first two principal components of [points, parameters]: [points, 2], and the share of variance of each."""
+    centred = points - points.mean(axis=0)
+    values, vectors = np.linalg.eigh(np.asarray(centred @ centred.T, np.float64))  # points are few, parameters many
+    first = [-1, -2]
+    share = values[first] / values.sum()
+    return vectors[:, first] * np.sqrt(np.maximum(values[first], 0.0)), [float(s) for s in share]
+
+
+def turning(path: list[np.ndarray]) -> float:
+    """The mean cosine between one displacement and the next: -1 goes back, 0 turns, 1 goes straight on."""
+    steps = [b - a for a, b in itertools.pairwise(path)]
+    cosines = [a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in itertools.pairwise(steps)]
+    return float(np.mean(cosines))
+
+
+def present(records: list[Record]) -> Page:
+    """Distances, turning, and the picture of the first seed."""
+    table = Seeds(records, "arm", "step", "count")
+    last = max(r["step"] for r in records)
+    raw, rows = (CONSTANT, last, 1), [["", "distance from the end of the decay", "over that of the last checkpoint"]]
+    for name, key in {"last checkpoint": raw, **{f"merge of {n}": (MERGE, last, n) for n in COUNTS}}.items():
+        ratio = [a / b for a, b in zip(table.of(key, "away"), table.of(raw, "away"), strict=True)]
+        rows.append([name, plus_minus(table.of(key, "away"), 2), plus_minus(ratio, 3)])
+    claims = [["claim", "difference", ""]]
+    for n in (8, 16):
+        values = table.minus((MERGE, last, n), raw, "away")
+        claims.append(
+            [f"the merge of {n} is nearer to the decay than the last checkpoint", shown(values, 2), verdict(values)]
+        )
+    turns = {arm: table.of((arm, last, 1), "turning") for arm in (CONSTANT, REAL)}
+    lines = [
+        "# The path of the parameters",
+        "",
+        f"{source(records)}",
+        "",
+        *markdown_table(rows),
+        "",
+        *markdown_table(claims),
+        "",
+        f"Mean cosine between the displacement over one interval and over the next, since the branch: "
+        f"{plus_minus(turns[CONSTANT], 3)} at the constant rate, {plus_minus(turns[REAL], 3)} in the decay (below "
+        "zero: the path goes back on itself).",
+        "",
+        "![First two principal components of one seed](path.png)",
+    ]
+    return Page(lines, {"path": figure([r for r in records if r["seed"] == table.seeds[0]])})
+
+
+@plot_style.styled_figure
+def figure(records: list[Record]) -> Figure:
+    """Both paths and the merges in the plane of the first two components."""
+    made = Figure(figsize=(plot_style.WIDTH * 0.7, 3.6))
+    axes = made.subplots()
+    looks = {CONSTANT: (plot_style.RAW, "s", "-", "constant rate"), REAL: ("#D55E00", "^", "--", "real decay, 1-sqrt")}
+    looks[MERGE] = ("#0072B2", "o", "-", f"merges of {', '.join(map(str, COUNTS))}")
+    for arm, (colour, marker, line, label) in looks.items():
+        rows = [r for r in records if r["arm"] == arm]
+        x, y = ([r[name] for r in rows] for name in "xy")
+        axes.plot(x, y, color=colour, marker=marker, linestyle=line, label=label, linewidth=0.9)
+    shares = records[0]["shares"]
+    axes.set(xlabel=f"first component ({shares[0]:.0%} of the variance)", ylabel=f"second ({shares[1]:.0%})")
+    axes.legend()
+    return made
+
+
+EXPERIMENT = Experiment("trajectory", SCALES, measure, present)
+
+if __name__ == "__main__":
+    sys.exit(protocol.main(EXPERIMENT))
