@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 
 from wsm_jax.errors import UsageError
 from wsm_jax.sharding import path_name
@@ -314,6 +315,8 @@ def begin_tree(path: str | os.PathLike, tree: Any, item: str = PARAMS) -> tuple[
     with _context(mergeable=True):
         _orbax().save(epath.Path(path), small, checkpointable_name=item)
     folder, names, _ = array_names(path, item)
+    if jax.process_count() > 1:  # nobody reads what the first process now changes
+        multihost_utils.sync_global_devices(f"begin {path}")
     if jax.process_index() == 0:
         file = folder / "_METADATA"
         metadata = json.loads(file.read_text())

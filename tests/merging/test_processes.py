@@ -74,8 +74,8 @@ for i in range(3):
 
 
 PROCESS = """
-import faulthandler, sys, jax
-faulthandler.dump_traceback_later(120, exit=True)  # a process that waits for ever says where
+import faulthandler, pathlib, sys, time, jax
+faulthandler.dump_traceback_later(60, exit=True)  # a process that waits for ever says where
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{sys.argv[1]}", num_processes=2, process_id=int(sys.argv[2]))
 import numpy as np, wsm_jax
@@ -86,6 +86,12 @@ plan.PIECE = 4096
 plan.GROUP = 8192
 out, form, paths = sys.argv[3], sys.argv[4], sys.argv[5:]
 read = written = 0
+def slowly(path, text, write=pathlib.Path.write_text):  # nobody reads what another is writing, however long it takes
+    if path.name == "_METADATA":
+        write(path, "")
+        time.sleep(1)
+    return write(path, text)
+pathlib.Path.write_text = slowly
 for source in (zarr.Source, huggingface.Source):
     def counted(self, path, start, values, original=source.read):
         global read

@@ -217,7 +217,8 @@ def write_many(
     with prepare(paths, weights, **options) as job, contextlib.ExitStack() as stack:
         disk.check_disk(Path(next(iter(outputs.values()))).parent, job.bytes * len(outputs))
         folders = [stack.enter_context(storage.unfinished(outputs[name])) for name in job.names]
-        sinks = [storage.create_sink(folder, job.results, job.sources[-1], form) for folder in folders]
+        with storage.all_succeed():
+            sinks = [storage.create_sink(folder, job.results, job.sources[-1], form) for folder in folders]
         with storage.all_succeed():
             found = job.run(lambda n, *part: sinks[n].write(*part), progress=progress)
         records = {}

@@ -154,10 +154,10 @@ def unfinished(output: str | os.PathLike) -> Iterator[Path]:
     try:
         yield folder / output.name
         together("end")
-        if lock is not None:
-            check_free(output)
-            os.rename(folder / output.name, output)
-        together("published")
+        with all_succeed():
+            if lock is not None:
+                check_free(output)
+                os.rename(folder / output.name, output)
     finally:
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -204,7 +204,9 @@ def together(what: str) -> None:
 
 
 def create_sink(path: Path, leaves: Mapping[str, Leaf], like: Source, form: str | None = None) -> Sink:
-    """A sink for ``leaves`` at ``path``, which does not exist. On several processes all call it together.
+    """A sink for ``leaves`` at ``path``, which does not exist.
+
+    On several processes all call it inside one :func:`all_succeed`, after which the files are there.
 
     Args:
       path: the folder to be.
@@ -229,7 +231,6 @@ def create_sink(path: Path, leaves: Mapping[str, Leaf], like: Source, form: str 
         tree = like.tree() if form == was else _nested(renamed)
         kept = [renamed.get(name) for name in named_leaves(tree)]
         sink = zarr.Sink(path, renamed, jax.tree.unflatten(jax.tree.structure(tree), kept), create=first)
-    together("created")
     return sink if form == was else _Renamed(sink, names)
 
 
