@@ -51,7 +51,7 @@ JOBS = {
     "stable": Job(),
     "constant": Job(branch=True),
     "switched": Job(branch=True, switch=True),
-    **{f"switched-{curve}": _decay(curve, switch=True) for curve in CURVES},
+    "switched-minus_sqrt": _decay("minus_sqrt", switch=True),  # the paper's
     **{f"decay-{curve}": _decay(curve, switch=False) for curve in CURVES},
     "cosine": Job(("schedule.name=cosine", "checkpoint.snapshot=point")),
 }
@@ -160,8 +160,8 @@ def _locked(folder: Path) -> Iterator[None]:
 # --- all of them as an experiment ------------------------------------------------------------------------------------
 
 # Arm and job of every piece, the long ones first: branches find their stable run finished.
-_ALL = [(WSM, "stable"), (WSM, "cosine"), (WSD, "stable"), (WSD, "switched-minus_sqrt"), (WSD, "decay-minus_sqrt")]
-_ALL += [(WSM, job) for job in JOBS if job not in ("stable", "cosine")]
+_ALL = [(WSM, "stable"), (WSM, "cosine"), (WSD, "switched-minus_sqrt"), (WSD, "decay-minus_sqrt")]
+_ALL += [(WSM, job) for job in JOBS if (WSM, job) not in _ALL and job != "switched-minus_sqrt"]
 SCALES = {
     scale: {f"seed{seed}-{arm}-{job}": (seed, arm, job) for arm, job in _ALL for seed in SEEDS}
     for scale in matrix.SIZES

@@ -20,9 +20,9 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 
 from wsm_jax.errors import UsageError
+from wsm_jax.processes import all_succeed
 from wsm_jax.sharding import path_name
 
 PARAMS = "params"
@@ -312,26 +312,31 @@ def begin_tree(path: str | os.PathLike, tree: Any, item: str = PARAMS) -> tuple[
     path = Path(path).absolute()
     # One element for each leaf: Orbax would want all of every array at once. Then the true shapes take its place.
     small = jax.tree.map(lambda leaf: np.zeros((1,) * len(leaf.shape), leaf.dtype), tree)
-    with _context(mergeable=True):
-        _orbax().save(epath.Path(path), small, checkpointable_name=item)
-    folder, names, _ = array_names(path, item)
-    if jax.process_count() > 1:  # nobody reads what the first process now changes
-        multihost_utils.sync_global_devices(f"begin {path}")
-    if jax.process_index() == 0:
-        file = folder / "_METADATA"
-        metadata = json.loads(file.read_text())
-        shapes = {path_name(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for entry in metadata["tree_metadata"].values():
-            if not _empty(entry):
-                key = "/".join(str(key["key"]) for key in entry["key_metadata"])
-                entry["value_metadata"]["write_shape"] = list(shapes[key])
-        file.write_text(json.dumps(metadata))
-        for name in ("_sharding", "array_metadatas"):  # both speak of the small arrays
-            shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
-        for name in names.values():
-            shutil.rmtree(folder / name)
-        os.replace(path / _COMPLETE, path / f".{_COMPLETE}")
+    with all_succeed():  # all have read what the first process then changes
+        with _context(mergeable=True):
+            _orbax().save(epath.Path(path), small, checkpointable_name=item)
+        folder, names, _ = array_names(path, item)
+    with all_succeed():
+        if jax.process_index() == 0:
+            _take_arrays_out(path, folder, names, tree)
     return folder, names
+
+
+def _take_arrays_out(path: Path, folder: Path, names: dict[str, str], tree: Any) -> None:
+    """Leaves of a checkpoint of small arrays what says which arrays there are, with the shapes of ``tree``."""
+    file = folder / "_METADATA"
+    metadata = json.loads(file.read_text())
+    shapes = {path_name(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    for entry in metadata["tree_metadata"].values():
+        if not _empty(entry):
+            key = "/".join(str(key["key"]) for key in entry["key_metadata"])
+            entry["value_metadata"]["write_shape"] = list(shapes[key])
+    file.write_text(json.dumps(metadata))
+    for name in ("_sharding", "array_metadatas"):  # both speak of the small arrays
+        shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
+    for name in names.values():
+        shutil.rmtree(folder / name)
+    os.replace(path / _COMPLETE, path / f".{_COMPLETE}")
 
 
 def complete_tree(path: str | os.PathLike, metadata: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from wsm_jax.merging import engine, placement, plan, storage, verification
 from wsm_jax.merging import leaves as leaves_lib
 from wsm_jax.merging.leaves import AVERAGE, SKIP, Leaf, Rules, Weights
 from wsm_jax.merging.storage import Source
+from wsm_jax.processes import all_succeed
 
 DTYPES = ("same", "float32", "bfloat16", "float16")
 _ROOM = 0.8  # share of the host's free memory that results may take
@@ -212,17 +213,18 @@ def write_many(
     """
     if form not in (None, *storage.FORMATS):
         raise UsageError(f"format {form!r}: choose {' or '.join(storage.FORMATS)}")
-    for output in outputs.values():
-        storage.check_free(output)
-    with prepare(paths, weights, **options) as job, contextlib.ExitStack() as stack:
-        disk.check_disk(Path(next(iter(outputs.values()))).parent, job.bytes * len(outputs))
+    with contextlib.ExitStack() as stack:
+        with all_succeed():
+            for output in outputs.values():
+                storage.check_free(output)
+            job = stack.enter_context(prepare(paths, weights, **options))
+            disk.check_disk(Path(next(iter(outputs.values()))).parent, job.bytes * len(outputs))
         folders = [stack.enter_context(storage.unfinished(outputs[name])) for name in job.names]
-        with storage.all_succeed():
-            sinks = [storage.create_sink(folder, job.results, job.sources[-1], form) for folder in folders]
-        with storage.all_succeed():
+        sinks = [storage.create_sink(folder, job.results, job.sources[-1], form) for folder in folders]
+        with all_succeed():
             found = job.run(lambda n, *part: sinks[n].write(*part), progress=progress)
+            inputs = [source.record() for source in job.sources]
         records = {}
-        inputs = [source.record() for source in job.sources]
         if jax.process_count() == 1:
             inputs = [{**entry, "xxh3": digest} for entry, digest in zip(inputs, found, strict=True)]
         special = {path: policy for path, policy in job.policies.items() if policy != AVERAGE}
@@ -230,7 +232,7 @@ def write_many(
             own = dict((metadata or {}).get(name, {}))
             first, last = leaves_lib.window_ends(vectors, len(inputs))
             records[name] = {**own, "inputs": inputs[first : last + 1], "leaf_policies": special}
-            with storage.all_succeed():
+            with all_succeed():
                 if jax.process_index() == 0:
                     sink.finish(records[name])
                     if verify:

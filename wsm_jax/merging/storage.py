@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from wsm_jax import checkpoints
 from wsm_jax.errors import UsageError
 from wsm_jax.merging import huggingface
 from wsm_jax.merging.leaves import Leaf, named_leaves
+from wsm_jax.processes import all_succeed
 
 ORBAX, SAFETENSORS = FORMATS = ("orbax", "safetensors")
 
@@ -147,13 +147,15 @@ def unfinished(output: str | os.PathLike) -> Iterator[Path]:
       UsageError: ``output`` exists, or another process is writing it.
     """
     output = Path(output).absolute()
-    check_free(output)
     folder = output.with_name(f".{output.name}.merging")
-    with all_succeed():
-        lock = _claim(folder, output) if jax.process_index() == 0 else None
+    lock = None
     try:
+        with all_succeed():
+            check_free(output)
+            lock = _claim(folder, output) if jax.process_index() == 0 else None
         yield folder / output.name
-        together("end")
+        with all_succeed():
+            pass  # every part is written
         with all_succeed():
             if lock is not None:
                 check_free(output)
@@ -177,36 +179,8 @@ def _claim(folder: Path, output: Path) -> int:
     return lock
 
 
-@contextlib.contextmanager
-def all_succeed() -> Iterator[None]:
-    """A block after which all processes go on, or none: an error in one is an error in all.
-
-    Raises:
-      UsageError: another process failed; its own message tells why.
-    """
-    error: BaseException | None = None
-    try:
-        yield
-    except BaseException as raised:
-        error = raised
-    if jax.process_count() > 1:
-        fine = multihost_utils.process_allgather(np.asarray(error is None))
-        if error is None and not fine.all():
-            error = UsageError(f"process {int(np.argmin(fine))} of the merge failed; see its message")
-    if error is not None:
-        raise error
-
-
-def together(what: str) -> None:
-    """Waits for all processes of a distributed run; does nothing on one."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"wsm merge: {what}")
-
-
 def create_sink(path: Path, leaves: Mapping[str, Leaf], like: Source, form: str | None = None) -> Sink:
-    """A sink for ``leaves`` at ``path``, which does not exist.
-
-    On several processes all call it inside one :func:`all_succeed`, after which the files are there.
+    """A sink for ``leaves`` at ``path``, which does not exist. On several processes all call it together.
 
     Args:
       path: the folder to be.
@@ -223,14 +197,17 @@ def create_sink(path: Path, leaves: Mapping[str, Leaf], like: Source, form: str 
         raise UsageError(f"two leaves of {like.path} have one name in {form}; merge into {was}")
     first = jax.process_index() == 0
     if form == SAFETENSORS:
-        sink: Sink = huggingface.Sink(path, renamed, like if isinstance(like, huggingface.Source) else None, first)
+        with all_succeed():
+            sink: Sink = huggingface.Sink(path, renamed, like if isinstance(like, huggingface.Source) else None, first)
     else:
         from wsm_jax.merging import zarr
 
-        # A leaf that is not written becomes None, which a tree does not count as a leaf.
-        tree = like.tree() if form == was else _nested(renamed)
-        kept = [renamed.get(name) for name in named_leaves(tree)]
-        sink = zarr.Sink(path, renamed, jax.tree.unflatten(jax.tree.structure(tree), kept), create=first)
+        with all_succeed():
+            # A leaf that is not written becomes None, which a tree does not count as a leaf.
+            tree = like.tree() if form == was else _nested(renamed)
+            kept = [renamed.get(name) for name in named_leaves(tree)]
+            tree = jax.tree.unflatten(jax.tree.structure(tree), kept)
+        sink = zarr.Sink(path, renamed, tree, create=first)
     return sink if form == was else _Renamed(sink, names)
 
 

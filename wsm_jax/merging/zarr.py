@@ -18,6 +18,7 @@ from wsm_jax import checkpoints
 from wsm_jax.errors import UsageError
 from wsm_jax.merging.huggingface import read_exactly, write_exactly
 from wsm_jax.merging.leaves import Leaf
+from wsm_jax.processes import all_succeed
 
 
 class Source:
@@ -159,14 +160,15 @@ class Sink:
         self._folder = folder
         arrays, names = checkpoints.begin_tree(folder, tree)
         self._places: dict[str, tuple[Path, int, int]] = {}  # leaf -> folder, elements of a chunk, rank
-        for path, leaf in leaves.items():
-            rows = leaf.shape[0] if leaf.shape else 1
-            across = math.prod(leaf.shape[1:])
-            chunks = max(1, -(-leaf.nbytes // checkpoints.CHUNK_BYTES))
-            rows_each = -(-rows // min(chunks, rows))
-            self._places[path] = arrays / names[path], rows_each * across, len(leaf.shape)
-            if create:
-                self._begin(path, leaf, rows_each, -(-rows // rows_each))
+        with all_succeed():
+            for path, leaf in leaves.items():
+                rows = leaf.shape[0] if leaf.shape else 1
+                across = math.prod(leaf.shape[1:])
+                chunks = max(1, -(-leaf.nbytes // checkpoints.CHUNK_BYTES))
+                rows_each = -(-rows // min(chunks, rows))
+                self._places[path] = arrays / names[path], rows_each * across, len(leaf.shape)
+                if create:
+                    self._begin(path, leaf, rows_each, -(-rows // rows_each))
 
     def _begin(self, path: str, leaf: Leaf, rows: int, chunks: int) -> None:
         folder, elements, rank = self._places[path]
