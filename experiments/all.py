@@ -6,6 +6,7 @@ Tunes the peak rates, trains the shared runs, makes each experiment's page in re
 pages in results/REPORT-SCALE.md. What is done is not done again.
 """
 
+import argparse
 import subprocess
 import sys
 import time
@@ -31,7 +32,9 @@ def main() -> int:
     if "-h" in arguments or "--help" in arguments:
         print(__doc__)
         return 0
-    scale = next((a.partition("=")[2] for a in arguments if a.startswith("--scale=")), "small")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--scale", default="small")
+    scale = parser.parse_known_args(arguments)[0].scale
     start = time.perf_counter()
     for number, name in enumerate(NAMES, 1):
         print(f"\n[{number}/{len(NAMES)}] {name}", file=sys.stderr, flush=True)

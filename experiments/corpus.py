@@ -3,10 +3,11 @@
     python -m experiments.corpus --data=../shared/data --output=runs/corpus/small --megabytes=6
 
 `--data` is a folder of gzipped JSON lines: novels and Python enhancement proposals for the stable phase; textbooks,
-mathematics and worked solutions (the training parts of GSM8K, MATH, MBPP) for the annealing phase; and question with
+mathematics and worked solutions (GSM8K's and MBPP's training parts, MATH's test set
+without MATH-500) for the annealing phase; and question with
 solution from GSM8K's test set, MATH-500, HumanEval and MMLU-Pro, which are never trained on. A novel or a textbook
 chapter is cut into passages of about 2 kB at line ends, so that held-out passages come from many books: other
-passages of the same book are in the training split.
+passages of the same book are in the training split, and a few lines (1 to 3% of the text) are on both sides.
 """
 
 import argparse
@@ -98,17 +99,18 @@ def build(data: Path, output: Path, megabytes: float) -> Path:
     Raises:
       UsageError: a file is missing, or ``output`` was made with other arguments.
     """
-    made = {"megabytes": megabytes, "passage": PASSAGE}
-    if (output / "corpus.json").is_file():
-        there = json.loads((output / "corpus.json").read_text())
-        if {key: there.get(key) for key in made} != made:
-            raise UsageError(f"{output} was made with {there}, now it is {made}; choose another --output")
-        return output
     sources = [file for domains in PHASES.values() for files in domains.values() for file, _ in files]
     if missing := [file for file in sources if not (data / f"{file}.jsonl.gz").is_file()]:
         raise UsageError(
             f"{data / missing[0]}.jsonl.gz is not there; --data names the folder that holds text/ and eval/"
         )
+    sizes = {file: (data / f"{file}.jsonl.gz").stat().st_size for file in sources}
+    made = {"megabytes": megabytes, "passage": PASSAGE, "sources": sizes}
+    if (output / "corpus.json").is_file():
+        there = json.loads((output / "corpus.json").read_text())
+        if {key: there.get(key) for key in made} != made:
+            raise UsageError(f"{output} was made with {there}, now it is {made}; choose another --output")
+        return output
     with published(output) as folder:
         counts = {}
         for phase, domains in PHASES.items():

@@ -9,11 +9,9 @@ needs. Computed beside it: floating-point operations, and all of it for the pape
 what it adds to a step.
 """
 
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from configs import matrix
@@ -23,11 +21,21 @@ from experiments.seeds import Seeds, plus_minus, source
 from experiments.training import SEEDS, WSM, matrix_of, rates
 from experiments.trajectories import along, window
 from wsm_jax import disk
+from wsm_jax.checkpoints import PARAMS
 from wsm_jax.models.model import flops_per_token
 from wsm_jax.report import markdown_table
 
 COUNTS = (8, 16)
 REAL, MERGE = "decay", "merge"
+# A small process between: a child starts with the peak memory of its parent, and this one has run jax.
+MEASURE = """
+import os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+assert status == 0, sys.argv
+print(time.perf_counter() - start, usage.ru_maxrss)
+"""
 # Of the paper: parameters in all and active, tokens of the decay.
 PAPER = {"parameters": 16_255_643_392, "active": 1_432_973_056, "tokens": 400e9}
 SCALES = {scale: {f"seed{seed}": seed for seed in SEEDS} for scale in matrix.SIZES}
@@ -41,7 +49,7 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
     path = along(runs.run(seed, rate, "stable"), constant)
     parameters, tokens = constant.facts["parameters"], matrix.DECAY * runs.interval * constant.plan.tokens_per_step
     trained = [r for r in decay.metrics("train") if r["step"] > runs.branch_step]
-    state = disk.disk_bytes(constant.resume_stream / str(runs.steps))
+    state = disk.disk_bytes(decay.resume_stream / str(runs.steps))  # parameters and moments alone
     rows = [
         {
             **{"arm": REAL, "count": matrix.DECAY, "seconds": sum(r["seconds"] for r in trained), "peak_rss": 0},
@@ -52,7 +60,7 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
     for count in COUNTS:
         inputs = window(path, "linear", count, runs.steps).paths
         seconds, peak = merge(inputs, folder)
-        stored = sum(disk.disk_bytes(place) for place in inputs)
+        stored = sum(disk.disk_bytes(place / PARAMS) for place in inputs)
         rows.append(
             {
                 **{"arm": MERGE, "count": count, "seconds": seconds, "peak_rss": peak},
@@ -67,13 +75,10 @@ def merge(inputs: tuple[Path, ...], folder: Path) -> tuple[float, int]:
     with tempfile.TemporaryDirectory(dir=folder.parent) as place:
         options = ["--curve=linear", f"--output={place}/merged"]
         command = [sys.executable, "-m", "wsm_jax", "merge", *map(str, inputs), *options]
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise RuntimeError(f"{' '.join(command)} ended with {status}")
-        kibibytes = sys.platform != "darwin"  # there it is bytes
-        return time.perf_counter() - start, usage.ru_maxrss * (1024 if kibibytes else 1)
+        found = subprocess.run([sys.executable, "-c", MEASURE, *command], capture_output=True, text=True, check=True)
+    seconds, peak = found.stdout.split()
+    kibibytes = sys.platform != "darwin"  # there it is bytes
+    return float(seconds), int(peak) * (1024 if kibibytes else 1)
 
 
 def present(records: list[Record]) -> Page:
@@ -96,7 +101,7 @@ def present(records: list[Record]) -> Page:
         *markdown_table(rows),
         "",
         f"A merge of {COUNTS[-1]} takes {share:.1e} of the decay's floating-point operations; its time is that of "
-        "starting Python and of reading the files. *kept on disk*: for the decay the full state that it starts from, "
+        "starting Python and of reading the files. *kept on disk*: for the decay a full state, "
         "for the merge its inputs (float32). An online merge keeps one copy more in memory and reads nothing.",
         "",
         f"For the paper's model, by computation: a decay over {tokens / 1e9:.0f}B tokens is 6 × {active / 1e9:.2f}B × "

@@ -67,7 +67,8 @@ def losses(recipes: Mapping[Key, Recipe], measures: Mapping[str, Evaluator]) -> 
     """What each recipe's merge gives, from one pass over all that they read.
 
     Returns:
-      key -> bits per byte: ``validation`` and ``test``, the means over domains, and ``domains``, each one's on test.
+      key -> bits per byte: ``validation`` and ``test``, the means over domains, and ``domains``, each one's on test;
+      and ``test_documents``, how many documents each of those is of.
     """
     found = {}
     for key, evaluations in evaluated(recipes, measures).items():
@@ -75,6 +76,9 @@ def losses(recipes: Mapping[Key, Recipe], measures: Mapping[str, Evaluator]) -> 
         found[key] = {
             "validation": _mean(bits, "validation/"),
             "test": _mean(bits, "test/"),
+            "test_documents": {
+                name.removeprefix("test/"): len(e.tokens) for name, e in evaluations.items() if name.startswith("test/")
+            },
             "domains": {name.removeprefix("test/"): b for name, b in bits.items() if name.startswith("test/")},
         }
     return found

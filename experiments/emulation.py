@@ -115,7 +115,8 @@ def present(records: list[Record]) -> Page:
         f"Test loss minus that of the last constant-rate checkpoint ({plus_minus(table.of(raw))}), bits per byte, mean "
         "over the domains of the stable text; in parentheses the share of the real decay's gain. The decays and the "
         f"windows of the first four columns are {DECAY} intervals long, the best window is chosen on validation. "
-        f"{source(records)}",
+        f"{source(records)} All runs, also the decays and the cosine, have the peak rate {records[0]['peak_lr']:g} "
+        "that tuning chose for WSM.",
         "",
         *markdown_table(rows),
         "",

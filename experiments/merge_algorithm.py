@@ -19,7 +19,7 @@ from experiments import domains, protocol
 from experiments.emulation import of_means
 from experiments.intervals import interval, shown, verdict
 from experiments.protocol import Experiment, Page, Record
-from experiments.seeds import Seeds, plus_minus, source
+from experiments.seeds import Seeds, plus_minus, source, unswitched
 from experiments.training import SEEDS, WSD, WSM, Matrix, matrix_of, rates
 from experiments.trajectories import Trajectory, along, single, window
 from wsm_jax import plot_style, tuning
@@ -59,7 +59,7 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
     decay = runs.run(seed, rate[WSD], "switched-minus_sqrt")
     recipes[REAL, "minus_sqrt", matrix.DECAY] = protocol.single(decay.merge_stream / str(end))
     found = domains.losses(recipes, domains.evaluators(runs, switched))
-    facts = {"peak_lr": rate[WSM], "wsd_peak_lr": rate[WSD], **protocol.provenance(switched)}
+    facts = {"switched": runs.switches, "peak_lr": rate[WSM], "wsd_peak_lr": rate[WSD], **protocol.provenance(switched)}
     return [{"arm": arm, "curve": curve, "count": n, **loss, **facts} for (arm, curve, n), loss in found.items()]
 
 
@@ -105,8 +105,8 @@ def present(records: list[Record]) -> Page:
         "# Merge algorithms (Table 3)",
         "",
         f"Test loss in bits per byte, mean over all domains, lower is better, {matrix.DECAY} intervals after the "
-        f"switch; the number of checkpoints is chosen on validation. {source(records)} Peak rate {first['peak_lr']:g}, "
-        f"of the 1-sqrt decay {first['wsd_peak_lr']:g}.",
+        f"switch; the number of checkpoints is chosen on validation. {source(records)}{unswitched(records)} "
+        f"Peak rate {first['peak_lr']:g}, of the 1-sqrt decay {first['wsd_peak_lr']:g}.",
         "",
         *markdown_table(rows),
         "",

@@ -56,7 +56,8 @@ def present(records: list[Record]) -> Page:
         "# The length of the merged stretch (Figure 4)",
         "",
         f"Test loss minus that of the last checkpoint ({plus_minus(table.of(raw))}), bits per byte, mean over the "
-        f"domains of the stable text. {source(records)}",
+        f"domains of the stable text. {source(records)} All runs, also the decays, have the peak rate "
+        f"{records[0]['peak_lr']:g} that tuning chose for WSM.",
         "",
         *markdown_table(rows),
         "",

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from experiments.intervals import interval
 from experiments.protocol import Record
+from wsm_jax.errors import UsageError
 
 
 class Seeds:
@@ -21,6 +22,9 @@ class Seeds:
         for record in ordered:
             self._rows.setdefault(tuple(record[field] for field in fields), []).append(record)
         self.seeds = sorted({r["seed"] for r in records})
+        for name in ("peak_lr", "wsd_peak_lr"):
+            if len(found := {r.get(name) for r in records}) > 1:
+                raise UsageError(f"records of different peak rates {found}: remove the folder of the older pieces")
 
     def __contains__(self, key: tuple) -> bool:
         return key in self._rows
@@ -57,5 +61,19 @@ def source(records: Sequence[Record]) -> str:
         f"{first['parameters']:,} parameters, {len({r['seed'] for r in records})} seeds, mean ± 95% (Student's t over "
         f"seeds, differences paired); `{first['command']}`; {first['machine']}, Python {first['python']}, jax "
         f"{first['versions']['jax']}; config {first['config_hash']}, data {first['data_hash'][:12]}; "
-        f"{seconds / 60:.0f} minutes of one core beside the shared runs."
+        f"{seconds / 60:.0f} minutes of processes, with any shared runs that were missing." + documents(records)
     )
+
+
+def documents(records: Sequence[Record]) -> str:
+    """How many documents the losses are of, and what that leaves out of the intervals; empty where there are none."""
+    counts = records[0].get("test_documents")
+    if not counts:
+        return ""
+    each = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return f" All seeds are measured on the same documents ({each}): the intervals are over seeds, not over text."
+
+
+def unswitched(records: Sequence[Record]) -> str:
+    """A sentence for pages about the switch, where there was none; empty where there was."""
+    return "" if records[0]["switched"] else " Nothing was switched: all text is the standard library."

@@ -110,10 +110,18 @@ class Matrix:
                 branch_from=f"{parent.path}@{self.branch_step}" if parent else "",
             )
 
+    @property
+    def switches(self) -> bool:
+        """Whether there is annealing text to switch to."""
+        return bool(self.sources().anneal)
+
     def sources(self) -> "Sources":
         """Where the text of both phases is, made now if it is not there."""
-        data = Path(os.environ.get("WSM_EXPERIMENT_DATA", "../shared/data"))
+        asked = os.environ.get("WSM_EXPERIMENT_DATA")
+        data = Path(asked or "../shared/data")
         if not data.is_dir():
+            if asked:
+                raise UsageError(f"WSM_EXPERIMENT_DATA={asked} is no folder")
             return Sources("stdlib", "", "")
         place = corpus.build(data, self.root.parent.parent / "corpus" / self.scale, MEGABYTES[self.scale])
         return Sources(*(corpus.mixture(place, phase, WEIGHTS) for phase in corpus.PHASES))
@@ -131,6 +139,10 @@ class Sources:
 def matrix_of(folder: Path, settings: list[str]) -> Matrix:
     """The shared runs beside the folder of a piece, runs/EXPERIMENT/SCALE/PIECE."""
     scale = folder.parent.name
+    if scale not in matrix.SIZES:
+        raise UsageError(
+            f"--output={folder.parent} must end in EXPERIMENT/SCALE, so that the shared runs are beside it"
+        )
     return Matrix(scale, folder.parent.parent.parent / "training" / scale, tuple(settings))
 
 
@@ -190,7 +202,7 @@ def present(records: list[Record]) -> Page:
         "# The training runs that the experiments share",
         "",
         f"{first['parameters']:,} parameters; `{first['command']}`; {first['machine']}, Python {first['python']}, "
-        f"jax {first['versions']['jax']}; {total / 60:.0f} minutes of one core in all.",
+        f"jax {first['versions']['jax']}; {total / 60:.0f} minutes of processes, where a run was not there before.",
         "",
         *markdown_table(rows),
     ]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from configs import matrix
+from experiments import all as everything
 from experiments import (
     corpus,
     cost,
@@ -19,6 +20,7 @@ from experiments import (
     merge_algorithm,
     merge_duration,
     merge_granularity,
+    readme,
     training,
     trajectories,
     trajectory,
@@ -156,6 +158,20 @@ def test_without_the_rates_the_command_is_named(runs, monkeypatch, tmp_path):
         training.rates("tiny")
 
 
+def test_without_the_data_there_is_the_standard_library_and_no_switch(runs, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WSM_EXPERIMENT_DATA")
+    assert runs.sources() == training.Sources("stdlib", "", "") and not runs.switches
+    monkeypatch.setenv("WSM_EXPERIMENT_DATA", "no-such-folder")
+    with pytest.raises(UsageError, match="no-such-folder"):
+        runs.sources()
+
+
+def test_an_output_that_names_no_scale_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="EXPERIMENT/SCALE"):
+        training.matrix_of(tmp_path / "elsewhere" / "seed0", [])
+
+
 def test_means_of_intervals_and_the_end_are_merged_as_the_curve_wants(runs):
     path = trajectories.along(runs.run(0, RATE, "stable"), runs.run(0, RATE, "switched"))
     recipe = emulation.of_means(path, "exponential", 4, runs.steps)  # it ends above zero
@@ -221,13 +237,30 @@ def measured(experiment, runs, told):
 PAGES = [wsd_vs_wsm, merge_algorithm, merge_duration, merge_granularity, emulation, trajectory, cost]
 
 
+def test_the_report_and_the_readme_take_the_pages_up(monkeypatch, tmp_path):
+    table = "| claim | difference |  |\n| :-- | --: | --: |\n| a is better | -0.1 ± 0.05 | holds |\n"
+    page = f"# Title\n\n{table}\n![x](x.png)\n"
+    for name in everything.NAMES:
+        (tmp_path / name / "tiny").mkdir(parents=True)
+        (tmp_path / name / "tiny" / "README.md").write_text(page)
+    monkeypatch.setattr(everything, "RESULTS", tmp_path)
+    text = everything.report("tiny")
+    assert text.count("\n## Title") == len(everything.NAMES) and "![x](emulation/tiny/x.png)" in text
+    lines = readme.paper_section({"emulation": page, "trajectory": page})
+    assert [line for line in lines if "a is better" in line] == [
+        "| a is better | -0.1 ± 0.05 | holds | [emulation](results/emulation/small) |"
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", PAGES)
 def test_an_experiment_from_its_runs_to_its_page(runs, experiment):
     file = training.RESULTS / "tuning" / "tiny" / "records.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    both = [{"arm": arm, "peak_lr": RATE, "validation": 1.0} for arm in (training.WSM, training.WSD)]
+    both = [{"arm": arm, "peak_lr": RATE, "validation": 1.0, "test": 1.0} for arm in (training.WSM, training.WSD)]
+    both += [{**record, "peak_lr": 1.0, "validation": 2.0, "test": 0.0} for record in both]  # better on test only
     file.write_text("".join(json.dumps(record) + "\n" for record in both))
+    assert training.rates("tiny") == {training.WSM: RATE, training.WSD: RATE}
     records = [record for seed in (0, 1) for record in measured(experiment, runs, seed)]
     figures = [value for r in records for value in r.values() if isinstance(value, float)]
     assert figures and all(map(math.isfinite, figures))
