@@ -3,7 +3,7 @@
     python -m experiments.emulation [--scale=small]
 
 From one full state, real decays to zero (linear, cosine, 1-sqrt) and the constant-rate run on the same text (no
-switch). At every second interval of the decay: its loss, and that of the merge of the constant run's checkpoints with
+switch). At every fourth interval of the decay: its loss, and that of the merge of the constant run's checkpoints with
 the part of the curve that has passed, by the paper's grid. At its end also by the schedule's mean over each interval,
 by the means of the parameters over each interval, and with the window that is best on validation. And a full cosine
 from the end of the warm-up, against the merge of all checkpoints since then.
@@ -28,7 +28,7 @@ from wsm_jax.merging.recipe import Recipe
 from wsm_jax.report import markdown_table
 from wsm_jax.run import Run
 
-DECAY, EVERY = matrix.DECAY, 2
+DECAY, EVERY = matrix.DECAY, 4
 COUNTS = (4, 8, 12, 16, 24, 32, 48, 60)
 RAW, REAL, GRID, MEANS, SNAPSHOTS = "raw", "decay", "paper's grid", "schedule's means", "interval means"
 FULL = "full cosine"
