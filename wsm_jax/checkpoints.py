@@ -17,18 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
 
 from wsm_jax.errors import UsageError
-from wsm_jax.processes import all_succeed
-from wsm_jax.sharding import path_name
 
 PARAMS = "params"
 CHUNK_BYTES = 64 * 10**6
 _DELETED = ".deleted-"  # begins the name of a checkpoint that is being removed
-_COMPLETE = "_CHECKPOINT_METADATA"  # written last
+COMPLETE = "_CHECKPOINT_METADATA"  # written last
 _UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's mark of one that is being written
 
 # Orbax logs every save and restore, and warns when a sharding is read from the file; neither tells a user anything.
@@ -164,7 +161,7 @@ def is_checkpoint(path: str | os.PathLike) -> bool:
     """Whether ``path`` is a complete Orbax checkpoint."""
     root = epath.Path(path).absolute()
     # Orbax takes any folder whose name is not temporary, even an empty one, for a checkpoint of its old format.
-    marks = (root / _COMPLETE, root / "_METADATA")
+    marks = (root / COMPLETE, root / "_METADATA")
     return _orbax().is_orbax_checkpoint(root) and (
         any(mark.exists() for mark in marks) or any(root.glob("*/_METADATA"))
     )
@@ -283,7 +280,7 @@ def array_names(path: str | os.PathLike, item: str | None = None) -> tuple[Path,
     folder = root / name if name else root
     try:
         metadata = json.loads((folder / "_METADATA").read_text())
-        entries = [entry["key_metadata"] for entry in metadata["tree_metadata"].values() if not _empty(entry)]
+        entries = [entry["key_metadata"] for entry in metadata["tree_metadata"].values() if not is_empty(entry)]
         keys = [[str(key["key"]) for key in entry] for entry in entries]
         layout = ("zarr3" if metadata.get("use_zarr3") else "zarr") + ("+ocdbt" if metadata["use_ocdbt"] else "")
     except (OSError, ValueError, KeyError, AttributeError) as error:
@@ -291,62 +288,12 @@ def array_names(path: str | os.PathLike, item: str | None = None) -> tuple[Path,
     return folder, {"/".join(key): ".".join(key) for key in keys}, layout
 
 
-def _empty(entry: dict[str, Any]) -> bool:
+def is_empty(entry: dict[str, Any]) -> bool:
     """Whether a stored node is an empty container or None, which has no array."""
     return bool(entry["value_metadata"].get("skip_deserialize"))
 
 
-def begin_tree(path: str | os.PathLike, tree: Any, item: str = PARAMS) -> tuple[Path, dict[str, str]]:
-    """Everything of a checkpoint but its arrays, which somebody else writes as zarr3 under the names returned.
-
-    It is no complete checkpoint until :func:`complete_tree`. On several processes all call it together.
-
-    Args:
-      path: must not exist.
-      tree: nested dictionaries and lists whose leaves have shape and dtype.
-      item: name of the item.
-
-    Returns:
-      as :func:`array_names`, without the layout.
-    """
-    path = Path(path).absolute()
-    # One element for each leaf: Orbax would want all of every array at once. Then the true shapes take its place.
-    small = jax.tree.map(lambda leaf: np.zeros((1,) * len(leaf.shape), leaf.dtype), tree)
-    with all_succeed():  # all have read what the first process then changes
-        with _context(mergeable=True):
-            _orbax().save(epath.Path(path), small, checkpointable_name=item)
-        folder, names, _ = array_names(path, item)
-    with all_succeed():
-        if jax.process_index() == 0:
-            _take_arrays_out(path, folder, names, tree)
-    return folder, names
-
-
-def _take_arrays_out(path: Path, folder: Path, names: dict[str, str], tree: Any) -> None:
-    """Leaves of a checkpoint of small arrays what says which arrays there are, with the shapes of ``tree``."""
-    file = folder / "_METADATA"
-    metadata = json.loads(file.read_text())
-    shapes = {path_name(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    for entry in metadata["tree_metadata"].values():
-        if not _empty(entry):
-            key = "/".join(str(key["key"]) for key in entry["key_metadata"])
-            entry["value_metadata"]["write_shape"] = list(shapes[key])
-    file.write_text(json.dumps(metadata))
-    for name in ("_sharding", "array_metadatas"):  # both speak of the small arrays
-        shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
-    for name in names.values():
-        shutil.rmtree(folder / name)
-    os.replace(path / _COMPLETE, path / f".{_COMPLETE}")
-
-
-def complete_tree(path: str | os.PathLike, metadata: dict[str, Any]) -> None:
-    """Turns what :func:`begin_tree` made into a complete checkpoint that carries ``metadata``."""
-    hidden = Path(path) / f".{_COMPLETE}"
-    hidden.write_text(json.dumps({**json.loads(hidden.read_text()), "custom_metadata": metadata}))
-    os.replace(hidden, Path(path) / _COMPLETE)
-
-
 def user_metadata(path: str | os.PathLike) -> dict[str, Any]:
     """What was stored beside the arrays of the checkpoint at ``path``."""
-    text = (_require(path) / _COMPLETE).read_text()
+    text = (_require(path) / COMPLETE).read_text()
     return json.loads(text).get("custom_metadata") or {}

@@ -25,6 +25,6 @@ def all_succeed() -> Iterator[None]:
     if jax.process_count() > 1:
         fine = multihost_utils.process_allgather(np.asarray(error is None))
         if error is None and not fine.all():
-            error = UsageError(f"process {int(np.argmin(fine))} of the merge failed; see its message")
+            error = UsageError(f"process {int(np.argmin(fine))} failed; see its message")
     if error is not None:
         raise error

@@ -16,6 +16,7 @@ import tensorstore as ts
 
 from wsm_jax import checkpoints
 from wsm_jax.errors import UsageError
+from wsm_jax.merging import orbax_tree
 from wsm_jax.merging.huggingface import read_exactly, write_exactly
 from wsm_jax.merging.leaves import Leaf
 from wsm_jax.processes import all_succeed
@@ -158,7 +159,7 @@ class Sink:
 
     def __init__(self, folder: Path, leaves: Mapping[str, Leaf], tree: Any, *, create: bool):
         self._folder = folder
-        arrays, names = checkpoints.begin_tree(folder, tree)
+        arrays, names = orbax_tree.begin_tree(folder, tree)
         self._places: dict[str, tuple[Path, int, int]] = {}  # leaf -> folder, elements of a chunk, rank
         with all_succeed():
             for path, leaf in leaves.items():
@@ -204,4 +205,4 @@ class Sink:
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Stores the record of the merge; the checkpoint is complete then."""
-        checkpoints.complete_tree(self._folder, dict(record))
+        orbax_tree.complete_tree(self._folder, dict(record))
