@@ -28,17 +28,15 @@ RESULTS = Path("results")
 
 def main() -> int:
     """Runs them in order and stops at the first that fails."""
-    arguments = sys.argv[1:]
-    if "-h" in arguments or "--help" in arguments:
-        print(__doc__)
-        return 0
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--scale", default="small")
-    scale = parser.parse_known_args(arguments)[0].scale
+    scale = parser.parse_known_args()[0].scale
     start = time.perf_counter()
     for number, name in enumerate(NAMES, 1):
         print(f"\n[{number}/{len(NAMES)}] {name}", file=sys.stderr, flush=True)
-        status = subprocess.run([sys.executable, "-m", f"experiments.{name}", *arguments], check=False).returncode
+        status = subprocess.run([sys.executable, "-m", f"experiments.{name}", *sys.argv[1:]], check=False).returncode
         if status:
             return status
     (RESULTS / f"REPORT-{scale}.md").write_text(report(scale))

@@ -18,8 +18,8 @@ from configs import matrix
 from experiments import protocol
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
-from experiments.training import SEEDS, WSM, matrix_of, rates
-from experiments.trajectories import along, window
+from experiments.training import SEED_SCALES, WSM, matrix_of, rates
+from experiments.trajectories import window
 from wsm_jax import disk
 from wsm_jax.checkpoints import PARAMS
 from wsm_jax.models.model import flops_per_token
@@ -38,7 +38,6 @@ print(time.perf_counter() - start, usage.ru_maxrss)
 """
 # Of the paper: parameters in all and active, tokens of the decay.
 PAPER = {"parameters": 16_255_643_392, "active": 1_432_973_056, "tokens": 400e9}
-SCALES = {scale: {f"seed{seed}": seed for seed in SEEDS} for scale in matrix.SIZES}
 
 
 def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
@@ -46,7 +45,7 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
     runs = matrix_of(folder, settings)
     rate = rates(runs.scale)[WSM]
     constant, decay = (runs.run(seed, rate, job) for job in ("constant", "decay-minus_sqrt"))
-    path = along(runs.run(seed, rate, "stable"), constant)
+    path = runs.path(seed, rate, "constant")
     parameters, tokens = constant.facts["parameters"], matrix.DECAY * runs.interval * constant.plan.tokens_per_step
     trained = [r for r in decay.metrics("train") if r["step"] > runs.branch_step]
     state = disk.disk_bytes(decay.resume_stream / str(runs.steps))  # parameters and moments alone
@@ -72,7 +71,8 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
 
 def merge(inputs: tuple[Path, ...], folder: Path) -> tuple[float, int]:
     """Seconds and peak resident bytes of ``wsm merge`` of some checkpoints, from its start to its end."""
-    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
         options = ["--curve=linear", f"--output={place}/merged"]
         command = [sys.executable, "-m", "wsm_jax", "merge", *map(str, inputs), *options]
         found = subprocess.run([sys.executable, "-c", MEASURE, *command], capture_output=True, text=True, check=True)
@@ -112,7 +112,7 @@ def present(records: list[Record]) -> Page:
     return Page(lines, {})
 
 
-EXPERIMENT = Experiment("cost", SCALES, measure, present)
+EXPERIMENT = Experiment("cost", SEED_SCALES, measure, present)
 
 if __name__ == "__main__":
     sys.exit(protocol.main(EXPERIMENT))

@@ -6,7 +6,7 @@ question with solution of the benchmarks. The mean over domains counts each alik
 
 import dataclasses
 import statistics
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +21,6 @@ from wsm_jax.run import Run
 
 Key = TypeVar("Key", bound=Hashable)
 VALIDATION_TOKENS, TEST_TOKENS = 16384, 32768  # in all, an equal part from each domain
-TRAIN = "train"
 
 
 def evaluators(runs: Matrix, run: Run) -> dict[str, Evaluator]:
@@ -54,7 +53,7 @@ def evaluators(runs: Matrix, run: Run) -> dict[str, Evaluator]:
     return {
         **{f"validation/{domain(s)}": make(s, "validation", VALIDATION_TOKENS // len(trained)) for s in trained},
         **{f"test/{domain(s)}": make(s, "test", each) for s in trained},
-        **{f"test/{domain(s)}": make(s, TRAIN, each) for s in benchmarks},
+        **{f"test/{domain(s)}": make(s, "train", each) for s in benchmarks},
     }
 
 
@@ -72,18 +71,13 @@ def losses(recipes: Mapping[Key, Recipe], measures: Mapping[str, Evaluator]) -> 
     """
     found = {}
     for key, evaluations in evaluated(recipes, measures).items():
-        bits = {name: evaluation.bits_per_byte for name, evaluation in evaluations.items()}
+        test = {name.removeprefix("test/"): e for name, e in evaluations.items() if name.startswith("test/")}
+        validation = [e.bits_per_byte for name, e in evaluations.items() if name.startswith("validation/")]
+        bits = {name: evaluation.bits_per_byte for name, evaluation in test.items()}
         found[key] = {
-            "validation": _mean(bits, "validation/"),
-            "test": _mean(bits, "test/"),
-            "test_documents": {
-                name.removeprefix("test/"): len(e.tokens) for name, e in evaluations.items() if name.startswith("test/")
-            },
-            "domains": {name.removeprefix("test/"): b for name, b in bits.items() if name.startswith("test/")},
+            "validation": statistics.fmean(validation),
+            "test": statistics.fmean(bits.values()),
+            "test_documents": {name: len(evaluation.tokens) for name, evaluation in test.items()},
+            "domains": bits,
         }
     return found
-
-
-def _mean(bits: Mapping[str, float], prefix: str) -> float:
-    chosen: Sequence[float] = [value for name, value in bits.items() if name.startswith(prefix)]
-    return statistics.fmean(chosen)

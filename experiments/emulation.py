@@ -12,19 +12,19 @@ from the end of the warm-up, against the merge of all checkpoints since then.
 import sys
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from configs import matrix
 from experiments import domains, protocol
-from experiments.intervals import shown, verdict
+from experiments.intervals import CLAIMS, HOLDS, claimed, shown
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
-from experiments.training import CURVES, SEEDS, WSM, Matrix, matrix_of, rates
-from experiments.trajectories import Trajectory, along, single, window
+from experiments.training import CURVES, SEED_SCALES, WSM, Matrix, matrix_of, rates
+from experiments.trajectories import Trajectory, window
 from wsm_jax import checkpoint_weights, plot_style, schedule_weights, schedules
-from wsm_jax.coefficients import curve_update_weights, merge_weights
-from wsm_jax.merging.recipe import Recipe
+from wsm_jax.coefficients import curve_update_weights
+from wsm_jax.merging.recipe import Recipe, make_recipe
+from wsm_jax.merging.selection import MEAN
 from wsm_jax.report import markdown_table
 from wsm_jax.run import Run
 
@@ -33,7 +33,6 @@ COUNTS = (4, 8, 12, 16, 24, 32, 48, 60)
 RAW, REAL, GRID, MEANS, SNAPSHOTS = "raw", "decay", "paper's grid", "schedule's means", "interval means"
 FULL = "full cosine"
 ALL = matrix.INTERVALS - matrix.INTERVALS // 16  # checkpoints since the end of the warm-up
-SCALES = {scale: {f"seed{seed}": seed for seed in SEEDS} for scale in matrix.SIZES}
 
 
 def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
@@ -41,8 +40,8 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
     runs = matrix_of(folder, settings)
     rate = rates(runs.scale)[WSM]
     constant = runs.run(seed, rate, "constant")
-    path = along(runs.run(seed, rate, "stable"), constant)
-    recipes = {(RAW, "", 1, since): single(path, _step(runs, since)) for since in range(0, DECAY + 1, EVERY)}
+    path = runs.path(seed, rate, "constant")
+    recipes = {(RAW, "", 1, since): protocol.single(path[_step(runs, since)]) for since in range(0, DECAY + 1, EVERY)}
     for curve in CURVES:
         decay = runs.run(seed, rate, f"decay-{curve}")
         for since in range(EVERY, DECAY + 1, EVERY):
@@ -52,7 +51,7 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
             weights = checkpoint_weights(curve_update_weights(curve, DECAY)[: since - 1])
             recipes[GRID, curve, DECAY, since] = window(path, weights, since, step)
         recipes[MEANS, curve, DECAY, DECAY] = by_schedule(decay, path, runs.branch_step, runs.steps)
-        recipes[SNAPSHOTS, curve, DECAY, DECAY] = of_means(path, curve, DECAY, runs.steps)
+        recipes[SNAPSHOTS, curve, DECAY, DECAY] = make_recipe(constant, curve, DECAY, snapshot=MEAN)
     recipes |= {
         (GRID, curve, n, DECAY): window(path, curve, n, runs.steps) for curve in CURVES for n in COUNTS if n != DECAY
     }
@@ -79,36 +78,25 @@ def by_schedule(run: Run, path: Trajectory, first: int, last: int) -> Recipe:
     return window(path, schedule_weights(schedule, steps, run.config.optimizer.peak_lr), len(steps), last)
 
 
-def of_means(path: Trajectory, curve: str, count: int, last: int) -> Recipe:
-    """The merge of ``count`` interval means and, where the curve needs it, the parameters at the end."""
-    weights = merge_weights(curve, count, snapshot="mean")
-    means = window(path, weights[:-1], count, last, item="mean")
-    if not weights[-1]:
-        return means
-    return Recipe((*means.paths, path[last]), (*means.items, "params"), np.asarray(weights))
-
-
 def present(records: list[Record]) -> Page:
     """The end of each decay beside its merges, and both over time."""
     table, raw = Seeds(records, "arm", "curve", "count", "since"), (RAW, "", 1, DECAY)
     rows = [["curve", "real decay", "paper's grid", "schedule's means", "interval means", "best window", "its length"]]
-    claims = [["claim", "difference", ""]]
+    claims = [CLAIMS]
     for curve in CURVES:
         name, real = plot_style.CURVE_LABELS[curve], (REAL, curve, DECAY, DECAY)
         best = table.best([(GRID, curve, n, DECAY) for n in COUNTS])
         keys = [real, *((arm, curve, DECAY, DECAY) for arm in (GRID, MEANS, SNAPSHOTS)), best]
         rows.append([name, *(_cell(table, key, raw, real) for key in keys), str(best[2])])
         for words, key in (("the equal window", keys[1]), (f"the best window ({best[2]})", best)):
-            values = table.minus(key, real)
-            claims.append([f"{name}: the merge at {words} is better than the decay", shown(values), verdict(values)])
+            claims.append(claimed(f"{name}: the merge at {words} is better than the decay", table.minus(key, real)))
     full = (REAL, FULL, ALL, DECAY)
     anything = table.best([(GRID, curve, n, DECAY) for curve in CURVES for n in COUNTS])
     keys = [full, (GRID, "cosine", ALL, DECAY), (MEANS, FULL, ALL, DECAY)]
     rows.append([FULL, *(_cell(table, key, raw, full) for key in keys), "–", _cell(table, anything, raw, full)])
     rows[-1].append(f"{anything[2]} ({plot_style.CURVE_LABELS[anything[1]]})")
     for words, key in (("the merge from the end of the warm-up", keys[1]), ("the best merge of all", anything)):
-        values = table.minus(key, full)
-        claims.append([f"{FULL}: {words} is better than the run", shown(values), verdict(values)])
+        claims.append(claimed(f"{FULL}: {words} is better than the run", table.minus(key, full)))
     lines = [
         "# Real decays and the merges that emulate them",
         "",
@@ -122,7 +110,7 @@ def present(records: list[Record]) -> Page:
         "",
         *markdown_table(claims),
         "",
-        "A claim *holds* where the 95% interval of the difference, paired by seed, lies below zero.",
+        HOLDS,
         "",
         "![Loss of each decay and of the merge that emulates it, over time](emulation.png)",
     ]
@@ -156,7 +144,7 @@ def figure(table: Seeds) -> Figure:
     return made
 
 
-EXPERIMENT = Experiment("emulation", SCALES, measure, present)
+EXPERIMENT = Experiment("emulation", SEED_SCALES, measure, present)
 
 if __name__ == "__main__":
     sys.exit(protocol.main(EXPERIMENT))

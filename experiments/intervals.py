@@ -21,6 +21,15 @@ def shown(values: Sequence[float], digits: int = 4) -> str:
     return f"{mean:+.{digits}f} ± {half:.{digits}f}"
 
 
+CLAIMS = ["claim", "difference", ""]  # header of a table of claims
+HOLDS = "A claim *holds* where the 95% interval of the difference, paired by seed, lies below zero."
+
+
+def claimed(claim: str, values: Sequence[float], digits: int = 4) -> list[str]:
+    """A row of a table of claims."""
+    return [claim, shown(values, digits), verdict(values)]
+
+
 def verdict(values: Sequence[float]) -> str:
     """What the 95% interval of a difference says of ``below zero``: ``holds``, ``does not hold`` or ``undecided``."""
     mean, half = interval(values)

@@ -11,23 +11,23 @@ gradient.
 import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from configs import matrix
 from experiments import domains, protocol
-from experiments.emulation import of_means
-from experiments.intervals import interval, shown, verdict
+from experiments.intervals import CLAIMS, HOLDS, claimed, interval, shown
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source, unswitched
-from experiments.training import SEEDS, WSD, WSM, Matrix, matrix_of, rates
-from experiments.trajectories import Trajectory, along, single, window
+from experiments.training import SEED_SCALES, WSD, WSM, matrix_of, rates
 from wsm_jax import plot_style, tuning
-from wsm_jax.coefficients import merge_weights
+from wsm_jax.checkpoints import PARAMS
 from wsm_jax.merging import selection
-from wsm_jax.merging.recipe import Recipe
+from wsm_jax.merging.recipe import Recipe, make_recipe
+from wsm_jax.merging.selection import MEAN, POINT
+from wsm_jax.merging.weighting import Rule
 from wsm_jax.report import markdown_table
-from wsm_jax.run import Run
 
 COUNTS = (4, 8, 12, 16)
 MERGED = ("linear", "minus_sqrt", "ema", "cosine", "inverse_sqrt")
@@ -35,47 +35,31 @@ NAMES = {"linear": "mean (linear)", **{c: plot_style.CURVE_LABELS[c] for c in ME
 RAW, REAL, MERGE, MEANS, AWARE = "raw", "decay", "merge", "interval means", "weight-decay-aware"
 SWA, LAWA, LEARNED, MONOTONE = "SWA", "LAWA, k = 5", "learned", "learned, monotone"
 PAPER = {(REAL, "minus_sqrt"): 62.67, (MERGE, "ema"): 63.01, (MERGE, "linear"): 63.95, (MERGE, "minus_sqrt"): 64.06}
-SCALES = {scale: {f"seed{seed}": seed for seed in SEEDS} for scale in matrix.SIZES}
 
 
 def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
     """Every way of a seed."""
     runs, rate = matrix_of(folder, settings), rates(folder.parent.name)
-    switched = runs.run(seed, rate[WSM], "switched")
-    path = along(runs.run(seed, rate[WSM], "stable"), switched)
-    end = runs.steps
-    recipes = {(RAW, "", 1): single(path, end)}
-    recipes |= {(MERGE, curve, n): window(path, curve, n, end) for curve in MERGED for n in COUNTS}
-    recipes |= {(MEANS, "linear", n): of_means(path, "linear", n, end) for n in COUNTS}
-    recipes |= {(AWARE, "linear", n): aware(switched, path, "linear", n, runs) for n in COUNTS}
-    recipes |= {
-        (SWA, "", matrix.DECAY): window(path, "linear", matrix.DECAY, end),
-        (LAWA, "", 5): window(path, "linear", 5, end),
-    }
+    switched, end = runs.run(seed, rate[WSM], "switched"), runs.steps
+
+    def merged(rule: Rule | str, count: int, **options: Any) -> Recipe:
+        return make_recipe(switched, rule, count, last_step=end, **{"snapshot": POINT, **options})
+
+    recipes = {(RAW, "", 1): merged("linear", 1)}
+    recipes |= {(MERGE, curve, n): merged(curve, n) for curve in MERGED for n in COUNTS}
+    for n in COUNTS:
+        recipes[MEANS, "linear", n] = merged("linear", n, snapshot=MEAN)
+        recipes[AWARE, "linear", n] = merged("linear", n, weight_decay_aware=True)
+    recipes |= {(SWA, "", matrix.DECAY): merged("mean", matrix.DECAY), (LAWA, "", 5): merged("lawa", 5)}
+    window = selection.select(switched, matrix.DECAY, last_step=end)
     for name, monotone in ((LEARNED, False), (MONOTONE, True)):
-        chosen = selection.select(switched, matrix.DECAY, last_step=end)
-        weights = tuning.learn(switched, chosen, seed=seed, monotone=monotone).weights
-        recipes[name, "", matrix.DECAY] = window(path, weights, matrix.DECAY, end)
+        weights = tuning.learn(switched, window, seed=seed, monotone=monotone).weights
+        recipes[name, "", matrix.DECAY] = Recipe(window.paths, (PARAMS,) * window.count, weights)
     decay = runs.run(seed, rate[WSD], "switched-minus_sqrt")
     recipes[REAL, "minus_sqrt", matrix.DECAY] = protocol.single(decay.merge_stream / str(end))
     found = domains.losses(recipes, domains.evaluators(runs, switched))
     facts = {"switched": runs.switches, "peak_lr": rate[WSM], "wsd_peak_lr": rate[WSD], **protocol.provenance(switched)}
     return [{"arm": arm, "curve": curve, "count": n, **loss, **facts} for (arm, curve, n), loss in found.items()]
-
-
-def aware(run: Run, path: Trajectory, curve: str, count: int, runs: Matrix) -> Recipe:
-    """The merge whose weights account for decoupled weight decay, in the leaves that the optimizer shrinks."""
-    settings = run.config.optimizer
-    decayed = merge_weights(
-        curve,
-        count,
-        learning_rate=settings.peak_lr,
-        weight_decay=settings.weight_decay,
-        steps_per_interval=runs.interval,
-    )
-    plain = window(path, curve, count, runs.steps)
-    mask = run.facts["decay_mask"]
-    return plain._replace(weights={leaf: decayed if shrinks else plain.weights for leaf, shrinks in mask.items()})
 
 
 def present(records: list[Record]) -> Page:
@@ -95,11 +79,11 @@ def present(records: list[Record]) -> Page:
         cells = [plus_minus(table.of(key)), shown(table.minus(key, raw))]
         cells.append("–" if key == real else shown(table.minus(key, real)))
         rows.append([name, count, *cells, f"{PAPER[key[:2]]:.2f}" if key[:2] in PAPER else "–"])
-    claims = [["claim (finding 2)", "difference", ""]]
+    claims = [["claim (finding 2)", *CLAIMS[1:]]]
     order = ["merge, 1-sqrt", "merge, mean (linear)", "merge, EMA", "real decay, 1-sqrt"]
     for first, second in itertools.pairwise(order):
         values = table.minus(arms[first], arms[second])
-        claims.append([f"{first} is better than {second}", shown(values), verdict(values)])
+        claims.append(claimed(f"{first} is better than {second}", values))
     first = records[0]
     lines = [
         "# Merge algorithms (Table 3)",
@@ -115,7 +99,7 @@ def present(records: list[Record]) -> Page:
         "",
         *markdown_table(claims),
         "",
-        "A claim *holds* where the 95% interval of the difference, paired by seed, lies below zero.",
+        HOLDS,
         "",
         "![Every way beside no merge and the real decay](algorithms.png)",
     ]
@@ -137,7 +121,7 @@ def figure(table: Seeds, arms: dict[str, tuple], raw: tuple) -> Figure:
     return made
 
 
-EXPERIMENT = Experiment("merge_algorithm", SCALES, measure, present)
+EXPERIMENT = Experiment("merge_algorithm", SEED_SCALES, measure, present)
 
 if __name__ == "__main__":
     sys.exit(protocol.main(EXPERIMENT))

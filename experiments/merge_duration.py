@@ -13,18 +13,17 @@ from matplotlib.figure import Figure
 
 from configs import matrix
 from experiments import domains, protocol
-from experiments.intervals import interval, shown, verdict
+from experiments.intervals import CLAIMS, HOLDS, claimed, interval, shown
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
-from experiments.training import CURVES, SEEDS, WSM, matrix_of, rates
-from experiments.trajectories import along, single, window
+from experiments.training import CURVES, SEED_SCALES, WSM, matrix_of, rates
+from experiments.trajectories import window
 from wsm_jax import plot_style
 from wsm_jax.report import markdown_table
 
 COUNTS = (2, 4, 8, 12, 16, 24, 32, 48, 60)  # of 64; the warm-up takes four
 MERGED = ("linear", "cosine", "minus_sqrt", "inverse_sqrt", "ema")
 RAW, MERGE, REAL = "raw", "merge", "decay"
-SCALES = {scale: {f"seed{seed}": seed for seed in SEEDS} for scale in matrix.SIZES}
 
 
 def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
@@ -32,8 +31,8 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
     runs = matrix_of(folder, settings)
     rate = rates(runs.scale)[WSM]
     constant = runs.run(seed, rate, "constant")
-    path = along(runs.run(seed, rate, "stable"), constant)
-    recipes = {(RAW, "", 1): single(path, runs.steps)}
+    path = runs.path(seed, rate, "constant")
+    recipes = {(RAW, "", 1): protocol.single(path[runs.steps])}
     recipes |= {(MERGE, curve, n): window(path, curve, n, runs.steps) for curve in MERGED for n in COUNTS}
     for curve in CURVES:
         decay = runs.run(seed, rate, f"decay-{curve}")
@@ -63,8 +62,7 @@ def present(records: list[Record]) -> Page:
         "",
         *markdown_table(claims(table)),
         "",
-        "*best*: the window with the lowest validation loss. A claim *holds* where the 95% interval of the difference, "
-        "paired by seed, lies below zero.",
+        f"*best*: the window with the lowest validation loss. {HOLDS}",
         "",
         "![Loss by window and curve](windows.png)",
     ]
@@ -73,11 +71,10 @@ def present(records: list[Record]) -> Page:
 
 def claims(table: Seeds) -> list[list[str]]:
     """Header and rows: claim, difference, verdict."""
-    rows = [["claim", "difference", ""]]
+    rows = [CLAIMS]
 
     def add(claim: str, first: tuple, second: tuple) -> None:
-        values = table.minus(first, second)
-        rows.append([claim, shown(values), verdict(values)])
+        rows.append(claimed(claim, table.minus(first, second)))
 
     for curve in ("linear", "minus_sqrt", "ema"):
         name = plot_style.CURVE_LABELS[curve]
@@ -110,7 +107,7 @@ def figure(table: Seeds) -> Figure:
     return made
 
 
-EXPERIMENT = Experiment("merge_duration", SCALES, measure, present)
+EXPERIMENT = Experiment("merge_duration", SEED_SCALES, measure, present)
 
 if __name__ == "__main__":
     sys.exit(protocol.main(EXPERIMENT))

@@ -12,15 +12,15 @@ import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from configs import matrix
 from experiments import domains, protocol
-from experiments.intervals import interval, shown, verdict
+from experiments.intervals import CLAIMS, HOLDS, claimed, interval, shown
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
-from experiments.training import SEEDS, WSM, matrix_of, rates
-from experiments.trajectories import along, window
+from experiments.training import SEED_SCALES, WSM, matrix_of, rates
+from experiments.trajectories import window
 from wsm_jax import plot_style
 from wsm_jax.report import markdown_table
 
@@ -30,7 +30,6 @@ SHAPES = [(w // a, a) for w in WINDOWS for a in APART if a < w]  # (count, inter
 ONE = (1, 1)
 PAPER = {1: 63.63, 2: 63.78, 4: 63.36, 8: 62.77, 16: 60.33}  # Table 4: 80B as 16 x 5B, 8 x 10B, ... 1 x 80B
 FACTORS = {"duration": lambda n, a: n * a, "interval": lambda n, a: a, "count": lambda n, a: n}
-SCALES = {scale: {f"seed{seed}": seed for seed in SEEDS} for scale in matrix.SIZES}
 
 
 def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
@@ -38,7 +37,7 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
     runs = matrix_of(folder, settings)
     rate = rates(runs.scale)[WSM]
     constant = runs.run(seed, rate, "constant")
-    path = along(runs.run(seed, rate, "stable"), constant)
+    path = runs.path(seed, rate, "constant")
     recipes = {(n, a): window(path, "linear", n, runs.steps, apart=a) for n, a in [ONE, *SHAPES]}
     found = domains.losses(recipes, domains.evaluators(runs, constant))
     facts = {"peak_lr": rate, **protocol.provenance(constant)}
@@ -52,12 +51,10 @@ def present(records: list[Record]) -> Page:
     for apart in APART:
         cells = [shown(table.minus((w // apart, apart), ONE)) if apart < w else "–" for w in WINDOWS]
         rows.append([str(apart), *cells, f"{PAPER[apart]:.2f}"])
-    claims = [["claim", "difference", ""]]
+    claims = [CLAIMS]
     for first, second in itertools.pairwise([(16, 1), (8, 2), (4, 4), (2, 8)]):
-        values = table.minus(first, second)
-        claims.append(
-            [f"{first[0]} × {first[1]} is better than {second[0]} × {second[1]}", shown(values), verdict(values)]
-        )
+        claim = f"{first[0]} × {first[1]} is better than {second[0]} × {second[1]}"
+        claims.append(claimed(claim, table.minus(first, second)))
     lines = [
         "# The granularity of a merge (Table 4, finding 1)",
         "",
@@ -68,6 +65,8 @@ def present(records: list[Record]) -> Page:
         *markdown_table(rows),
         "",
         *markdown_table(claims),
+        "",
+        HOLDS,
         "",
         "Share of the variance between these merges (seeds' means) that a straight line in the logarithm of one factor "
         "explains, alone and after the other ones (the three are linked, duration = interval × count, so two of them "
@@ -94,8 +93,6 @@ def variance(table: Seeds) -> list[list[str]]:
 
 def explained(columns: list[list[float]], y: list[float]) -> float:
     """R² of a linear fit of ``y`` on ``columns`` and a constant."""
-    import numpy as np
-
     design = np.column_stack([np.ones(len(y)), *columns])
     residual = np.asarray(y) - design @ np.linalg.lstsq(design, np.asarray(y), rcond=None)[0]
     return float(1 - residual @ residual / np.square(np.asarray(y) - np.mean(y)).sum())
@@ -119,7 +116,7 @@ def figure(table: Seeds) -> Figure:
     return made
 
 
-EXPERIMENT = Experiment("merge_granularity", SCALES, measure, present)
+EXPERIMENT = Experiment("merge_granularity", SEED_SCALES, measure, present)
 
 if __name__ == "__main__":
     sys.exit(protocol.main(EXPERIMENT))

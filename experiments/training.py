@@ -20,6 +20,7 @@ from pathlib import Path
 from configs import matrix
 from experiments import corpus, protocol
 from experiments.protocol import Experiment, Page, Record
+from experiments.trajectories import Trajectory, along
 from wsm_jax.errors import UsageError
 from wsm_jax.report import markdown_table
 from wsm_jax.run import Run, read_jsonl
@@ -27,6 +28,8 @@ from wsm_jax.run import Run, read_jsonl
 WSM, WSD = "wsm", "wsd"
 CURVES = ("linear", "cosine", "minus_sqrt")
 SEEDS = (0, 1, 2)
+# What the experiments on these runs have for pieces: the seeds.
+SEED_SCALES = {scale: {f"seed{seed}": seed for seed in SEEDS} for scale in matrix.SIZES}
 EXTRA = 4  # intervals that the switched run goes on after the real decay's end, as the paper's (500B against 400B)
 WEIGHTS = {"novels": 0.8, "peps": 0.2, "textbooks": 0.4, "mathematics": 0.2, "solutions": 0.4}
 MEGABYTES = {"small": 6.0, "medium": 40.0, "tiny": 1.0}
@@ -110,6 +113,10 @@ class Matrix:
                 branch_from=f"{parent.path}@{self.branch_step}" if parent else "",
             )
 
+    def path(self, seed: int, rate: float, job: str) -> Trajectory:
+        """The checkpoints of the stable run and of its branch ``job``, one path of the parameters."""
+        return along(self.run(seed, rate, "stable"), self.run(seed, rate, job))
+
     @property
     def switches(self) -> bool:
         """Whether there is annealing text to switch to."""
@@ -156,8 +163,12 @@ def rates(scale: str) -> dict[str, float]:
     records = read_jsonl(file)
     if not records:
         raise UsageError(f"{file} is not there; run python -m experiments.tuning --scale={scale}")
-    best = {arm: min((r for r in records if r["arm"] == arm), key=lambda r: r["validation"]) for arm in (WSM, WSD)}
-    return {arm: record["peak_lr"] for arm, record in best.items()}
+    return {arm: best(records, arm)["peak_lr"] for arm in (WSM, WSD)}
+
+
+def best(records: list[Record], arm: str, rate: float | None = None) -> Record:
+    """The record of tuning with the lowest validation loss of an arm, at one rate or at any."""
+    return min((r for r in records if r["arm"] == arm and rate in (None, r["peak_lr"])), key=lambda r: r["validation"])
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ def along(*runs: Run) -> Trajectory:
     return found
 
 
-def window(path: Trajectory, rule: str | Vector, count: int, end: int, apart: int = 1, item: str = "params") -> Recipe:
+def window(path: Trajectory, rule: str | Vector, count: int, end: int, apart: int = 1) -> Recipe:
     """The merge of ``count`` checkpoints that ends at step ``end``.
 
     Args:
@@ -32,7 +32,6 @@ def window(path: Trajectory, rule: str | Vector, count: int, end: int, apart: in
       count: checkpoints.
       end: the newest one's step.
       apart: take every so many.
-      item: ``params``, or ``mean`` for the means over intervals.
 
     Raises:
       UsageError: there are not so many before ``end``.
@@ -42,9 +41,4 @@ def window(path: Trajectory, rule: str | Vector, count: int, end: int, apart: in
     if len(chosen) < count or chosen[-1] != end:
         raise UsageError(f"there are no {count} checkpoints, {apart} apart, up to step {end}: {steps}")
     weights = merge_weights(rule, count) if isinstance(rule, str) else rule
-    return Recipe(tuple(path[step] for step in chosen), (item,) * count, weights)
-
-
-def single(path: Trajectory, step: int, item: str = "params") -> Recipe:
-    """The checkpoint at ``step`` as it is."""
-    return window(path, "linear", 1, step, item=item)
+    return Recipe(tuple(path[step] for step in chosen), (checkpoints.PARAMS,) * count, weights)

@@ -16,12 +16,11 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from configs import matrix
 from experiments import protocol
-from experiments.intervals import shown, verdict
+from experiments.intervals import CLAIMS, claimed
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
-from experiments.training import SEEDS, WSM, matrix_of, rates
+from experiments.training import SEED_SCALES, WSM, matrix_of, rates
 from experiments.trajectories import along, window
 from wsm_jax import checkpoints, plot_style
 from wsm_jax.merging import offline, recipe
@@ -29,7 +28,6 @@ from wsm_jax.report import markdown_table
 
 COUNTS = (2, 4, 8, 16, 32)
 CONSTANT, REAL, MERGE = "constant", "decay", "merge"
-SCALES = {scale: {f"seed{seed}": seed for seed in SEEDS} for scale in matrix.SIZES}
 
 
 def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
@@ -37,7 +35,7 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
     runs = matrix_of(folder, settings)
     rate = rates(runs.scale)[WSM]
     constant, decay = (runs.run(seed, rate, job) for job in ("constant", "decay-minus_sqrt"))
-    path = along(runs.run(seed, rate, "stable"), constant)
+    path = runs.path(seed, rate, "constant")
     branch = runs.branch_step
     later = {step: place for step, place in path.items() if 2 * step >= runs.steps}
     points = {
@@ -96,12 +94,10 @@ def present(records: list[Record]) -> Page:
     for name, key in {"last checkpoint": raw, **{f"merge of {n}": (MERGE, last, n) for n in COUNTS}}.items():
         ratio = [a / b for a, b in zip(table.of(key, "away"), table.of(raw, "away"), strict=True)]
         rows.append([name, plus_minus(table.of(key, "away"), 2), plus_minus(ratio, 3)])
-    claims = [["claim", "difference", ""]]
+    claims = [CLAIMS]
     for n in (8, 16):
-        values = table.minus((MERGE, last, n), raw, "away")
-        claims.append(
-            [f"the merge of {n} is nearer to the decay than the last checkpoint", shown(values, 2), verdict(values)]
-        )
+        claim = f"the merge of {n} is nearer to the decay than the last checkpoint"
+        claims.append(claimed(claim, table.minus((MERGE, last, n), raw, "away"), 2))
     turns = {arm: table.of((arm, last, 1), "turning") for arm in (CONSTANT, REAL)}
     lines = [
         "# The path of the parameters",
@@ -138,7 +134,7 @@ def figure(records: list[Record]) -> Figure:
     return made
 
 
-EXPERIMENT = Experiment("trajectory", SCALES, measure, present)
+EXPERIMENT = Experiment("trajectory", SEED_SCALES, measure, present)
 
 if __name__ == "__main__":
     sys.exit(protocol.main(EXPERIMENT))

@@ -15,14 +15,13 @@ from matplotlib.figure import Figure
 from configs import matrix
 from experiments import domains, protocol
 from experiments.protocol import Experiment, Page, Record
-from experiments.training import WSD, WSM, matrix_of
-from experiments.trajectories import along, single, window
+from experiments.training import CURVES, WSD, WSM, best, matrix_of
+from experiments.trajectories import window
 from wsm_jax import plot_style
 from wsm_jax.report import markdown_table
 
 SEED = 100
 COUNTS = (8, 12, 16)
-CURVES = ("linear", "cosine", "minus_sqrt")
 RAW = "raw"
 NAMES = {RAW: "constant rate, no merge", WSM: "WSM, best merge", WSD: "WSD, 1-sqrt decay"}
 RATES = {"small": (1.5e-3, 3e-3, 6e-3, 1.2e-2), "medium": (1e-3, 2e-3, 4e-3), "tiny": (2e-3, 8e-3)}
@@ -34,18 +33,13 @@ def measure(folder: Path, rate: float, settings: list[str]) -> list[Record]:
     runs = matrix_of(folder, settings)
     switched = runs.run(SEED, rate, "switched")
     decay = runs.run(SEED, rate, "switched-minus_sqrt")
-    path = along(runs.run(SEED, rate, "stable"), switched)
-    end = runs.steps
+    path, end = runs.path(SEED, rate, "switched"), runs.steps
     recipes = {(WSM, curve, count): window(path, curve, count, end) for curve in CURVES for count in COUNTS}
-    recipes |= {(RAW, "", 1): single(path, end), (WSD, "minus_sqrt", 0): protocol.single(decay.merge_stream / str(end))}
+    recipes[RAW, "", 1] = protocol.single(path[end])
+    recipes[WSD, "minus_sqrt", 0] = protocol.single(decay.merge_stream / str(end))
     found = domains.losses(recipes, domains.evaluators(runs, switched))
     facts = {"peak_lr": rate, **protocol.provenance(switched)}
     return [{"arm": arm, "curve": curve, "count": n, **loss, **facts} for (arm, curve, n), loss in found.items()]
-
-
-def best(records: list[Record], arm: str, rate: float | None = None) -> Record:
-    """The record of an arm with the lowest validation loss, at one rate or at any."""
-    return min((r for r in records if r["arm"] == arm and rate in (None, r["peak_lr"])), key=lambda r: r["validation"])
 
 
 def present(records: list[Record]) -> Page:

@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 
 from configs import matrix
 from experiments import domains, protocol
-from experiments.intervals import interval, shown, verdict
+from experiments.intervals import CLAIMS, HOLDS, claimed, interval, shown
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source, unswitched
-from experiments.training import EXTRA, SEEDS, WSD, WSM, matrix_of, rates
-from experiments.trajectories import along, single, window
+from experiments.training import EXTRA, SEED_SCALES, WSD, WSM, matrix_of, rates
+from experiments.trajectories import window
 from wsm_jax import plot_style
 from wsm_jax.report import markdown_table
 
@@ -30,24 +30,23 @@ END = matrix.DECAY  # intervals since the switch at which arms are compared
 EVERY = 4  # intervals between the points of the figure
 STORED, APART = 3, 5  # checkpoints in the room of parameters and both moments, over nearly the decay's length
 RAW, MERGE, SPARSE = "raw", "merge", "sparse merge"
-PAPER = {"before": "–", WSD: 62.67, WSM: 63.95}  # overall of Table 1
-SCALES = {scale: {f"seed{seed}": seed for seed in SEEDS} for scale in matrix.SIZES}
+PAPER = {WSD: 62.67, WSM: 63.95}  # overall of Table 1
 
 
 def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
     """Every point of every arm of a seed."""
     runs, rate = matrix_of(folder, settings), rates(folder.parent.name)
-    stable, switched = runs.run(seed, rate[WSM], "stable"), runs.run(seed, rate[WSM], "switched")
+    switched = runs.run(seed, rate[WSM], "switched")
     decays = {
         True: runs.run(seed, rate[WSD], "switched-minus_sqrt"),
         False: runs.run(seed, rate[WSD], "decay-minus_sqrt"),
     }
-    paths = {True: along(stable, switched), False: along(stable, runs.run(seed, rate[WSM], "constant"))}
+    paths = {True: runs.path(seed, rate[WSM], "switched"), False: runs.path(seed, rate[WSM], "constant")}
     recipes = {}
     for since in range(EVERY, END + EXTRA + 1, EVERY):
         for switch in (True, False) if since == END else (True,):
             step, path = runs.branch_step + since * runs.interval, paths[switch]
-            recipes[RAW, 1, since, switch] = single(path, step)
+            recipes[RAW, 1, since, switch] = protocol.single(path[step])
             recipes |= {(MERGE, n, since, switch): window(path, "linear", n, step) for n in COUNTS}
             if since == END:
                 recipes[SPARSE, STORED, since, switch] = window(path, "linear", STORED, step, apart=APART)
@@ -95,7 +94,7 @@ def present(records: list[Record]) -> Page:
         "",
         *markdown_table(claims(table, wsm, picked)),
         "",
-        "A claim *holds* where the 95% interval of the difference, paired by seed, lies below zero.",
+        HOLDS,
         "",
         "![Loss of both arms along the tokens since the switch](figure3.png)",
     ]
@@ -107,22 +106,21 @@ def claims(table: Seeds, wsm: tuple, picked: tuple) -> list[list[str]]:
     wsd = {switch: (WSD, 0, END, switch) for switch in (True, False)}
     plain = table.best([(MERGE, n, END, False) for n in COUNTS])
     gains = {True: table.minus(wsm, wsd[True]), False: table.minus(plain, wsd[False])}
-    rows = [["claim", "difference", ""]]
-
-    def add(claim: str, values: list[float]) -> None:
-        rows.append([claim, shown(values), verdict(values)])
-
-    add("WSM is better than WSD at equal tokens", gains[True])
-    words = f"WSM is better than WSD the paper's way (picked on test, at {picked[2]} intervals against {END})"
-    add(words, table.minus(picked, wsd[True]))
-    add("at equal storage too", table.minus((SPARSE, STORED, END, True), wsd[True]))
-    add("a merge is better than no merge", table.minus(wsm, (RAW, 1, END, True)))
-    add(f"without the switch the merge ({plain[1]} checkpoints) is still better than the decay", gains[False])
-    add(
-        "the merge's lead over the decay is larger with the switch than without (finding 4)",
-        [a - b for a, b in zip(gains[True], gains[False], strict=True)],
-    )
-    return rows
+    found = {
+        "WSM is better than WSD at equal tokens": gains[True],
+        f"WSM with {STORED} checkpoints, the room of WSD's full state, is better than WSD": table.minus(
+            (SPARSE, STORED, END, True), wsd[True]
+        ),
+        f"WSM is better than WSD the paper's way (picked on test, at {picked[2]} intervals against {END})": table.minus(
+            picked, wsd[True]
+        ),
+        "a merge is better than no merge": table.minus(wsm, (RAW, 1, END, True)),
+        f"without the switch the merge ({plain[1]} checkpoints) is still better than the decay": gains[False],
+        "the merge's lead over the decay is larger with the switch than without (finding 4)": [
+            a - b for a, b in zip(gains[True], gains[False], strict=True)
+        ],
+    }
+    return [CLAIMS, *(claimed(claim, values) for claim, values in found.items())]
 
 
 @plot_style.styled_figure
@@ -143,7 +141,7 @@ def figure(table: Seeds) -> Figure:
     return made
 
 
-EXPERIMENT = Experiment("wsd_vs_wsm", SCALES, measure, present)
+EXPERIMENT = Experiment("wsd_vs_wsm", SEED_SCALES, measure, present)
 
 if __name__ == "__main__":
     sys.exit(protocol.main(EXPERIMENT))

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from configs import matrix
 from experiments import all as everything
 from experiments import (
     corpus,
     cost,
+    domains,
     emulation,
     merge_algorithm,
     merge_duration,
@@ -43,8 +43,8 @@ def data(tmp_path_factory):
     texts = [path.read_text(encoding="utf-8") for path in modules]
     problem = {"question", "answer", "problem", "solution", "code", "prompt", "canonical_solution"}
     place = 0
-    for domains in corpus.PHASES.values():
-        for files in domains.values():
+    for phase in corpus.PHASES.values():
+        for files in phase.values():
             for file, _ in files:
                 texts_here = texts[place : place + 8]
                 place += 8
@@ -119,8 +119,7 @@ def test_a_question_comes_with_its_solution():
 
 
 def test_a_window_goes_on_from_a_run_into_its_branch(runs):
-    stable, switched = runs.run(0, RATE, "stable"), runs.run(0, RATE, "switched")
-    path = trajectories.along(stable, switched)
+    path = runs.path(0, RATE, "switched")
     interval, branch = runs.interval, runs.branch_step
     assert list(path) == list(range(interval, runs.steps + training.EXTRA * interval + 1, interval))
     recipe = trajectories.window(path, "linear", 4, branch + 2 * interval)
@@ -172,14 +171,6 @@ def test_an_output_that_names_no_scale_is_refused(tmp_path):
         training.matrix_of(tmp_path / "elsewhere" / "seed0", [])
 
 
-def test_means_of_intervals_and_the_end_are_merged_as_the_curve_wants(runs):
-    path = trajectories.along(runs.run(0, RATE, "stable"), runs.run(0, RATE, "switched"))
-    recipe = emulation.of_means(path, "exponential", 4, runs.steps)  # it ends above zero
-    assert recipe.items == ("mean",) * 4 + ("params",)
-    np.testing.assert_allclose(sum(recipe.weights), 1.0)
-    assert emulation.of_means(path, "linear", 4, runs.steps).items == ("mean",) * 4
-
-
 def test_one_factor_that_is_all_there_is_explains_all():
     shapes = merge_granularity.SHAPES
     y = [3.0 - 0.5 * math.log(n * a) for n, a in shapes]
@@ -220,12 +211,11 @@ def test_every_rate_has_both_arms_and_the_best_is_chosen_on_validation(runs):
     records = measured(tuning, runs, RATE)
     assert {r["arm"] for r in records} == set(tuning.NAMES)
     assert len(records) == 2 + len(tuning.CURVES) * len(tuning.COUNTS)
-    best = tuning.best(records, training.WSM)
+    best = training.best(records, training.WSM)
     assert best["validation"] == min(r["validation"] for r in records if r["arm"] == training.WSM)
     page = tuning.present(records)
     assert f"Chosen: {RATE:g} for WSM and {RATE:g} for WSD" in "\n".join(page.lines) and "rates" in page.figures
-    domains = set(records[0]["domains"])
-    assert domains == {domain for phase in corpus.PHASES.values() for domain in phase}
+    assert set(records[0]["domains"]) == {domain for phase in corpus.PHASES.values() for domain in phase}
 
 
 def measured(experiment, runs, told):
@@ -266,7 +256,7 @@ def test_an_experiment_from_its_runs_to_its_page(runs, experiment):
     assert figures and all(map(math.isfinite, figures))
     page = experiment.present(records)
     text = "\n".join(page.lines)
-    assert "nan" not in text and "minutes of one core" in text
+    assert "nan" not in text and "minutes of processes" in text
     for name in page.figures:
         assert f"({name}.png)" in text
 
@@ -274,11 +264,9 @@ def test_an_experiment_from_its_runs_to_its_page(runs, experiment):
 @pytest.mark.slow
 def test_the_merge_of_a_record_comes_out_again(runs):
     records = measured(merge_duration, runs, 0)
-    path = trajectories.along(runs.run(0, RATE, "stable"), runs.run(0, RATE, "constant"))
+    path = runs.path(0, RATE, "constant")
     trees = [checkpoints.load_tree(path[step]) for step in list(path)[-4:]]
     merged = jax.tree.map(lambda *x: np.tensordot(merge_weights("minus_sqrt", 4), np.asarray(x), 1), *trees)
-    from experiments import domains
-
     loss = np.mean(
         [
             measure(merged).bits_per_byte
@@ -288,4 +276,3 @@ def test_the_merge_of_a_record_comes_out_again(runs):
     )
     row = next(r for r in records if (r["arm"], r["curve"], r["count"]) == ("merge", "minus_sqrt", 4))
     assert row["test"] == pytest.approx(loss, rel=1e-5)
-    assert matrix.DECAY == 16

@@ -1,7 +1,6 @@
 """Merges of interval means: what they read of a real run, with which weights, what comes of it, what is refused."""
 
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,9 +9,9 @@ import pytest
 from wsm_jax import DECAYS, Run, UsageError, checkpoints, cli, merge_checkpoints, merge_many, merge_weights, tuning
 from wsm_jax.coefficients import decayed_mean_weights
 from wsm_jax.evaluate import run_evaluator
-from wsm_jax.merging import command, recipe, weighting
+from wsm_jax.merging import command, weighting
 from wsm_jax.merging.inspection import inspect
-from wsm_jax.merging.recipe import Recipe, make_recipe, union
+from wsm_jax.merging.recipe import make_recipe, union
 from wsm_jax.merging.selection import default_name, select, series
 
 pytest_plugins = ["tests.runs"]
@@ -330,24 +329,3 @@ def test_a_mean_that_began_inside_its_interval_is_refused(both):
     assert [window.steps for window in series(branch, 2, 3, snapshot="mean")] == [(42, 45), (45, 48)]
     branch.facts["branch_step"] = 36
     assert make_recipe(branch, "linear", 4, snapshot="mean").steps == (39, 42, 45, 48)
-
-
-def test_spread_is_zero_elsewhere():
-    assert recipe.spread(np.asarray([1.0, 2.0]), np.asarray([3, 1]), 5).tolist() == [0, 2, 0, 1, 0]
-    wide = recipe.spread({"a": np.ones(1)}, np.asarray([2]), 3)
-    assert {path: vector.tolist() for path, vector in wide.items()} == {"a": [0, 0, 1]}
-
-
-def test_a_union_has_each_checkpoint_once_in_order():
-    """Also of windows that interleave; a folder of two items comes twice, the parameters after the mean."""
-
-    def at(*steps):
-        return tuple(Path(f"run/{step}") for step in steps)
-
-    a, b = (Recipe(at(*steps), ("params",) * 2, np.ones(2)) for steps in ((3, 27), (9, 30)))
-    c = Recipe(at(9, 9), ("mean", "params"), {"w": np.asarray([0.25, 0.75])})
-    paths, items, weights = union({"a": a, "b": b, "c": c})
-    assert [int(path.name) for path in paths] == [3, 9, 9, 27, 30]
-    assert items == ("params", "mean", "params", "params", "params")
-    assert weights["b"].tolist() == [0, 0, 1, 0, 1]
-    assert weights["c"]["w"].tolist() == [0, 0.25, 0.75, 0, 0]
