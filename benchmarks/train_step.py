@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from wsm_jax import plot_style
+from wsm_jax import plot_style, run
 
 PEER_PYTHON = flags.DEFINE_string("peer_python", "", "interpreter with torch and transformers; empty = ours only")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "rounds; in each, every variant runs once", lower_bound=1)
@@ -156,11 +156,8 @@ def run_worker(settings: dict[str, Any]) -> None:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on besides the code."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     load = os.getloadavg()[0]
-    return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform(), "load_before": load}
+    return {"cpu": run.cpu_name(), "cores": os.cpu_count(), "system": platform.platform(), "load_before": load}
 
 
 def summary(records: list[dict[str, Any]]) -> Table:

@@ -20,6 +20,8 @@ NAMES = (
     "merge_duration",
     "merge_granularity",
     "emulation",
+    "combine",
+    "continue_training",
     "trajectory",
     "cost",
 )

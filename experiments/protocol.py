@@ -66,7 +66,7 @@ class Experiment:
     present: Callable[[list[Record]], Page]
 
 
-def trained(folder: Path, config: str, settings: Sequence[str], *, branch_from: str = "") -> Run:
+def trained(folder: Path, config: str, settings: Sequence[str], *, branch_from: str = "", params_from: str = "") -> Run:
     """The finished run in ``folder``, trained as far as it is not.
 
     Args:
@@ -74,9 +74,10 @@ def trained(folder: Path, config: str, settings: Sequence[str], *, branch_from: 
       config: name of a file under configs/.
       settings: ``--config.FIELD=VALUE``, the later of two counts.
       branch_from: ``RUN@STEP``.
+      params_from: a checkpoint whose parameters it starts with.
     """
     loaded = config_flags.load([f"--config={CONFIGS / config}", *settings])
-    return train(loaded, folder, branch_from=branch_from, quiet=True)
+    return train(loaded, folder, branch_from=branch_from, params_from=params_from, quiet=True)
 
 
 def evaluated(recipes: Mapping[Key, Recipe], evaluators: Mapping[str, Evaluator]) -> dict[Key, dict[str, Evaluation]]:

@@ -2,11 +2,12 @@
 
     python -m experiments.training [--scale=small]      (all of them; an experiment trains what it lacks by itself)
 
-Each run is at runs/training/SCALE/seedS-lrRATE/JOB. The stable run ends at 3/4 of the steps; from its full state the
-branches go on at the constant rate or along real decays. Those with the switch read the annealing text from there on,
-the others more of the same, and all of a kind read the same tokens. The peak rate of each arm is the one that
-experiments/tuning.py found, so where both arms got the same rate they share their runs. Text: experiments/corpus.py
-from $WSM_EXPERIMENT_DATA (default ../shared/data); without that folder the standard library, and no switch.
+Each run is at runs/training/SCALE/seedS-OPTIMIZER-lrRATE/JOB. The stable run ends at 3/4 of the steps; from its full
+state the branches go on at the constant rate or along real decays, and from some of those other branches. Those with
+the switch read the annealing text from there on, the others more of the same, and all of a kind read the same tokens.
+The peak rate of each arm is the one that experiments/tuning.py found, so where both arms got the same rate they share
+their runs. Text: experiments/corpus.py from $WSM_EXPERIMENT_DATA (default ../shared/data); without that folder the
+standard library, and no switch.
 """
 
 import contextlib
@@ -16,21 +17,35 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from configs import matrix
 from experiments import corpus, protocol
 from experiments.protocol import Experiment, Page, Record
-from experiments.trajectories import Trajectory, along
+from experiments.trajectories import Trajectory, along, window
+from wsm_jax import checkpoints
 from wsm_jax.errors import UsageError
+from wsm_jax.merging import offline
 from wsm_jax.report import markdown_table
 from wsm_jax.run import Run, read_jsonl
 
 WSM, WSD = "wsm", "wsd"
 CURVES = ("linear", "cosine", "minus_sqrt")
+ADAMW, LION, MUON = "adamw", "lion", "muon"
+# Lion as its authors advise beside AdamW: a weight decay that is larger as its rate is smaller (arXiv 2302.06675).
+OPTIMIZERS = {
+    ADAMW: (),
+    LION: ("optimizer.name=lion", "optimizer.b2=0.99", "optimizer.weight_decay=1.0"),
+    MUON: ("optimizer.name=muon", "optimizer.b1=0.95"),
+}
 SEEDS = (0, 1, 2)
 # What the experiments on these runs have for pieces: the seeds.
 SEED_SCALES = {scale: {f"seed{seed}": seed for seed in SEEDS} for scale in matrix.SIZES}
+BRANCH, END = matrix.INTERVALS - matrix.DECAY, matrix.INTERVALS  # intervals: end of the stable run, of constant run
 EXTRA = 4  # intervals that the switched run goes on after the real decay's end, as the paper's (500B against 400B)
+POINTS, SHORT = (16, 32, 48), 8  # where short decays leave the stable run (Figure 5a), and how long they take
+LATER = 16  # intervals that training goes on for after the end
+REDECAY = 8  # of them, in a decay again
 WEIGHTS = {"novels": 0.8, "peps": 0.2, "textbooks": 0.4, "mathematics": 0.2, "solutions": 0.4}
 MEGABYTES = {"small": 6.0, "medium": 40.0, "tiny": 1.0}
 RESULTS = Path("results")
@@ -38,25 +53,45 @@ RESULTS = Path("results")
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run: its settings, whether it starts from the stable run, and reads the annealing text from there on."""
+    """One run. Its schedule, where it starts and ends.
+
+    Attributes:
+      settings: ``FIELD=VALUE`` of the configuration.
+      parent: the job from whose full state it starts; "": from scratch.
+      start: intervals at which it does.
+      end: intervals at which it ends.
+      keep: intervals whose full state is kept for branches.
+      switch: whether it reads the annealing text from the end of the stable run on.
+      merged: if not 0, it starts with the mean of so many of its parent's latest checkpoints.
+    """
 
     settings: tuple[str, ...] = ()
-    branch: bool = False
+    parent: str = ""
+    start: int = 0
+    end: int = END
+    keep: tuple[int, ...] = ()
     switch: bool = False
+    merged: int = 0
 
 
-def _decay(curve: str, *, switch: bool) -> Job:
+def _decay(curve: str, *, parent: str = "stable", start: int = BRANCH, end: int = END, **more: Any) -> Job:
     settings = ("schedule.name=cooldown", f"schedule.curve={curve}", "checkpoint.snapshot=point")
-    return Job(settings, branch=True, switch=switch)
+    return Job(settings, parent, start, end, **more)
 
 
 JOBS = {
-    "stable": Job(),
-    "constant": Job(branch=True),
-    "switched": Job(branch=True, switch=True),
+    "stable": Job(end=BRANCH, keep=POINTS),
+    "constant": Job((), "stable", BRANCH),
+    "switched": Job((), "stable", BRANCH, END + EXTRA, switch=True),
     "switched-minus_sqrt": _decay("minus_sqrt", switch=True),  # the paper's
-    **{f"decay-{curve}": _decay(curve, switch=False) for curve in CURVES},
+    **{f"decay-{curve}": _decay(curve) for curve in CURVES},
     "cosine": Job(("schedule.name=cosine", "checkpoint.snapshot=point")),
+    **{f"short-{at}": _decay("minus_sqrt", start=at, end=at + SHORT, keep=(at + SHORT,)) for at in POINTS},
+    "merged-decay": _decay("minus_sqrt", merged=matrix.DECAY),
+    "continued": Job((), "constant", END, END + LATER),
+    "merged-continued": Job((), "constant", END, END + LATER, merged=matrix.DECAY),
+    "rewarmed": Job(("schedule.name=rewarm",), "decay-minus_sqrt", END, END + LATER, keep=(END + LATER - REDECAY,)),
+    "rewarmed-decay": _decay("minus_sqrt", parent="rewarmed", start=END + LATER - REDECAY, end=END + LATER),
 }
 
 
@@ -68,11 +103,13 @@ class Matrix:
       scale: a size of configs/matrix.py.
       root: folder of the runs.
       settings: further ``--config.FIELD=VALUE`` for all of them.
+      optimizer: a name of OPTIMIZERS.
     """
 
     scale: str
     root: Path
     settings: tuple[str, ...] = ()
+    optimizer: str = ADAMW
 
     @property
     def interval(self) -> int:
@@ -86,36 +123,51 @@ class Matrix:
 
     @property
     def branch_step(self) -> int:
-        """Where branches start and the text changes (the paper's T_switch)."""
-        return self.steps - matrix.DECAY * self.interval
+        """Where the stable run ends and the text changes (the paper's T_switch)."""
+        return BRANCH * self.interval
 
     def run(self, seed: int, rate: float, job: str) -> Run:
-        """The finished run, trained now if it is not; a branch waits for whoever trains its stable run."""
-        asked = JOBS[job]
-        folder = self.root / f"seed{seed}-lr{rate:g}" / job
-        parent = self.run(seed, rate, "stable") if asked.branch else None
-        end = {"stable": self.branch_step, "switched": self.steps + EXTRA * self.interval}.get(job, self.steps)
+        """The finished run, trained now if it is not; a branch waits for whoever trains its parent."""
+        asked, name = JOBS[job], f"seed{seed}-{self.optimizer}-lr{rate:g}"
+        folder = self.root / name / job
+        parent = self.run(seed, rate, asked.parent) if asked.parent else None
         text = self.sources()
         settings = {
-            "duration": f"{end}steps",
+            "duration": f"{asked.end * self.interval}steps",
             "seed": seed,
             "optimizer.peak_lr": rate,
             "data.source": text.stable,
         }
+        if keep := ",".join(f"{at * self.interval}steps" for at in asked.keep):
+            settings["checkpoint.branch_points"] = keep
         if asked.switch and text.anneal:
             settings |= {"data.switch_source": text.anneal, "data.switch_at": f"{self.branch_step}steps"}
-        flags = [*(f"{key}={value}" for key, value in settings.items()), *asked.settings]
+        flags = [*(f"{key}={value}" for key, value in settings.items()), *OPTIMIZERS[self.optimizer], *asked.settings]
         with _locked(folder):
             return protocol.trained(
                 folder,
                 f"matrix.py:{self.scale}",
                 [*(f"--config.{flag}" for flag in flags), *self.settings],
-                branch_from=f"{parent.path}@{self.branch_step}" if parent else "",
+                branch_from=f"{parent.path}@{asked.start * self.interval}" if parent else "",
+                params_from=str(self._merged(seed, rate, job)) if asked.merged else "",
             )
 
+    def _merged(self, seed: int, rate: float, job: str) -> Path:
+        """The checkpoint that a job with ``merged`` starts with, made now if it is not there."""
+        asked = JOBS[job]
+        place = self.root / f"seed{seed}-{self.optimizer}-lr{rate:g}" / f"{job}-start"
+        if not checkpoints.is_checkpoint(place):
+            path = self.path(seed, rate, asked.parent)
+            recipe = window(path, "linear", asked.merged, asked.start * self.interval)
+            offline.merge_checkpoints(recipe.paths, recipe.weights, place)
+        return place
+
     def path(self, seed: int, rate: float, job: str) -> Trajectory:
-        """The checkpoints of the stable run and of its branch ``job``, one path of the parameters."""
-        return along(self.run(seed, rate, "stable"), self.run(seed, rate, job))
+        """The checkpoints of ``job`` and of all that it was branched from, one path of the parameters."""
+        chain = [job]
+        while parent := JOBS[chain[0]].parent:
+            chain.insert(0, parent)
+        return along(*(self.run(seed, rate, name) for name in chain))
 
     @property
     def switches(self) -> bool:
@@ -153,8 +205,8 @@ def matrix_of(folder: Path, settings: list[str]) -> Matrix:
     return Matrix(scale, folder.parent.parent.parent / "training" / scale, tuple(settings))
 
 
-def rates(scale: str) -> dict[str, float]:
-    """Arm -> the peak rate that experiments/tuning.py chose for it on validation.
+def rates(scale: str, optimizer: str = ADAMW) -> dict[str, float]:
+    """Arm -> the peak rate that experiments/tuning.py chose for it and an optimizer on validation.
 
     Raises:
       UsageError: it was not run.
@@ -163,12 +215,13 @@ def rates(scale: str) -> dict[str, float]:
     records = read_jsonl(file)
     if not records:
         raise UsageError(f"{file} is not there; run python -m experiments.tuning --scale={scale}")
-    return {arm: best(records, arm)["peak_lr"] for arm in (WSM, WSD)}
+    return {arm: best(records, arm, optimizer)["peak_lr"] for arm in (WSM, WSD)}
 
 
-def best(records: list[Record], arm: str, rate: float | None = None) -> Record:
-    """The record of tuning with the lowest validation loss of an arm, at one rate or at any."""
-    return min((r for r in records if r["arm"] == arm and rate in (None, r["peak_lr"])), key=lambda r: r["validation"])
+def best(records: list[Record], arm: str, optimizer: str = ADAMW, rate: float | None = None) -> Record:
+    """The record of tuning with the lowest validation loss of an arm and optimizer, at one rate or at any."""
+    chosen = [r for r in records if (r["optimizer"], r["arm"]) == (optimizer, arm) and rate in (None, r["peak_lr"])]
+    return min(chosen, key=lambda r: r["validation"])
 
 
 @contextlib.contextmanager
@@ -182,31 +235,40 @@ def _locked(folder: Path) -> Iterator[None]:
 
 # --- all of them as an experiment ------------------------------------------------------------------------------------
 
-# Arm and job of every piece, the long ones first: branches find their stable run finished.
-_ALL = [(WSM, "stable"), (WSM, "cosine"), (WSD, "switched-minus_sqrt"), (WSD, "decay-minus_sqrt")]
+# Arm and job of every piece, the long ones first: branches find their parents finished.
+_OTHERS = [(WSM, "stable"), (WSM, "switched"), (WSD, "switched-minus_sqrt")]  # of Lion and Muon
+_ALL = [(WSM, "stable"), (WSM, "cosine"), (WSM, "constant"), (WSD, "switched-minus_sqrt"), (WSD, "decay-minus_sqrt")]
 _ALL += [(WSM, job) for job in JOBS if (WSM, job) not in _ALL and job != "switched-minus_sqrt"]
+_PIECES = [(ADAMW, arm, job) for arm, job in _ALL]
+_PIECES += [(optimizer, arm, job) for optimizer in (LION, MUON) for arm, job in _OTHERS]
 SCALES = {
-    scale: {f"seed{seed}-{arm}-{job}": (seed, arm, job) for arm, job in _ALL for seed in SEEDS}
+    scale: {f"seed{piece[0]}-{'-'.join(piece[1:])}": piece for piece in [(s, *p) for p in _PIECES for s in SEEDS]}
     for scale in matrix.SIZES
 }
 
 
-def measure(folder: Path, piece: tuple[int, str, str], settings: list[str]) -> list[Record]:
+def measure(folder: Path, piece: tuple[int, str, str, str], settings: list[str]) -> list[Record]:
     """Trains one run."""
-    seed, arm, job = piece
-    runs = matrix_of(folder, settings)
-    run = runs.run(seed, rates(runs.scale)[arm], job)
-    last = run.metrics("train")[-1]
-    return [{"arm": arm, "job": job, "train_loss": last["loss"], **protocol.provenance(run)}]
+    seed, optimizer, arm, job = piece
+    runs = dataclasses.replace(matrix_of(folder, settings), optimizer=optimizer)
+    rate = rates(runs.scale, optimizer)[arm]
+    run = runs.run(seed, rate, job)
+    facts = {
+        "optimizer": optimizer,
+        "arm": arm,
+        "job": job,
+        "peak_lr": rate,
+        "train_loss": run.metrics("train")[-1]["loss"],
+    }
+    return [{**facts, **protocol.provenance(run)}]
 
 
 def present(records: list[Record]) -> Page:
     """What was trained, and how long it took."""
-    rows = [["run", "seed", "arm", "config", "data", "seconds"]]
+    rows = [["run", "optimizer", "peak rate", "seed", "arm", "config", "data", "seconds"]]
     for r in records:
-        rows.append(
-            [r["job"], str(r["seed"]), r["arm"], r["config_hash"], r["data_hash"][:12], f"{r['piece_seconds']:.0f}"]
-        )
+        cells = [r["config_hash"], r["data_hash"][:12], f"{r['piece_seconds']:.0f}"]
+        rows.append([r["job"], r["optimizer"], f"{r['peak_lr']:g}", str(r["seed"]), r["arm"], *cells])
     total = sum(r["piece_seconds"] for r in records)
     first = records[0]
     lines = [

@@ -59,9 +59,10 @@ class Tiny:
         """The configuration with fields replaced: ``optimizer__peak_lr=1e-2``."""
         return with_fields(self.base, **fields)
 
-    def run(self, name: str, *, branch_from: str = "", **fields: Any) -> Run:
+    def run(self, name: str, *, branch_from: str = "", params_from: str | Path = "", **fields: Any) -> Run:
         """Trains in this process."""
-        return train(self.config(**fields), self.folder / name, branch_from=branch_from, quiet=True)
+        origin = {"branch_from": branch_from, "params_from": str(params_from)}
+        return train(self.config(**fields), self.folder / name, **origin, quiet=True)
 
     def start(self, name: str, *arguments: str, devices: int = 1, **fields: Any) -> subprocess.Popen[str]:
         """``wsm train`` as a process of its own."""

@@ -13,6 +13,8 @@ import pytest
 
 from experiments import all as everything
 from experiments import (
+    combine,
+    continue_training,
     corpus,
     cost,
     domains,
@@ -144,6 +146,19 @@ def test_branches_of_a_kind_read_the_same_text_and_the_switch_is_at_the_branch(r
     assert rates[max(rates)] < 0.1 * RATE
 
 
+def test_a_branch_of_a_branch_and_one_that_starts_with_a_merge(runs):
+    again, fed_back = (runs.run(0, RATE, job) for job in ("rewarmed-decay", "merged-decay"))
+    assert again.facts["branch_from"].endswith(f"rewarmed@{72 * runs.interval}") and again.plan.steps == 160
+    assert len(runs.path(0, RATE, "rewarmed-decay")) == 80
+    rates = {r["step"]: r["learning_rate"] for r in runs.run(0, RATE, "rewarmed").metrics("train")}
+    assert rates[max(rates)] == pytest.approx(RATE) and min(rates) <= runs.steps + 20
+    paths = [runs.path(0, RATE, "stable")[runs.branch_step - i * runs.interval] for i in range(16)]
+    mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *map(checkpoints.load_tree, paths))
+    found = checkpoints.load_tree(fed_back.facts["params_from"])
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(mean), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
 def test_shared_runs_are_trained_once(runs):
     run = runs.run(0, RATE, "stable")
     before = (run.path / "metrics.jsonl").stat().st_mtime_ns
@@ -208,13 +223,16 @@ def test_seeds_are_paired():
 
 
 def test_every_rate_has_both_arms_and_the_best_is_chosen_on_validation(runs):
-    records = measured(tuning, runs, RATE)
+    records = measured(tuning, runs, (training.ADAMW, RATE))
     assert {r["arm"] for r in records} == set(tuning.NAMES)
     assert len(records) == 2 + len(tuning.CURVES) * len(tuning.COUNTS)
     best = training.best(records, training.WSM)
     assert best["validation"] == min(r["validation"] for r in records if r["arm"] == training.WSM)
     page = tuning.present(records)
-    assert f"Chosen: {RATE:g} for WSM and {RATE:g} for WSD" in "\n".join(page.lines) and "rates" in page.figures
+    assert (
+        f"Chosen: adamw {RATE:g} for WSM and {RATE:g} for WSD (at the edge" in "\n".join(page.lines)
+        and "rates" in page.figures
+    )
     assert set(records[0]["domains"]) == {domain for phase in corpus.PHASES.values() for domain in phase}
 
 
@@ -224,7 +242,8 @@ def measured(experiment, runs, told):
     return [{"piece": str(told), "piece_seconds": 1.0, **record} for record in found]
 
 
-PAGES = [wsd_vs_wsm, merge_algorithm, merge_duration, merge_granularity, emulation, trajectory, cost]
+PAGES = [wsd_vs_wsm, merge_algorithm, merge_duration, merge_granularity, emulation, combine, continue_training]
+PAGES += [trajectory, cost]
 
 
 def test_the_report_and_the_readme_take_the_pages_up(monkeypatch, tmp_path):
@@ -247,11 +266,19 @@ def test_the_report_and_the_readme_take_the_pages_up(monkeypatch, tmp_path):
 def test_an_experiment_from_its_runs_to_its_page(runs, experiment):
     file = training.RESULTS / "tuning" / "tiny" / "records.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    both = [{"arm": arm, "peak_lr": RATE, "validation": 1.0, "test": 1.0} for arm in (training.WSM, training.WSD)]
+    found = {training.ADAMW: RATE, training.LION: RATE / 10, training.MUON: RATE}
+    both = [
+        {"optimizer": name, "arm": arm, "peak_lr": rate, "validation": 1.0, "test": 1.0}
+        for name, rate in found.items()
+        for arm in (training.WSM, training.WSD)
+    ]
     both += [{**record, "peak_lr": 1.0, "validation": 2.0, "test": 0.0} for record in both]  # better on test only
     file.write_text("".join(json.dumps(record) + "\n" for record in both))
     assert training.rates("tiny") == {training.WSM: RATE, training.WSD: RATE}
-    records = [record for seed in (0, 1) for record in measured(experiment, runs, seed)]
+    assert training.rates("tiny", training.LION) == {training.WSM: RATE / 10, training.WSD: RATE / 10}
+    pieces = list(experiment.SCALES["tiny"].values()) if experiment is merge_algorithm else training.SEEDS
+    two = [piece for piece in pieces if piece != 2 and piece not in [(name, 2) for name in found]]
+    records = [record for piece in two for record in measured(experiment, runs, piece)]
     figures = [value for r in records for value in r.values() if isinstance(value, float)]
     assert figures and all(map(math.isfinite, figures))
     page = experiment.present(records)

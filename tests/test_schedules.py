@@ -85,6 +85,12 @@ def test_a_branch_sees_its_parents_rates_up_to_the_branch():
     assert float(branch(START + 1)) < float(parent(START + 1))
 
 
+def test_a_rewarmed_branch_begins_as_a_run_does():
+    schedule = schedules.rewarm(PEAK, START, WARMUP)
+    close(schedule(START + np.arange(3 * WARMUP)), EVERY["constant"](np.arange(3 * WARMUP)))
+    assert float(schedule(0)) == float(schedule(START)) > 0
+
+
 def test_a_curve_that_dips_below_zero_gives_no_negative_rate():
     rates = schedules.wsd(PEAK, lambda t: 1.0 - 2.0 * t, TOTAL, DECAY)(np.arange(TOTAL + 5))
     assert float(jnp.min(rates)) == 0.0
@@ -159,6 +165,7 @@ COUNTS = np.arange(0, 1010)
             750,
             schedules.cooldown(schedules.constant(PEAK, 100), "minus_sqrt", 750, 250),
         ),
+        ({"name": "rewarm"}, 750, schedules.rewarm(PEAK, 750, 100)),
     ],
 )
 def test_from_config_makes_the_schedule_it_describes(settings, branch_step, wanted):
@@ -185,6 +192,7 @@ def test_every_named_schedule_can_be_configured():
         ({"name": "wsd", "decay": "0.3run"}, 701, r"schedule\.decay='0\.3run' starts at step 700.*701"),
         ({"name": "wsd", "curve": "sigmoid"}, None, "unknown curve 'sigmoid'"),
         ({"name": "cooldown"}, None, "--branch_from"),
+        ({"name": "rewarm"}, None, "rewarm starts where a run is branched.*--branch_from"),
         ({"name": "cooldown"}, 1000, "start 1000 and 0 steps"),
         ({"name": "cooldown"}, 1200, "start 1200 and -200 steps"),
         ({"name": "cosine", "end_fraction": -0.5}, None, r"schedule\.end_fraction is -0\.5"),

@@ -1,8 +1,11 @@
 """Branching: a run that starts from another run's full state, e.g. to decay the rate for real (WSD)."""
 
 from pathlib import Path
+from typing import Any
 
-from wsm_jax import checkpoints
+import jax
+
+from wsm_jax import checkpoints, optimizer, sharding
 from wsm_jax import config as config_lib
 from wsm_jax.config import Config
 from wsm_jax.data.tokens import Corpus
@@ -56,6 +59,24 @@ def check_branch(parent: Run, step: int, config: Config) -> list[str]:
                 f"{name} differs from that of {Path(parent.path)} ({old[name][0]!r}): its state does not fit"
             )
     return [name for name in different if name.startswith(_SAME_TOKENS)]
+
+
+def check_params(path: str, params: Any, config: Config) -> None:
+    """Checks that the checkpoint at ``path`` has the leaves of ``params``, by their metadata.
+
+    Raises:
+      UsageError: it has not, naming the leaf; or the optimizer keeps copies of the parameters that would stay the old.
+    """
+    if config.optimizer.name == optimizer.SCHEDULE_FREE:
+        raise UsageError(f"--params_from does not go with optimizer.name={optimizer.SCHEDULE_FREE}")
+    shapes = [
+        {sharding.path_name(place): leaf.shape for place, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (checkpoints.abstract_tree(path), params)
+    ]
+    for name in sorted({*shapes[0], *shapes[1]}):
+        there, wanted = (found.get(name, "missing") for found in shapes)
+        if there != wanted:
+            raise UsageError(f"--params_from={path}: leaf {name} is {there}, in the model {wanted}")
 
 
 def check_tokenizer(parent: Run, corpus: Corpus) -> None:

@@ -68,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("train", train, "Train a run, or go on with one that stopped.", config=True)
     sub.add_argument("--run", required=True, dest="directory", metavar="DIR", help="the run directory")
     sub.add_argument("--branch_from", default="", metavar="RUN@STEP", help="start from this full state, e.g. to decay")
+    sub.add_argument(
+        "--params_from",
+        default="",
+        metavar="PATH",
+        help="start with these parameters, e.g. a merge's; the rest as without",
+    )
     sub.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
     sub.add_argument("--distributed", action="store_true", help="one process of several: jax.distributed.initialize()")
 
@@ -132,7 +138,13 @@ def train(options: argparse.Namespace, settings: list[str]) -> None:
         jax.distributed.initialize()
     from wsm_jax.train import train as run_training
 
-    run_training(config, options.directory, branch_from=options.branch_from, quiet=options.quiet)
+    run_training(
+        config,
+        options.directory,
+        branch_from=options.branch_from,
+        params_from=options.params_from,
+        quiet=options.quiet,
+    )
 
 
 def merge(options: argparse.Namespace, settings: list[str]) -> None:

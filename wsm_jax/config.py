@@ -69,7 +69,8 @@ class ScheduleConfig:
     """The learning rate as a function of the step; see ``wsm_jax.schedules``."""
 
     name: str = setting(
-        "constant", "constant (WSM) | wsd | cosine | inverse_sqrt | cyclic (SWA) | cooldown (from the branch step)"
+        "constant",
+        "constant (WSM) | wsd | cosine | inverse_sqrt | cyclic (SWA) | from the branch step: cooldown, rewarm",
     )
     warmup: str = setting("0.02run", "duration of the linear warm-up")
     curve: str = setting("linear", "decay curve of wsd and cooldown, a name of wsm_jax.DECAYS")

@@ -177,9 +177,18 @@ def check_same(path: Path, config: Config, facts: dict[str, Any]) -> None:
                 "use another --run, or --branch_from to start from one of its checkpoints"
             )
     saved = read_json(path / "run.json")
-    for name in ("branch_from", "branch_step", "data_hash"):
+    for name in ("branch_from", "branch_step", "params_from", "data_hash"):
         if saved.get(name) != facts.get(name):
             raise UsageError(f"{path} was made with {name}={saved.get(name)!r}, now it is {facts.get(name)!r}")
+
+
+def cpu_name() -> str:
+    """The processor's model; floating-point results of a run repeat bit for bit on one model only."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def environment() -> dict[str, Any]:
@@ -193,7 +202,7 @@ def environment() -> dict[str, Any]:
         "wsm_jax": metadata.version("wsm-jax"),
         "versions": {name: metadata.version(name) for name in LIBRARIES},
         "python": platform.python_version(),
-        "machine": f"{jax.device_count()} x {device.device_kind}, {os.cpu_count()} CPU cores, {platform.machine()}",
+        "machine": f"{jax.device_count()} x {device.device_kind}, {os.cpu_count()} cores of {cpu_name()}",
         "platform": device.platform,
         "command": " ".join([program, *sys.argv[1:]]),
     }

@@ -96,6 +96,15 @@ def inverse_sqrt(peak: float, warmup_steps: int) -> Schedule:
     )
 
 
+def rewarm(peak: float, start: int, warmup_steps: int) -> Schedule:
+    """Linear warm-up to ``peak`` from update ``start`` on, then constant; before it, the rate of that update.
+
+    What a run needs that goes on from a decayed one, whose rate has ended near zero.
+    """
+    begun = constant(peak, warmup_steps)
+    return lambda count: begun(jnp.maximum(count - start, 0))
+
+
 def cyclic(base: Schedule, start: int, cycle: int, end_fraction: float = 0.0) -> Schedule:
     """``base`` before update ``start``, then falling linearly again and again: the cycles of SWA.
 
@@ -127,7 +136,8 @@ def _check_end(fraction: float) -> None:
         raise UsageError(f"schedule.end_fraction is {fraction}; it must lie in [0, 1]")
 
 
-NAMES = ("constant", "wsd", "cosine", "inverse_sqrt", "cyclic", "cooldown")
+NAMES = ("constant", "wsd", "cosine", "inverse_sqrt", "cyclic", "cooldown", "rewarm")
+ON_BRANCHES = ("cooldown", "rewarm")
 
 
 def from_config(config: Config, branch_step: int | None = None) -> Schedule:
@@ -135,7 +145,8 @@ def from_config(config: Config, branch_step: int | None = None) -> Schedule:
 
     Args:
       config: the run's configuration.
-      branch_step: step of the checkpoint this run was branched from; ``cooldown`` starts there and ends with the run.
+      branch_step: step of the checkpoint this run was branched from; ``cooldown`` starts there and ends with the run,
+        ``rewarm`` starts there.
 
     Raises:
       UsageError: unknown name, or durations that do not fit.
@@ -165,8 +176,10 @@ def from_config(config: Config, branch_step: int | None = None) -> Schedule:
                 raise UsageError(f"schedule.cycle_start={settings.cycle_start!r} lies in the warm-up of {warmup} steps")
             cycle = config.duration_steps("schedule.cycle", settings.cycle)
             return cyclic(constant(peak, warmup), start, cycle, settings.end_fraction)
-        case "cooldown":
-            if branch_step is None:
-                raise UsageError("schedule.name=cooldown starts where a run is branched: add --branch_from=RUN@STEP")
+        case "cooldown" if branch_step is not None:
             return cooldown(constant(peak, warmup), settings.curve, branch_step, total - branch_step)
+        case "rewarm" if branch_step is not None:
+            return rewarm(peak, branch_step, warmup)
+    if settings.name in ON_BRANCHES:
+        raise UsageError(f"schedule.name={settings.name} starts where a run is branched: add --branch_from=RUN@STEP")
     raise UsageError(f"unknown schedule.name {settings.name!r}; known: {', '.join(NAMES)}")

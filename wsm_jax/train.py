@@ -38,7 +38,9 @@ from wsm_jax.signals import StopSignals
 from wsm_jax.train_step import jit_train_step
 
 
-def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet: bool = False) -> Run:
+def train(
+    config: Config, directory: str | Path, *, branch_from: str = "", params_from: str = "", quiet: bool = False
+) -> Run:
     """Trains the run in ``directory`` to its end: from where it stopped, from a branch point, or from scratch.
 
     The same call again resumes from the newest full state, bit for bit.
@@ -47,6 +49,8 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
       config: the whole configuration.
       directory: the run directory, made if missing.
       branch_from: ``RUN@STEP``: start from that run's parameters, optimizer state and step, e.g. with another schedule.
+      params_from: a checkpoint, e.g. a merge, whose parameters take the place of the branch's or of random ones; the
+        optimizer's state, the step and the tokens are as without it.
       quiet: no progress bar and no messages.
 
     Returns:
@@ -83,6 +87,8 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
         branch_lib.check_tokenizer(parent, corpus)
     model = model_lib.build(presets.with_vocabulary(config.model, corpus.vocab_size))
     abstract = train_state.abstract(model, optimizer, mesh, averages, host_averages=host)
+    if params_from and not started:
+        branch_lib.check_params(params_from, abstract["params"], config)
     shapes = tracking.read_shapes(averages, abstract["params"])
     if config.optimizer.name == optimizer_lib.SCHEDULE_FREE:
         shapes[optimizer_lib.SCHEDULE_FREE] = abstract["params"]
@@ -94,6 +100,7 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
         "merge_interval": plan.merge_interval,
         "branch_from": f"{parent.path.absolute()}@{branch_step}" if parent else None,
         "branch_step": branch_step,
+        "params_from": str(Path(params_from).absolute()) if params_from else None,
         "data_hash": corpus.hash,
         "data": corpus.manifest(),
         "config_hash": config_lib.config_hash(config),
@@ -119,13 +126,17 @@ def train(config: Config, directory: str | Path, *, branch_from: str = "", quiet
         if resume.steps:
             state = _load(resume, resume.steps[-1], abstract)
             say(f"resuming {directory} at step {resume.steps[-1]}")
-        elif parent is not None and branch_step is not None:
-            with checkpoints.Stream(parent.resume_stream, mergeable=False, read_only=True) as stream:
-                state = _load(stream, branch_step, {**abstract, "averages": {}})
-            state["averages"] = tracking.initialise(averages, state["params"], abstract["averages"])  # they begin here
-            say(f"branching from {parent.path} at step {branch_step}")
         else:
-            state = train_state.initialise(model, optimizer, config.seed, mesh, averages, host_averages=host)
+            if parent is not None and branch_step is not None:
+                with checkpoints.Stream(parent.resume_stream, mergeable=False, read_only=True) as stream:
+                    state = _load(stream, branch_step, {**abstract, "averages": {}})
+                say(f"branching from {parent.path} at step {branch_step}")
+            else:
+                state = train_state.initialise(model, optimizer, config.seed, mesh)
+            if params_from:
+                state["params"] = checkpoints.load_tree(params_from, abstract=abstract["params"])
+                say(f"the parameters are those of {params_from}")
+            state["averages"] = tracking.initialise(averages, state["params"], abstract["averages"])  # they begin here
         start = int(state["step"])
         if start >= plan.steps:
             say(f"{directory} is complete at step {start}")

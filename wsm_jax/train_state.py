@@ -14,26 +14,16 @@ from jax.sharding import Mesh
 
 from wsm_jax import sharding
 from wsm_jax.averaging import tracking
-from wsm_jax.averaging.average import Average, init_all
+from wsm_jax.averaging.average import Average
 from wsm_jax.models.model import Model
 
 TrainState = dict[str, Any]
 
 
-def create(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    key: jax.Array,
-    averages: Mapping[str, Average] | None = None,
-) -> TrainState:
-    """The state before the first update; pure, so it can be traced for shapes or jitted with out shardings."""
+def create(model: Model, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    """The state before the first update, without averages; pure, so it can be traced for shapes or jitted."""
     params = model.init(key)
-    return {
-        "params": params,
-        "opt_state": optimizer.init(params),
-        "averages": init_all(averages or {}, params),
-        "step": jnp.zeros((), jnp.int32),
-    }
+    return {"params": params, "opt_state": optimizer.init(params), "averages": {}, "step": jnp.zeros((), jnp.int32)}
 
 
 def abstract(
@@ -57,19 +47,10 @@ def abstract(
     return {**state, "averages": tracking.abstract(averages or {}, state["params"], host=host_averages)}
 
 
-def initialise(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    mesh: Mesh,
-    averages: Mapping[str, Average] | None = None,
-    *,
-    host_averages: bool = False,
-) -> TrainState:
-    """The state before the first update, created directly where :func:`abstract` says."""
-    shapes = abstract(model, optimizer, mesh, averages, host_averages=host_averages)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    made = jax.jit(lambda key: create(model, optimizer, key, averages), out_shardings=shardings)
+def initialise(model: Model, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
+    """The state before the first update, created directly where :func:`abstract` says; without averages."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(model, optimizer, mesh))
+    made = jax.jit(lambda key: create(model, optimizer, key), out_shardings=shardings)
     return made(jax.random.key(seed))
 
 

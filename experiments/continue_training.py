@@ -1,0 +1,154 @@
+"""What reviewers asked: going on from the constant-rate checkpoint against warming a decayed one up again.
+
+    python -m experiments.continue_training [--scale=small]
+
+At the end of the runs, on the text of the stable phase, training goes on for 16 intervals in three ways: from the last
+checkpoint at the constant rate; from the real decay (1-sqrt) with a warm-up as long as the run's first and then the
+same rate; and from the merge of the latest 16 checkpoints, with the optimizer's state of the last one, at the constant
+rate (the merge fed back). Read at every fourth interval: the checkpoint itself, and the merge of the latest ones. The
+warmed-up run also decays again over its last 8 intervals.
+"""
+
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from configs import matrix
+from experiments import domains, protocol
+from experiments.intervals import CLAIMS, HOLDS, claimed, interval, shown
+from experiments.protocol import Experiment, Page, Record
+from experiments.seeds import Seeds, plus_minus, source
+from experiments.training import END, LATER, REDECAY, SEED_SCALES, WSM, matrix_of, rates
+from experiments.trajectories import along, window
+from wsm_jax import plot_style
+from wsm_jax.report import markdown_table
+
+EVERY = 4
+COUNTS = (4, 8, 12, 16)
+WAYS = {
+    "continued": "constant rate goes on",
+    "rewarmed": "decayed, warmed up again",
+    "merged-continued": "merge fed back",
+}
+AGAIN = "rewarmed-decay"
+RAW, MERGE = "checkpoint", "merge"
+LAST = END + LATER
+
+
+def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
+    """Every point of every way of a seed."""
+    runs = matrix_of(folder, settings)
+    rate = rates(runs.scale)[WSM]
+    constant = runs.run(seed, rate, "constant")
+    # What is merged never reaches back over the decay or the warm-up, nor over what went into the merge fed back.
+    paths = {"continued": runs.path(seed, rate, "continued")}
+    paths |= {way: along(runs.run(seed, rate, way)) for way in WAYS if way not in paths}
+    decayed = runs.run(seed, rate, "decay-minus_sqrt").merge_stream / str(runs.steps)
+    recipes = {}
+    for way, path in paths.items():
+        for at in range(END, LAST + 1, EVERY):
+            step = at * runs.interval
+            if at > END or way == "continued":
+                recipes[way, RAW, 1, at] = protocol.single(path[step])
+            whole = len([s for s in path if s <= step]) - (matrix.INTERVALS // 16 if way == "rewarmed" else 0)
+            recipes |= {(way, MERGE, n, at): window(path, "linear", n, step) for n in COUNTS if n <= whole}
+    recipes["rewarmed", RAW, 1, END] = protocol.single(decayed)
+    recipes["merged-continued", RAW, 1, END] = recipes["continued", MERGE, matrix.DECAY, END]
+    again = along(runs.run(seed, rate, AGAIN))
+    for at in range(LAST - REDECAY + EVERY, LAST + 1, EVERY):
+        recipes[AGAIN, RAW, 1, at] = protocol.single(again[at * runs.interval])
+    found = domains.losses(recipes, domains.evaluators(runs, constant))
+    facts = {"peak_lr": rate, **protocol.provenance(constant)}
+    return [
+        {"way": way, "arm": arm, "count": n, "at": at, **loss, **facts} for (way, arm, n, at), loss in found.items()
+    ]
+
+
+def best(table: Seeds, way: str, at: int) -> tuple:
+    """The merge of a way that is best on validation at a point; the checkpoint itself where none is whole."""
+    keys = [(way, MERGE, n, at) for n in COUNTS if (way, MERGE, n, at) in table]
+    return table.best(keys) if keys else (way, RAW, 1, at)
+
+
+def present(records: list[Record]) -> Page:
+    """Losses over time, the end, and claims."""
+    table = Seeds(records, "way", "arm", "count", "at")
+    points = range(END, LAST + 1, EVERY)
+    rows = [["", *(f"{at - END} intervals" for at in points)]]
+    for way, name in WAYS.items():
+        rows.append([f"{name}: checkpoint", *(f"{table.mean((way, RAW, 1, at)):.4f}" for at in points)])
+        merges = [best(table, way, at) for at in points]
+        cells = [f"{table.mean(key):.4f} ({key[2]})" if key[1] == MERGE else "–" for key in merges]
+        rows.append([f"{name}: best merge (checkpoints)", *cells])
+    again = [(AGAIN, RAW, 1, at) for at in points]
+    rows.append(["and decayed again", *(f"{table.mean(key):.4f}" if key in table else "–" for key in again)])
+    first, raw = END + EVERY, {way: (way, RAW, 1, LAST) for way in WAYS}
+    ends = {way: best(table, way, LAST) for way in WAYS}
+    claims = [CLAIMS]
+    for words, one, other in (
+        (
+            f"{EVERY} intervals on, the checkpoint at the constant rate is better than the warmed-up one",
+            ("continued", RAW, 1, first),
+            ("rewarmed", RAW, 1, first),
+        ),
+        (f"{LATER} intervals on, it still is", raw["continued"], raw["rewarmed"]),
+        ("and its merge is better than that of the warmed-up run", ends["continued"], ends["rewarmed"]),
+        ("and better than the warmed-up run decayed again", ends["continued"], (AGAIN, RAW, 1, LAST)),
+        ("with the merge fed back the checkpoint is better than without", raw["merged-continued"], raw["continued"]),
+        ("and so is the merge", ends["merged-continued"], ends["continued"]),
+    ):
+        claims.append(claimed(words, table.minus(one, other)))
+    jump = table.minus(("rewarmed", RAW, 1, first), ("rewarmed", RAW, 1, END))
+    lines = [
+        "# Training that goes on",
+        "",
+        "Test loss in bits per byte, mean over the domains of the stable text, by intervals since the end of the first "
+        f"training. {source(records)} Peak rate {records[0]['peak_lr']:g}, which tuning chose for WSM; merges have "
+        "equal weights, their length is chosen on validation at each point.",
+        "",
+        *markdown_table(rows),
+        "",
+        f"The decayed model starts at {plus_minus(table.of(('rewarmed', RAW, 1, END)))}; {EVERY} intervals of warming "
+        f"up move it by {shown(jump)}.",
+        "",
+        *markdown_table(claims),
+        "",
+        HOLDS,
+        "",
+        "![Loss since the end of the first training, checkpoints and merges](continue.png)",
+    ]
+    return Page(lines, {"continue": figure(table)})
+
+
+@plot_style.styled_figure
+def figure(table: Seeds) -> Figure:
+    """A panel of checkpoints, one of the best merges: a line for each way."""
+    made = Figure(figsize=(plot_style.WIDTH, 2.9))
+    panels = made.subplots(1, 2, sharey=True)
+    looks = dict(zip(WAYS, (("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "s")), strict=True))
+    points = list(range(END, LAST + 1, EVERY))
+
+    def line(axes, keys, colour, marker, label, style="-"):
+        pairs = [interval(table.of(key)) for key in keys]
+        means, halves = ([pair[i] for pair in pairs] for i in (0, 1))
+        where = [key[3] - END for key in keys]
+        axes.errorbar(where, means, halves, color=colour, marker=marker, label=label, linestyle=style, elinewidth=0.6)
+
+    for way, (colour, marker) in looks.items():
+        line(panels[0], [(way, RAW, 1, at) for at in points], colour, marker, WAYS[way])
+        merges = [key for key in (best(table, way, at) for at in points) if key[1] == MERGE]
+        line(panels[1], merges, colour, marker, f"{WAYS[way]}, merged")
+    keys = [("rewarmed", RAW, 1, LAST - REDECAY), *((AGAIN, RAW, 1, at) for at in points if at > LAST - REDECAY)]
+    line(panels[1], keys, "#000000", "v", "warmed up, decayed again", "--")
+    for axes, title in zip(panels, ("checkpoints", "merges and a second decay"), strict=True):
+        axes.set(title=title, xlabel="intervals since the first training")
+        axes.legend()
+    panels[0].set_ylabel("test loss, bits per byte")
+    return made
+
+
+EXPERIMENT = Experiment("continue_training", SEED_SCALES, measure, present)
+
+if __name__ == "__main__":
+    sys.exit(protocol.main(EXPERIMENT))
