@@ -20,6 +20,7 @@ NAMES = (
     "merge_duration",
     "merge_granularity",
     "emulation",
+    "gap",
     "combine",
     "continue_training",
     "trajectory",

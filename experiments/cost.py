@@ -16,9 +16,10 @@ from pathlib import Path
 
 from configs import matrix
 from experiments import protocol
+from experiments.jobs import WSM
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
-from experiments.training import SEED_SCALES, WSM, matrix_of, rates
+from experiments.training import SEED_SCALES, matrix_of, rates
 from experiments.trajectories import window
 from wsm_jax import disk
 from wsm_jax.checkpoints import PARAMS

@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 from configs import matrix
 from experiments import domains, protocol
 from experiments.intervals import CLAIMS, HOLDS, claimed, shown
+from experiments.jobs import CURVES, WSM
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
-from experiments.training import CURVES, SEED_SCALES, WSM, Matrix, matrix_of, rates
+from experiments.training import SEED_SCALES, Matrix, matrix_of, rates
 from experiments.trajectories import Trajectory, window
 from wsm_jax import checkpoint_weights, plot_style, schedule_weights, schedules
 from wsm_jax.coefficients import curve_update_weights

@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 from configs import matrix
 from experiments import domains, protocol
 from experiments.intervals import CLAIMS, HOLDS, claimed, interval, shown
+from experiments.jobs import ADAMW, LION, MUON, OPTIMIZERS, WSD, WSM
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source, unswitched
-from experiments.training import ADAMW, LION, MUON, OPTIMIZERS, SEEDS, WSD, WSM, matrix_of, rates
+from experiments.training import SEEDS, matrix_of, rates
 from wsm_jax import plot_style, tuning
 from wsm_jax.checkpoints import PARAMS
 from wsm_jax.merging import selection

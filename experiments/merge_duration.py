@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from configs import matrix
 from experiments import domains, protocol
 from experiments.intervals import CLAIMS, HOLDS, claimed, interval, shown
+from experiments.jobs import CURVES, WSM
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
-from experiments.training import CURVES, SEED_SCALES, WSM, matrix_of, rates
+from experiments.training import SEED_SCALES, matrix_of, rates
 from experiments.trajectories import window
 from wsm_jax import plot_style
 from wsm_jax.report import markdown_table

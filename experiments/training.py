@@ -17,10 +17,10 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from configs import matrix
 from experiments import corpus, protocol
+from experiments.jobs import ADAMW, BRANCH, JOBS, LION, MUON, OPTIMIZERS, WSD, WSM
 from experiments.protocol import Experiment, Page, Record
 from experiments.trajectories import Trajectory, along, window
 from wsm_jax import checkpoints
@@ -29,70 +29,12 @@ from wsm_jax.merging import offline
 from wsm_jax.report import markdown_table
 from wsm_jax.run import Run, read_jsonl
 
-WSM, WSD = "wsm", "wsd"
-CURVES = ("linear", "cosine", "minus_sqrt")
-ADAMW, LION, MUON = "adamw", "lion", "muon"
-# Lion as its authors advise beside AdamW: a weight decay that is larger as its rate is smaller (arXiv 2302.06675).
-OPTIMIZERS = {
-    ADAMW: (),
-    LION: ("optimizer.name=lion", "optimizer.b2=0.99", "optimizer.weight_decay=1.0"),
-    MUON: ("optimizer.name=muon", "optimizer.b1=0.95"),
-}
 SEEDS = (0, 1, 2)
 # What the experiments on these runs have for pieces: the seeds.
 SEED_SCALES = {scale: {f"seed{seed}": seed for seed in SEEDS} for scale in matrix.SIZES}
-BRANCH, END = matrix.INTERVALS - matrix.DECAY, matrix.INTERVALS  # intervals: end of the stable run, of constant run
-EXTRA = 4  # intervals that the switched run goes on after the real decay's end, as the paper's (500B against 400B)
-POINTS, SHORT = (16, 32, 48), 8  # where short decays leave the stable run (Figure 5a), and how long they take
-LATER = 16  # intervals that training goes on for after the end
-REDECAY = 8  # of them, in a decay again
 WEIGHTS = {"novels": 0.8, "peps": 0.2, "textbooks": 0.4, "mathematics": 0.2, "solutions": 0.4}
 MEGABYTES = {"small": 6.0, "medium": 40.0, "tiny": 1.0}
 RESULTS = Path("results")
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One run. Its schedule, where it starts and ends.
-
-    Attributes:
-      settings: ``FIELD=VALUE`` of the configuration.
-      parent: the job from whose full state it starts; "": from scratch.
-      start: intervals at which it does.
-      end: intervals at which it ends.
-      keep: intervals whose full state is kept for branches.
-      switch: whether it reads the annealing text from the end of the stable run on.
-      merged: if not 0, it starts with the mean of so many of its parent's latest checkpoints.
-    """
-
-    settings: tuple[str, ...] = ()
-    parent: str = ""
-    start: int = 0
-    end: int = END
-    keep: tuple[int, ...] = ()
-    switch: bool = False
-    merged: int = 0
-
-
-def _decay(curve: str, *, parent: str = "stable", start: int = BRANCH, end: int = END, **more: Any) -> Job:
-    settings = ("schedule.name=cooldown", f"schedule.curve={curve}", "checkpoint.snapshot=point")
-    return Job(settings, parent, start, end, **more)
-
-
-JOBS = {
-    "stable": Job(end=BRANCH, keep=POINTS),
-    "constant": Job((), "stable", BRANCH),
-    "switched": Job((), "stable", BRANCH, END + EXTRA, switch=True),
-    "switched-minus_sqrt": _decay("minus_sqrt", switch=True),  # the paper's
-    **{f"decay-{curve}": _decay(curve) for curve in CURVES},
-    "cosine": Job(("schedule.name=cosine", "checkpoint.snapshot=point")),
-    **{f"short-{at}": _decay("minus_sqrt", start=at, end=at + SHORT, keep=(at + SHORT,)) for at in POINTS},
-    "merged-decay": _decay("minus_sqrt", merged=matrix.DECAY),
-    "continued": Job((), "constant", END, END + LATER),
-    "merged-continued": Job((), "constant", END, END + LATER, merged=matrix.DECAY),
-    "rewarmed": Job(("schedule.name=rewarm",), "decay-minus_sqrt", END, END + LATER, keep=(END + LATER - REDECAY,)),
-    "rewarmed-decay": _decay("minus_sqrt", parent="rewarmed", start=END + LATER - REDECAY, end=END + LATER),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +77,11 @@ class Matrix:
         settings = {
             "duration": f"{asked.end * self.interval}steps",
             "seed": seed,
-            "optimizer.peak_lr": rate,
+            "optimizer.peak_lr": rate * asked.rate,
             "data.source": text.stable,
         }
+        if asked.batch > 1:
+            settings["batch_size"] = asked.batch * matrix.SIZES[self.scale].batch_size
         if keep := ",".join(f"{at * self.interval}steps" for at in asked.keep):
             settings["checkpoint.branch_points"] = keep
         if asked.switch and text.anneal:

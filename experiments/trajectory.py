@@ -18,9 +18,10 @@ from matplotlib.figure import Figure
 
 from experiments import protocol
 from experiments.intervals import CLAIMS, claimed
+from experiments.jobs import WSM
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
-from experiments.training import SEED_SCALES, WSM, matrix_of, rates
+from experiments.training import SEED_SCALES, matrix_of, rates
 from experiments.trajectories import along, window
 from wsm_jax import checkpoints, plot_style
 from wsm_jax.merging import offline, recipe

@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 
 from configs import matrix
 from experiments import domains, protocol
+from experiments.jobs import ADAMW, CURVES, LION, MUON, OPTIMIZERS, WSD, WSM
 from experiments.protocol import Experiment, Page, Record
-from experiments.training import ADAMW, CURVES, LION, MUON, OPTIMIZERS, WSD, WSM, best, matrix_of
+from experiments.training import best, matrix_of
 from experiments.trajectories import window
 from wsm_jax import plot_style
 from wsm_jax.report import markdown_table

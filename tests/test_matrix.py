@@ -19,6 +19,8 @@ from experiments import (
     cost,
     domains,
     emulation,
+    gap,
+    jobs,
     merge_algorithm,
     merge_duration,
     merge_granularity,
@@ -123,7 +125,7 @@ def test_a_question_comes_with_its_solution():
 def test_a_window_goes_on_from_a_run_into_its_branch(runs):
     path = runs.path(0, RATE, "switched")
     interval, branch = runs.interval, runs.branch_step
-    assert list(path) == list(range(interval, runs.steps + training.EXTRA * interval + 1, interval))
+    assert list(path) == list(range(interval, runs.steps + jobs.EXTRA * interval + 1, interval))
     recipe = trajectories.window(path, "linear", 4, branch + 2 * interval)
     assert recipe.steps == tuple(branch + i * interval for i in (-1, 0, 1, 2))
     assert [p.parents[2].name for p in recipe.paths] == ["stable", "stable", "switched", "switched"]
@@ -146,6 +148,7 @@ def test_branches_of_a_kind_read_the_same_text_and_the_switch_is_at_the_branch(r
     assert rates[max(rates)] < 0.1 * RATE
 
 
+@pytest.mark.slow
 def test_a_branch_of_a_branch_and_one_that_starts_with_a_merge(runs):
     again, fed_back = (runs.run(0, RATE, job) for job in ("rewarmed-decay", "merged-decay"))
     assert again.facts["branch_from"].endswith(f"rewarmed@{72 * runs.interval}") and again.plan.steps == 160
@@ -223,11 +226,11 @@ def test_seeds_are_paired():
 
 
 def test_every_rate_has_both_arms_and_the_best_is_chosen_on_validation(runs):
-    records = measured(tuning, runs, (training.ADAMW, RATE))
+    records = measured(tuning, runs, (jobs.ADAMW, RATE))
     assert {r["arm"] for r in records} == set(tuning.NAMES)
     assert len(records) == 2 + len(tuning.CURVES) * len(tuning.COUNTS)
-    best = training.best(records, training.WSM)
-    assert best["validation"] == min(r["validation"] for r in records if r["arm"] == training.WSM)
+    best = training.best(records, jobs.WSM)
+    assert best["validation"] == min(r["validation"] for r in records if r["arm"] == jobs.WSM)
     page = tuning.present(records)
     assert (
         f"Chosen: adamw {RATE:g} for WSM and {RATE:g} for WSD (at the edge" in "\n".join(page.lines)
@@ -242,8 +245,8 @@ def measured(experiment, runs, told):
     return [{"piece": str(told), "piece_seconds": 1.0, **record} for record in found]
 
 
-PAGES = [wsd_vs_wsm, merge_algorithm, merge_duration, merge_granularity, emulation, combine, continue_training]
-PAGES += [trajectory, cost]
+PAGES = [wsd_vs_wsm, merge_algorithm, merge_duration, merge_granularity, emulation, gap, combine]
+PAGES += [continue_training, trajectory, cost]
 
 
 def test_the_report_and_the_readme_take_the_pages_up(monkeypatch, tmp_path):
@@ -266,16 +269,16 @@ def test_the_report_and_the_readme_take_the_pages_up(monkeypatch, tmp_path):
 def test_an_experiment_from_its_runs_to_its_page(runs, experiment):
     file = training.RESULTS / "tuning" / "tiny" / "records.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    found = {training.ADAMW: RATE, training.LION: RATE / 10, training.MUON: RATE}
+    found = {jobs.ADAMW: RATE, jobs.LION: RATE / 10, jobs.MUON: RATE}
     both = [
         {"optimizer": name, "arm": arm, "peak_lr": rate, "validation": 1.0, "test": 1.0}
         for name, rate in found.items()
-        for arm in (training.WSM, training.WSD)
+        for arm in (jobs.WSM, jobs.WSD)
     ]
     both += [{**record, "peak_lr": 1.0, "validation": 2.0, "test": 0.0} for record in both]  # better on test only
     file.write_text("".join(json.dumps(record) + "\n" for record in both))
-    assert training.rates("tiny") == {training.WSM: RATE, training.WSD: RATE}
-    assert training.rates("tiny", training.LION) == {training.WSM: RATE / 10, training.WSD: RATE / 10}
+    assert training.rates("tiny") == {jobs.WSM: RATE, jobs.WSD: RATE}
+    assert training.rates("tiny", jobs.LION) == {jobs.WSM: RATE / 10, jobs.WSD: RATE / 10}
     pieces = list(experiment.SCALES["tiny"].values()) if experiment is merge_algorithm else training.SEEDS
     two = [piece for piece in pieces if piece != 2 and piece not in [(name, 2) for name in found]]
     records = [record for piece in two for record in measured(experiment, runs, piece)]
