@@ -21,13 +21,13 @@ def shown(values: Sequence[float], digits: int = 4) -> str:
     return f"{mean:+.{digits}f} ± {half:.{digits}f}"
 
 
-CLAIMS = ["claim", "difference", ""]  # header of a table of claims
+CLAIMS = ["claim", "difference", "", "the paper"]  # header of a table of claims
 HOLDS = "A claim *holds* where the 95% interval of the difference, paired by seed, lies below zero."
 
 
-def claimed(claim: str, values: Sequence[float], digits: int = 4) -> list[str]:
-    """A row of a table of claims."""
-    return [claim, shown(values, digits), verdict(values)]
+def claimed(claim: str, values: Sequence[float], paper: str = "–", digits: int = 4) -> list[str]:
+    """A row of a table of claims; ``paper``: what the paper has for it, scores where higher is better."""
+    return [claim, shown(values, digits), verdict(values), paper]
 
 
 def verdict(values: Sequence[float]) -> str:

@@ -112,7 +112,8 @@ def present(records: list[Record]) -> Page:
     order = ["merge, 1-sqrt", "merge, mean (linear)", "merge, EMA", "real decay, 1-sqrt"]
     for first, second in itertools.pairwise(order):
         values = table.minus(arms[first], arms[second])
-        claims.append(claimed(f"{first} is better than {second}", values))
+        paper = " against ".join(f"{PAPER[arms[name][:2]]:.2f}" for name in (first, second))
+        claims.append(claimed(f"{first} is better than {second}", values, paper))
     for optimizer in OTHERS:
         own = tables[optimizer]
         values = own.minus(own.best([(MERGE, "linear", n) for n in COUNTS]), real)

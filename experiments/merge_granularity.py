@@ -55,7 +55,8 @@ def present(records: list[Record]) -> Page:
     claims = [CLAIMS]
     for first, second in itertools.pairwise([(16, 1), (8, 2), (4, 4), (2, 8)]):
         claim = f"{first[0]} × {first[1]} is better than {second[0]} × {second[1]}"
-        claims.append(claimed(claim, table.minus(first, second)))
+        paper = f"{PAPER[first[1]]:.2f} against {PAPER[second[1]]:.2f}"
+        claims.append(claimed(claim, table.minus(first, second), paper))
     lines = [
         "# The granularity of a merge (Table 4, finding 1)",
         "",

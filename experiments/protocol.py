@@ -173,7 +173,7 @@ def _do(experiment: Experiment, folder: Path, piece: str, told: Any, settings: l
         print(f"{experiment.name}: {error}", file=sys.stderr)
         return 2
     lines = [json.dumps({"piece": piece, **record, "piece_seconds": seconds}) + "\n" for record in records]
-    _publish(folder / "records.jsonl", "".join(lines))
+    publish(folder / "records.jsonl", "".join(lines))
     return 0
 
 
@@ -221,12 +221,13 @@ def _write(page: Page, records: list[Record], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in page.figures.items():
         plot_style.save(figure, folder / name)
-    _publish(folder / "records.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    _publish(folder / "README.md", "\n".join(page.lines) + "\n")
+    publish(folder / "records.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    publish(folder / "README.md", "\n".join(page.lines) + "\n")
     print("\n".join(page.lines))
 
 
-def _publish(path: Path, text: str) -> None:
+def publish(path: Path, text: str) -> None:
+    """Writes ``text`` so that ``path`` holds the old or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)
     os.replace(temporary, path)

@@ -3,8 +3,8 @@
     python -m experiments.readme            (after copying results; a test checks that the README is up to date)
 
 Reads results/demo/seed-*.json (report/table.json of each demo run), results/demo/seconds-*.json (its stages),
-results/interval_means/small and results/lawa/small (records.jsonl of the experiments), the pages of the experiments of
-experiments/all.py, and benchmarks/results/*.jsonl.
+results/interval_means/small and results/lawa/small (records.jsonl of the experiments), the pages that
+experiments/report.py gathers, and benchmarks/results/*.jsonl.
 """
 
 import json
@@ -13,8 +13,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from experiments import all as all_
-from experiments import interval_means, lawa
+from experiments import interval_means, lawa, report
 from experiments.intervals import interval, shown
 from wsm_jax import plot_style
 from wsm_jax.report import markdown_table
@@ -121,29 +120,13 @@ def speed_section(records: list[dict[str, Any]]) -> list[str]:
 
 def paper_section(pages: dict[str, str]) -> list[str]:
     """The claims of the paper's tables and figures, as the page of each experiment has them."""
-    rows = [["claim", "difference", "", "page"]]
-    for name, page in pages.items():
-        for line in _claims(page) if name != "trajectory" else ():  # those are of distances
-            rows.append([*line, f"[{name}](results/{name}/small)"])
     return [
         "Test loss in bits per byte, mean over domains, first arm minus second, 95% intervals over seeds, paired; "
-        "a claim *holds* where the interval lies below zero. Protocol, all figures and provenance are on the pages.",
+        "a claim *holds* where the interval lies below zero. Protocol, all figures and provenance are in "
+        "[results/REPORT.md](results/REPORT.md).",
         "",
-        *markdown_table(rows),
+        *markdown_table(report.claims(pages, "results/{name}/small")),
     ]
-
-
-def _claims(page: str) -> list[list[str]]:
-    """Cells of every table of a page whose first column is headed by a claim."""
-    rows, inside = [], False
-    for line in page.splitlines():
-        if line.startswith("| claim"):
-            inside = True
-        elif not line.startswith("|"):
-            inside = False
-        elif inside and not line.startswith("| :"):
-            rows.append([cell.strip() for cell in line.strip("|").split("|")])
-    return rows
 
 
 def averages_section(records: list[dict[str, Any]]) -> list[str]:
@@ -261,8 +244,7 @@ def render(text: str) -> str:
     }
     for name, (section, file) in sections.items():
         text = _replace(text, name, section(read_jsonl(file)) if file.is_file() else [])
-    pages = {name: EXPERIMENTS / name / "small" / "README.md" for name in all_.NAMES}
-    found = {name: page.read_text() for name, page in pages.items() if page.is_file()}
+    found = report.pages(EXPERIMENTS, "small")
     text = _replace(text, "paper", paper_section(found) if found else [])
     averages = [r for model in ("tiny", "gpt2_small") for r in read_jsonl(benchmarks / f"averaging-{model}.jsonl")]
     return _replace(text, "averages", averages_section(averages) if averages else [])

@@ -98,7 +98,7 @@ def present(records: list[Record]) -> Page:
     claims = [CLAIMS]
     for n in (8, 16):
         claim = f"the merge of {n} is nearer to the decay than the last checkpoint"
-        claims.append(claimed(claim, table.minus((MERGE, last, n), raw, "away"), 2))
+        claims.append(claimed(claim, table.minus((MERGE, last, n), raw, "away"), "inside", 2))
     turns = {arm: table.of((arm, last, 1), "turning") for arm in (CONSTANT, REAL)}
     lines = [
         "# The path of the parameters",

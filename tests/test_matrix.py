@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import all as everything
 from experiments import (
     combine,
     continue_training,
@@ -25,6 +24,7 @@ from experiments import (
     merge_duration,
     merge_granularity,
     readme,
+    report,
     training,
     trajectories,
     trajectory,
@@ -249,19 +249,22 @@ PAGES = [wsd_vs_wsm, merge_algorithm, merge_duration, merge_granularity, emulati
 PAGES += [continue_training, trajectory, cost]
 
 
-def test_the_report_and_the_readme_take_the_pages_up(monkeypatch, tmp_path):
-    table = "| claim | difference |  |\n| :-- | --: | --: |\n| a is better | -0.1 ± 0.05 | holds |\n"
+def test_the_report_and_the_readme_take_the_pages_up(tmp_path):
+    table = (
+        "| claim | difference |  | the paper |\n| :-- | --: | --: | --: |\n| a is better | -0.1 ± 0.05 | holds | 1 |\n"
+    )
     page = f"# Title\n\n{table}\n![x](x.png)\n"
-    for name in everything.NAMES:
-        (tmp_path / name / "tiny").mkdir(parents=True)
-        (tmp_path / name / "tiny" / "README.md").write_text(page)
-    monkeypatch.setattr(everything, "RESULTS", tmp_path)
-    text = everything.report("tiny")
-    assert text.count("\n## Title") == len(everything.NAMES) and "![x](emulation/tiny/x.png)" in text
-    lines = readme.paper_section({"emulation": page, "trajectory": page})
-    assert [line for line in lines if "a is better" in line] == [
-        "| a is better | -0.1 ± 0.05 | holds | [emulation](results/emulation/small) |"
-    ]
+    for scale, names in {"small": report.NAMES, "tiny": report.NAMES[:4]}.items():
+        for name in names:
+            (tmp_path / name / scale).mkdir(parents=True)
+            (tmp_path / name / scale / "README.md").write_text(page)
+    text = report.report(tmp_path)
+    assert text.count("\n### Title") == len(report.NAMES) + 4 and "![x](emulation/small/x.png)" in text
+    assert "## Scale small" in text and "## Scale tiny" in text and "Scale medium" not in text
+    assert "| a is better | -0.1 ± 0.05 | holds | 1 | [gap](gap/small) |" in text
+    assert "[trajectory]" not in text  # those are of distances
+    lines = readme.paper_section(report.pages(tmp_path, "small"))
+    assert "| a is better | -0.1 ± 0.05 | holds | 1 | [gap](results/gap/small) |" in lines
 
 
 @pytest.mark.slow

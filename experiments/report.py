@@ -1,0 +1,89 @@
+"""All pages of the paper's tables and figures as one: every claim first, the paper's figure beside ours.
+
+python -m experiments.report        (writes results/REPORT.md from the pages that are there, of every scale)
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from configs import matrix
+from experiments.intervals import CLAIMS, HOLDS
+from experiments.protocol import publish
+from wsm_jax.report import markdown_table
+
+NAMES = (
+    "tuning",
+    "training",
+    "wsd_vs_wsm",
+    "merge_algorithm",
+    "merge_duration",
+    "merge_granularity",
+    "emulation",
+    "gap",
+    "combine",
+    "continue_training",
+    "trajectory",
+    "cost",
+)
+RESULTS = Path("results")
+
+
+def pages(results: Path, scale: str) -> dict[str, str]:
+    """Experiment -> text of its page at a scale, where there is one."""
+    places = {name: results / name / scale / "README.md" for name in NAMES}
+    return {name: place.read_text() for name, place in places.items() if place.is_file()}
+
+
+def claims(found: Mapping[str, str], link: str) -> list[list[str]]:
+    """Header and rows of all claims about losses; ``link`` is what a row links to, with ``{name}`` in it."""
+    rows = [[*CLAIMS, "page"]]
+    for name, page in found.items():
+        for cells in _claims(page) if name != "trajectory" else ():  # those are of distances
+            rows.append([*cells, f"[{name}]({link.format(name=name)})"])
+    return rows
+
+
+def _claims(page: str) -> list[list[str]]:
+    """Cells of every table of a page whose first column is headed by a claim."""
+    rows, inside = [], False
+    for line in page.splitlines():
+        if line.startswith("| claim"):
+            inside = True
+        elif not line.startswith("|"):
+            inside = False
+        elif inside and not line.startswith("| :"):
+            rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def report(results: Path) -> str:
+    """The text of the report: for each scale its claims, then its pages with titles two levels down."""
+    lines = [
+        "# WSM's tables and figures, the paper's beside ours",
+        "",
+        "The paper is arXiv 2507.17634; its figures are scores on benchmarks, higher is better, without intervals. "
+        "Ours are losses in bits per byte, lower is better, first arm minus second, with 95% intervals over seeds. "
+        f"{HOLDS}",
+    ]
+    for scale in matrix.SIZES:
+        if not (found := pages(results, scale)):
+            continue
+        lines += ["", f"## Scale {scale}", "", *markdown_table(claims(found, f"{{name}}/{scale}"))]
+        for name, page in found.items():
+            lines.append("")
+            for line in page.splitlines():
+                titled = f"##{line}" if line.startswith("#") else line
+                lines.append(titled.replace("](", f"]({name}/{scale}/") if line.startswith("![") else titled)
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Writes the report."""
+    publish(RESULTS / "REPORT.md", report(RESULTS))
+    print(f"written: {RESULTS}/REPORT.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
