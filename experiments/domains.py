@@ -20,7 +20,8 @@ from wsm_jax.merging.recipe import Recipe
 from wsm_jax.run import Run
 
 Key = TypeVar("Key", bound=Hashable)
-VALIDATION_TOKENS, TEST_TOKENS = 16384, 32768  # in all, an equal part from each domain
+# Tokens of validation and of test in all, an equal part from each domain.
+TOKENS = {"small": (16384, 32768), "medium": (65536, 131072), "gpu": (262144, 524288), "tiny": (16384, 32768)}
 
 
 def evaluators(runs: Matrix, run: Run) -> dict[str, Evaluator]:
@@ -49,9 +50,10 @@ def evaluators(runs: Matrix, run: Run) -> dict[str, Evaluator]:
             test_fraction=0.0,
         )
         benchmarks = [store for store, _ in tokens.prepare(config).stable]
-    each = TEST_TOKENS // (len(trained) + len(benchmarks))
+    validation_tokens, test_tokens = TOKENS[runs.scale]
+    each = test_tokens // (len(trained) + len(benchmarks))
     return {
-        **{f"validation/{domain(s)}": make(s, "validation", VALIDATION_TOKENS // len(trained)) for s in trained},
+        **{f"validation/{domain(s)}": make(s, "validation", validation_tokens // len(trained)) for s in trained},
         **{f"test/{domain(s)}": make(s, "test", each) for s in trained},
         **{f"test/{domain(s)}": make(s, "train", each) for s in benchmarks},
     }

@@ -33,7 +33,7 @@ SEEDS = (0, 1, 2)
 # What the experiments on these runs have for pieces: the seeds.
 SEED_SCALES = {scale: {f"seed{seed}": seed for seed in SEEDS} for scale in matrix.SIZES}
 WEIGHTS = {"novels": 0.8, "peps": 0.2, "textbooks": 0.4, "mathematics": 0.2, "solutions": 0.4}
-MEGABYTES = {"small": 6.0, "medium": 40.0, "tiny": 1.0}
+MEGABYTES = {"small": 6.0, "medium": 40.0, "gpu": 40.0, "tiny": 1.0}  # of each domain
 RESULTS = Path("results")
 
 
@@ -122,11 +122,13 @@ class Matrix:
         """Where the text of both phases is, made now if it is not there."""
         asked = os.environ.get("WSM_EXPERIMENT_DATA")
         data = Path(asked or "../shared/data")
-        if not data.is_dir():
-            if asked:
-                raise UsageError(f"WSM_EXPERIMENT_DATA={asked} is no folder")
+        place = self.root.parent.parent / "corpus" / self.scale
+        if data.is_dir():
+            corpus.build(data, place, MEGABYTES[self.scale])
+        elif asked:
+            raise UsageError(f"WSM_EXPERIMENT_DATA={asked} is no folder")
+        elif not (place / "corpus.json").is_file():  # it may have been built elsewhere and copied here
             return Sources("stdlib", "", "")
-        place = corpus.build(data, self.root.parent.parent / "corpus" / self.scale, MEGABYTES[self.scale])
         return Sources(*(corpus.mixture(place, phase, WEIGHTS) for phase in corpus.PHASES))
 
 

@@ -29,6 +29,7 @@ NAMES = {RAW: "constant rate, no merge", WSM: "WSM, best merge", WSD: "WSD, 1-sq
 RATES = {
     "small": {ADAMW: (1.5e-3, 3e-3, 6e-3, 1.2e-2), LION: (1.5e-4, 3e-4, 6e-4), MUON: (1.5e-3, 3e-3, 6e-3)},
     "medium": {ADAMW: (1e-3, 2e-3, 4e-3), LION: (1e-4, 2e-4, 4e-4), MUON: (1e-3, 2e-3, 4e-3)},
+    "gpu": {ADAMW: (5e-4, 1e-3, 2e-3), LION: (5e-5, 1e-4, 2e-4), MUON: (5e-4, 1e-3, 2e-3)},
     "tiny": {ADAMW: (2e-3, 8e-3), LION: (2e-4, 8e-4), MUON: (2e-3, 8e-3)},
 }
 SCALES = {

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import matrix
 from experiments import (
     combine,
     continue_training,
@@ -32,8 +33,9 @@ from experiments import (
     wsd_vs_wsm,
 )
 from experiments.seeds import Seeds
-from wsm_jax import UsageError, checkpoints, merge_weights
+from wsm_jax import UsageError, checkpoints, merge_weights, run
 from wsm_jax.data.store import split_of
+from wsm_jax.models import model, presets
 
 pytestmark = pytest.mark.xdist_group("matrix")  # the runs are shared
 RATE = 8e-3
@@ -182,6 +184,34 @@ def test_without_the_data_there_is_the_standard_library_and_no_switch(runs, monk
     monkeypatch.setenv("WSM_EXPERIMENT_DATA", "no-such-folder")
     with pytest.raises(UsageError, match="no-such-folder"):
         runs.sources()
+
+
+def test_a_corpus_that_was_built_elsewhere_needs_no_data(runs, monkeypatch, tmp_path):
+    built = runs.sources()
+    folder = runs.root.parent.parent / "corpus" / "tiny"
+    shutil.copytree(folder, tmp_path / "runs" / "corpus" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WSM_EXPERIMENT_DATA")
+    carried = training.Matrix("tiny", tmp_path / "runs" / "training" / "tiny")
+    assert carried.switches
+    assert carried.sources().anneal == built.anneal.replace(str(folder), str(tmp_path / "runs" / "corpus" / "tiny"))
+
+
+@pytest.mark.parametrize("scale", matrix.SIZES)
+def test_every_scale_has_what_the_experiments_ask_of_it(scale):
+    size, config = matrix.SIZES[scale], matrix.get_config(scale)
+    assert size.steps % matrix.INTERVALS == 0 and run.plan(config).merge_interval == size.steps // matrix.INTERVALS
+    assert scale in training.MEGABYTES and scale in domains.TOKENS
+    assert all(len(tuning.RATES[scale][name]) >= 2 for name in jobs.OPTIMIZERS)
+    for name, job in jobs.JOBS.items():
+        assert all(job.start < at <= job.end for at in job.keep), name
+        assert not job.parent or job.start <= jobs.JOBS[job.parent].end, name
+
+
+def test_the_scale_for_an_accelerator_is_as_large_as_it_should_be():
+    shape = presets.with_vocabulary(matrix.get_config("gpu").model, 4096)
+    params = jax.eval_shape(model.build(shape).init, jax.random.key(0))
+    assert 30e6 < model.parameter_count(params) < 60e6
 
 
 def test_an_output_that_names_no_scale_is_refused(tmp_path):
