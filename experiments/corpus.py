@@ -3,11 +3,11 @@
     python -m experiments.corpus --data=../shared/data --output=runs/corpus/small --megabytes=6
 
 `--data` is a folder of gzipped JSON lines: novels and Python enhancement proposals for the stable phase; textbooks,
-mathematics and worked solutions (GSM8K's and MBPP's training parts, MATH's test set
-without MATH-500) for the annealing phase; and question with
-solution from GSM8K's test set, MATH-500, HumanEval and MMLU-Pro, which are never trained on. A novel or a textbook
-chapter is cut into passages of about 2 kB at line ends, so that held-out passages come from many books: other
-passages of the same book are in the training split, and a few lines (1 to 3% of the text) are on both sides.
+mathematics and worked solutions (GSM8K's and MBPP's training parts, MATH's test set without MATH-500) for the annealing
+phase; and question with solution from GSM8K's test set, MATH-500, HumanEval and MMLU-Pro, which are never trained on. A
+novel or a textbook chapter is cut into passages of about 2 kB at line ends, so that held-out passages come from many
+books: other passages of the same book are in the training split, and a few lines (1 to 3% of the text) are on both
+sides.
 """
 
 import argparse

@@ -103,18 +103,20 @@ def explained(columns: list[list[float]], y: list[float]) -> float:
 @plot_style.styled_figure
 def figure(table: Seeds) -> Figure:
     """Loss minus raw against the spacing."""
-    made = Figure(figsize=(plot_style.WIDTH * 0.6, 2.8))
+    made = Figure(figsize=(plot_style.WIDTH * 0.75, 2.8))
     axes = made.subplots()
     for w, colour, marker in zip(WINDOWS, ("#9ECAE1", "#4292C6", "#08519C"), "osD", strict=True):
         there = [a for a in APART if a < w]
         found = [interval(table.minus((w // a, a), ONE)) for a in there]
         label = f"window of {w}"
-        axes.errorbar(there, [m for m, _ in found], [h for _, h in found], color=colour, marker=marker, label=label)
+        means, halves = ([pair[i] for pair in found] for i in (0, 1))
+        axes.errorbar(there, means, halves, color=colour, marker=marker, label=label, elinewidth=0.6)
     axes.set_xscale("log")
     axes.set_xticks(APART, [str(a) for a in APART])
     axes.minorticks_off()
     axes.set(xlabel="intervals between the merged checkpoints", ylabel="test loss minus raw, bits per byte")
-    axes.legend()
+    axes.margins(y=0.2)
+    axes.legend(loc="upper center", ncols=3)
     return made
 
 
