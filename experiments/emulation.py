@@ -143,6 +143,8 @@ def figure(table: Seeds) -> Figure:
         axes.set(title=plot_style.CURVE_LABELS[curve], xlabel="intervals since the branch")
         axes.set_xticks(list(there))
         axes.legend(loc="lower left")
+    low, high = panels[0].get_ylim()
+    panels[0].set_ylim(low - 0.3 * (high - low), high)  # room for the legends
     panels[0].set_ylabel("test loss, bits per byte")
     return made
 
