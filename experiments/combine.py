@@ -74,7 +74,8 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
 def present(records: list[Record]) -> Page:
     """A table for each panel, the claims, and the three panels."""
     table = Seeds(records, "arm", "count", "at")
-    points = [["intervals trained", "no decay, no merge", "real decay minus it", *(f"merge of {n}" for n in SAMPLED)]]
+    points = [["intervals trained", "no decay, no merge", "real decay minus it"]]
+    points[0] += [f"merge of {n} minus it" for n in SAMPLED]
     points[0].append(f"merge of {FEW} minus real decay")
     for at in (start + SHORT for start in POINTS):
         raw, real = (RAW, 1, at), (REAL, SHORT, at)
@@ -157,6 +158,8 @@ def figure(table: Seeds) -> Figure:
     line(along_run, ends, [table.minus((REAL, SHORT, at), (RAW, 1, at)) for at in ends], real, "real decay")
     line(along_run, ends, [table.minus((MERGE, FEW, at), (RAW, 1, at)) for at in ends], merge, f"merge of {FEW}")
     along_run.axhline(0.0, color=plot_style.RAW, linewidth=0.8)
+    along_run.set_xticks(ends)
+    along_run.margins(y=0.25)
     along_run.set(title="along the run", xlabel="intervals trained", ylabel="test loss minus raw, bits per byte")
     plain = (REAL, DECAY, END)
     line(merged, COUNTS, [table.minus((DECAYED_MERGED, n, END), plain) for n in COUNTS], merge, "decay, then merge")
@@ -170,6 +173,7 @@ def figure(table: Seeds) -> Figure:
     for arm, look, label in ((REAL, real, "real decay"), (MERGED_DECAYED, merge, "merge, then decay")):
         keys = [first[arm], *((arm, DECAY, at) for at in there)]
         line(decayed, [BRANCH, *there], [table.of(key) for key in keys], look, label)
+    decayed.set_xticks([BRANCH, *there])
     decayed.set(title="merge, then decay", xlabel="intervals trained", ylabel="test loss, bits per byte")
     for axes in (along_run, merged, decayed):
         axes.legend()
