@@ -89,15 +89,31 @@ def present(records: list[Record]) -> Page:
     claims = [CLAIMS]
     for words, one, other in (
         (
-            f"{EVERY} intervals on, the checkpoint at the constant rate is better than the warmed-up one",
+            f"going on {EVERY} intervals at the constant rate is better than warming the decayed model up, unmerged",
             ("continued", RAW, 1, first),
             ("rewarmed", RAW, 1, first),
         ),
-        (f"{LATER} intervals on, it still is", raw["continued"], raw["rewarmed"]),
-        ("and its merge is better than that of the warmed-up run", ends["continued"], ends["rewarmed"]),
-        ("and better than the warmed-up run decayed again", ends["continued"], (AGAIN, RAW, 1, LAST)),
-        ("with the merge fed back the checkpoint is better than without", raw["merged-continued"], raw["continued"]),
-        ("and so is the merge", ends["merged-continued"], ends["continued"]),
+        (
+            f"going on {LATER} intervals at the constant rate is better than warming up, unmerged",
+            raw["continued"],
+            raw["rewarmed"],
+        ),
+        (f"the same {LATER} intervals on, both merged", ends["continued"], ends["rewarmed"]),
+        (
+            "going on at the constant rate and merging is better than warming up and decaying again",
+            ends["continued"],
+            (AGAIN, RAW, 1, LAST),
+        ),
+        (
+            "going on from the merge is better than from the checkpoint, unmerged",
+            raw["merged-continued"],
+            raw["continued"],
+        ),
+        (
+            "going on from the merge is better than from the checkpoint, merged",
+            ends["merged-continued"],
+            ends["continued"],
+        ),
     ):
         claims.append(claimed(words, table.minus(one, other)))
     jump = table.minus(("rewarmed", RAW, 1, first), ("rewarmed", RAW, 1, END))
@@ -144,7 +160,9 @@ def figure(table: Seeds) -> Figure:
     line(panels[1], keys, "#000000", "v", "warmed up, decayed again", "--")
     for axes, title in zip(panels, ("checkpoints", "merges and a second decay"), strict=True):
         axes.set(title=title, xlabel="intervals since the first training")
-        axes.legend()
+        axes.legend(loc="upper right")
+    low, high = panels[0].get_ylim()
+    panels[0].set_ylim(low, high + 0.4 * (high - low))  # room for the legends
     panels[0].set_ylabel("test loss, bits per byte")
     return made
 
