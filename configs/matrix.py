@@ -23,7 +23,7 @@ from wsm_jax.config import (
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Shape and numerics of the model, sequences in a step, steps in the run."""
+    """Shape of the model, sequences in a step, steps in the run."""
 
     layers: int
     d_model: int
@@ -31,27 +31,15 @@ class Size:
     context: int
     batch_size: int
     steps: int
-    compute_dtype: str = "float32"
-    attention: str = "blocks"
 
 
 SIZES = {
     "small": Size(layers=4, d_model=128, heads=4, context=128, batch_size=8, steps=1280),
     "medium": Size(layers=6, d_model=256, heads=4, context=256, batch_size=16, steps=8000),
-    # One accelerator: at most 4 epochs of the corpus, a run of it in minutes.
-    "gpu": Size(
-        layers=10,
-        d_model=512,
-        heads=8,
-        context=512,
-        batch_size=32,
-        steps=4096,
-        compute_dtype="bfloat16",
-        attention="xla",
-    ),
     "tiny": Size(layers=1, d_model=32, heads=2, context=32, batch_size=4, steps=128),  # to try the pipeline
 }
 INTERVALS = 64  # checkpoints in the run
+WARMUP = 4  # intervals of the warm-up
 DECAY = 16  # intervals in the real decay
 
 
@@ -68,13 +56,12 @@ def get_config(name: str = "small") -> Config:
             d_model=size.d_model,
             heads=size.heads,
             context=size.context,
-            compute_dtype=size.compute_dtype,
-            attention=size.attention,
+            attention="blocks",
             scan_unroll=size.layers,
         ),
         data=DataConfig(validation_fraction=0.04, test_fraction=0.04, workers=0),
         optimizer=OptimizerConfig(peak_lr=3e-3),
-        schedule=ScheduleConfig(warmup=f"{size.steps // 16}steps"),
+        schedule=ScheduleConfig(warmup=f"{WARMUP * interval}steps"),
         checkpoint=CheckpointConfig(
             merge_interval=f"{interval}steps",
             resume_interval=f"{size.steps // 4}steps",

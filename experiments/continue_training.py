@@ -11,12 +11,14 @@ warmed-up run also decays again over its last 8 intervals.
 
 import sys
 from pathlib import Path
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from configs import matrix
-from experiments import domains, protocol
-from experiments.intervals import CLAIMS, HOLDS, claimed, interval, shown
+from experiments import domains, figures, protocol
+from experiments.intervals import CLAIMS, HOLDS, claimed, shown
 from experiments.jobs import END, LATER, REDECAY, WSM
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
@@ -52,7 +54,7 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
             step = at * runs.interval
             if at > END or way == "continued":
                 recipes[way, RAW, 1, at] = protocol.single(path[step])
-            whole = len([s for s in path if s <= step]) - (matrix.INTERVALS // 16 if way == "rewarmed" else 0)
+            whole = len([s for s in path if s <= step]) - (matrix.WARMUP if way == "rewarmed" else 0)
             recipes |= {(way, MERGE, n, at): window(path, "linear", n, step) for n in COUNTS if n <= whole}
     recipes["rewarmed", RAW, 1, END] = protocol.single(decayed)
     recipes["merged-continued", RAW, 1, END] = recipes["continued", MERGE, matrix.DECAY, END]
@@ -99,6 +101,7 @@ def present(records: list[Record]) -> Page:
             raw["rewarmed"],
         ),
         (f"the same {LATER} intervals on, both merged", ends["continued"], ends["rewarmed"]),
+        ("the same with 12 checkpoints each", ("continued", MERGE, 12, LAST), ("rewarmed", MERGE, 12, LAST)),
         (
             "going on at the constant rate and merging is better than warming up and decaying again",
             ends["continued"],
@@ -122,7 +125,8 @@ def present(records: list[Record]) -> Page:
         "",
         "Test loss in bits per byte, mean over the domains of the stable text, by intervals since the end of the first "
         f"training. {source(records)} Peak rate {records[0]['peak_lr']:g}, which tuning chose for WSM; merges have "
-        "equal weights, their length is chosen on validation at each point.",
+        "equal weights, their length is chosen on validation at each point among those that reach back neither over "
+        "the decay and its warm-up nor over what was fed back, so the other two ways have fewer to choose from.",
         "",
         *markdown_table(rows),
         "",
@@ -146,18 +150,16 @@ def figure(table: Seeds) -> Figure:
     looks = dict(zip(WAYS, (("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "s")), strict=True))
     points = list(range(END, LAST + 1, EVERY))
 
-    def line(axes, keys, colour, marker, label, style="-"):
-        pairs = [interval(table.of(key)) for key in keys]
-        means, halves = ([pair[i] for pair in pairs] for i in (0, 1))
-        where = [key[3] - END for key in keys]
-        axes.errorbar(where, means, halves, color=colour, marker=marker, label=label, linestyle=style, elinewidth=0.6)
+    def line(axes: Axes, keys: list[tuple], label: str, **look: Any) -> None:
+        figures.line(axes, [key[3] - END for key in keys], [table.of(key) for key in keys], label=label, **look)
 
     for way, (colour, marker) in looks.items():
-        line(panels[0], [(way, RAW, 1, at) for at in points], colour, marker, WAYS[way])
+        look = {"color": colour, "marker": marker}
+        line(panels[0], [(way, RAW, 1, at) for at in points], WAYS[way], **look)
         merges = [key for key in (best(table, way, at) for at in points) if key[1] == MERGE]
-        line(panels[1], merges, colour, marker, f"{WAYS[way]}, merged")
+        line(panels[1], merges, f"{WAYS[way]}, merged", **look)
     keys = [("rewarmed", RAW, 1, LAST - REDECAY), *((AGAIN, RAW, 1, at) for at in points if at > LAST - REDECAY)]
-    line(panels[1], keys, "#000000", "v", "warmed up, decayed again", "--")
+    line(panels[1], keys, "warmed up, decayed again", color=plot_style.RAW, marker="v", linestyle="--")
     for axes, title in zip(panels, ("checkpoints", "merges and a second decay"), strict=True):
         axes.set(title=title, xlabel="intervals since the first training")
         axes.legend(loc="upper right")

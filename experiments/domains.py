@@ -21,7 +21,7 @@ from wsm_jax.run import Run
 
 Key = TypeVar("Key", bound=Hashable)
 # Tokens of validation and of test in all, an equal part from each domain.
-TOKENS = {"small": (16384, 32768), "medium": (65536, 131072), "gpu": (262144, 524288), "tiny": (16384, 32768)}
+TOKENS = {"small": (16384, 32768), "medium": (65536, 131072), "tiny": (16384, 32768)}
 
 
 def evaluators(runs: Matrix, run: Run) -> dict[str, Evaluator]:
@@ -68,16 +68,21 @@ def losses(recipes: Mapping[Key, Recipe], measures: Mapping[str, Evaluator]) -> 
     """What each recipe's merge gives, from one pass over all that they read.
 
     Returns:
-      key -> bits per byte: ``validation`` and ``test``, the means over domains, and ``domains``, each one's on test;
-      and ``test_documents``, how many documents each of those is of.
+      key -> bits per byte: ``validation`` and ``test``, the means over domains, ``validation_domains`` and ``domains``,
+      each one's on validation and on test, and ``test_documents``, how many documents each of those is of.
     """
     found = {}
     for key, evaluations in evaluated(recipes, measures).items():
         test = {name.removeprefix("test/"): e for name, e in evaluations.items() if name.startswith("test/")}
-        validation = [e.bits_per_byte for name, e in evaluations.items() if name.startswith("validation/")]
+        held_out = {
+            name.removeprefix("validation/"): e.bits_per_byte
+            for name, e in evaluations.items()
+            if name.startswith("validation/")
+        }
         bits = {name: evaluation.bits_per_byte for name, evaluation in test.items()}
         found[key] = {
-            "validation": statistics.fmean(validation),
+            "validation": statistics.fmean(held_out.values()),
+            "validation_domains": held_out,
             "test": statistics.fmean(bits.values()),
             "test_documents": {name: len(evaluation.tokens) for name, evaluation in test.items()},
             "domains": bits,

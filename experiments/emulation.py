@@ -33,7 +33,7 @@ DECAY, EVERY = matrix.DECAY, 4
 COUNTS = (4, 8, 12, 16, 24, 32, 48, 60)
 RAW, REAL, GRID, MEANS, SNAPSHOTS = "raw", "decay", "paper's grid", "schedule's means", "interval means"
 FULL = "full cosine"
-ALL = matrix.INTERVALS - matrix.INTERVALS // 16  # checkpoints since the end of the warm-up
+ALL = matrix.INTERVALS - matrix.WARMUP  # checkpoints since the end of the warm-up
 
 
 def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:

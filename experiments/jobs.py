@@ -49,8 +49,11 @@ class Job:
     batch: int = 1
 
 
+_POINTS_ONLY = ("checkpoint.snapshot=point",)  # where nothing reads the means over intervals
+
+
 def _decay(curve: str, *, parent: str = "stable", start: int = BRANCH, end: int = END, **more: Any) -> Job:
-    settings = ("schedule.name=cooldown", f"schedule.curve={curve}", "checkpoint.snapshot=point")
+    settings = ("schedule.name=cooldown", f"schedule.curve={curve}", *_POINTS_ONLY)
     return Job(settings, parent, start, end, **more)
 
 
@@ -60,12 +63,13 @@ JOBS = {
     "switched": Job((), "stable", BRANCH, END + EXTRA, switch=True),
     "switched-minus_sqrt": _decay("minus_sqrt", switch=True),  # the paper's
     **{f"decay-{curve}": _decay(curve) for curve in CURVES},
-    "cosine": Job(("schedule.name=cosine", "checkpoint.snapshot=point")),
+    "cosine": Job(("schedule.name=cosine", *_POINTS_ONLY)),
     **{f"short-{at}": _decay("minus_sqrt", start=at, end=at + SHORT, keep=(at + SHORT,)) for at in POINTS},
     "merged-decay": _decay("minus_sqrt", merged=matrix.DECAY),
-    **{f"rate-{factor:g}": Job((), "stable", BRANCH, rate=factor) for factor in RATE_FACTORS},
-    "batch-2": Job((), "stable", BRANCH, BRANCH + matrix.DECAY // 2, batch=2),  # as many tokens as the others
-    "merged-constant": Job((), "stable", BRANCH, merged=matrix.DECAY),
+    **{f"rate-{factor:g}": Job(_POINTS_ONLY, "stable", BRANCH, rate=factor) for factor in RATE_FACTORS},
+    # As many tokens as the others.
+    "batch-2": Job(_POINTS_ONLY, "stable", BRANCH, BRANCH + matrix.DECAY // 2, batch=2),
+    "merged-constant": Job(_POINTS_ONLY, "stable", BRANCH, merged=matrix.DECAY),
     "continued": Job((), "constant", END, END + LATER),
     "merged-continued": Job((), "constant", END, END + LATER, merged=matrix.DECAY),
     "rewarmed": Job(("schedule.name=rewarm",), "decay-minus_sqrt", END, END + LATER, keep=(END + LATER - REDECAY,)),

@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from configs import matrix
-from experiments import domains, protocol
+from experiments import domains, figures, protocol
 from experiments.intervals import CLAIMS, HOLDS, claimed, interval, shown
 from experiments.jobs import CURVES, WSM
 from experiments.protocol import Experiment, Page, Record
@@ -95,11 +95,9 @@ def figure(table: Seeds) -> Figure:
     made = Figure(figsize=(plot_style.WIDTH * 0.75, 3.2))
     axes, raw = made.subplots(), (RAW, "", 1)
     for curve in MERGED:
-        found = [interval(table.minus((MERGE, curve, n), raw)) for n in COUNTS]
-        colour, marker = plot_style.CURVE_COLOURS[curve], plot_style.CURVE_MARKERS[curve]
-        means, halves = ([pair[i] for pair in found] for i in (0, 1))
-        label = plot_style.CURVE_LABELS[curve]
-        axes.errorbar(COUNTS, means, halves, color=colour, marker=marker, label=label, elinewidth=0.6)
+        gains, colour = [table.minus((MERGE, curve, n), raw) for n in COUNTS], plot_style.CURVE_COLOURS[curve]
+        look = {"marker": plot_style.CURVE_MARKERS[curve], "label": plot_style.CURVE_LABELS[curve]}
+        figures.line(axes, COUNTS, gains, color=colour, **look)
         if curve in CURVES:
             mean, _ = interval(table.minus((REAL, curve, matrix.DECAY), raw))
             axes.axhline(mean, color=colour, linestyle="--", linewidth=0.9)

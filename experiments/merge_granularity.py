@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import domains, protocol
-from experiments.intervals import CLAIMS, HOLDS, claimed, interval, shown
+from experiments import domains, figures, protocol
+from experiments.intervals import CLAIMS, HOLDS, claimed, shown
 from experiments.jobs import WSM
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
@@ -107,10 +107,8 @@ def figure(table: Seeds) -> Figure:
     axes = made.subplots()
     for w, colour, marker in zip(WINDOWS, ("#9ECAE1", "#4292C6", "#08519C"), "osD", strict=True):
         there = [a for a in APART if a < w]
-        found = [interval(table.minus((w // a, a), ONE)) for a in there]
-        label = f"window of {w}"
-        means, halves = ([pair[i] for pair in found] for i in (0, 1))
-        axes.errorbar(there, means, halves, color=colour, marker=marker, label=label, elinewidth=0.6)
+        gains = [table.minus((w // a, a), ONE) for a in there]
+        figures.line(axes, there, gains, color=colour, marker=marker, label=f"window of {w}")
     axes.set_xscale("log")
     axes.set_xticks(APART, [str(a) for a in APART])
     axes.minorticks_off()

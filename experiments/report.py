@@ -10,6 +10,7 @@ from pathlib import Path
 from configs import matrix
 from experiments.intervals import CLAIMS, HOLDS
 from experiments.protocol import publish
+from wsm_jax.errors import UsageError
 from wsm_jax.report import markdown_table
 
 NAMES = (
@@ -53,7 +54,10 @@ def _claims(page: str) -> list[list[str]]:
         elif not line.startswith("|"):
             inside = False
         elif inside and not line.startswith("| :"):
-            rows.append([cell.strip() for cell in line.strip("|").split("|")])
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if len(cells) != len(CLAIMS):
+                raise UsageError(f"a row of claims has not the columns {CLAIMS}: {line!r}; make its page again")
+            rows.append(cells)
     return rows
 
 

@@ -26,25 +26,29 @@ class Seeds:
             if len(found := {r.get(name) for r in records}) > 1:
                 raise UsageError(f"records of different peak rates {found}: remove the folder of the older pieces")
 
+    def names(self, figure: str) -> list[str]:
+        """The entries of a field such as ``domains``."""
+        return list(next(iter(self._rows.values()))[0][figure])
+
     def __contains__(self, key: tuple) -> bool:
         return key in self._rows
 
-    def of(self, key: tuple, figure: str = "test") -> list[float]:
-        """A field by seed; ``domains.NAME`` is one domain's loss."""
-        group, _, name = figure.partition(".")
-        return [row[group][name] if name else row[group] for row in self._rows[key]]
+    def of(self, key: tuple, figure: str = "test", names: Sequence[str] = ()) -> list[float]:
+        """A field by seed; with ``names``, the mean over these entries of it (``domains``, ``validation_domains``)."""
+        rows = self._rows[key]
+        return [statistics.fmean(row[figure][name] for name in names) if names else row[figure] for row in rows]
 
-    def mean(self, key: tuple, figure: str = "test") -> float:
+    def mean(self, key: tuple, figure: str = "test", names: Sequence[str] = ()) -> float:
         """The mean over seeds."""
-        return statistics.fmean(self.of(key, figure))
+        return statistics.fmean(self.of(key, figure, names))
 
-    def minus(self, first: tuple, second: tuple, figure: str = "test") -> list[float]:
+    def minus(self, first: tuple, second: tuple, figure: str = "test", names: Sequence[str] = ()) -> list[float]:
         """``first`` minus ``second``, paired by seed."""
-        return [a - b for a, b in zip(self.of(first, figure), self.of(second, figure), strict=True)]
+        return [a - b for a, b in zip(self.of(first, figure, names), self.of(second, figure, names), strict=True)]
 
-    def best(self, keys: Iterable[tuple], figure: str = "validation") -> tuple:
+    def best(self, keys: Iterable[tuple], figure: str = "validation", names: Sequence[str] = ()) -> tuple:
         """The key with the lowest mean over seeds."""
-        return min(keys, key=lambda key: self.mean(key, figure))
+        return min(keys, key=lambda key: self.mean(key, figure, names))
 
 
 def plus_minus(values: Sequence[float], digits: int = 4) -> str:
@@ -59,10 +63,16 @@ def source(records: Sequence[Record]) -> str:
     seconds = sum({record["piece"]: record["piece_seconds"] for record in records}.values())
     return (
         f"{first['parameters']:,} parameters, {len({r['seed'] for r in records})} seeds, mean ± 95% (Student's t over "
-        f"seeds, differences paired); `{first['command']}`; {first['machine']}, Python {first['python']}, jax "
-        f"{first['versions']['jax']}; config {first['config_hash']}, data {first['data_hash'][:12]}; "
+        f"seeds, differences paired); `{first['command']}`; {machines(records)}; config {first['config_hash']}, data "
+        f"{first['data_hash'][:12]}; "
         f"{seconds / 60:.0f} minutes of processes, with any shared runs that were missing." + documents(records)
     )
+
+
+def machines(records: Sequence[Record]) -> str:
+    """Every machine, Python and jax that records come from."""
+    found = {f"{r['machine']}, Python {r['python']}, jax {r['versions']['jax']}": None for r in records}
+    return " and ".join(found)
 
 
 def documents(records: Sequence[Record]) -> str:

@@ -22,6 +22,7 @@ from configs import matrix
 from experiments import corpus, protocol
 from experiments.jobs import ADAMW, BRANCH, JOBS, LION, MUON, OPTIMIZERS, WSD, WSM
 from experiments.protocol import Experiment, Page, Record
+from experiments.seeds import machines
 from experiments.trajectories import Trajectory, along, window
 from wsm_jax import checkpoints
 from wsm_jax.errors import UsageError
@@ -33,7 +34,7 @@ SEEDS = (0, 1, 2)
 # What the experiments on these runs have for pieces: the seeds.
 SEED_SCALES = {scale: {f"seed{seed}": seed for seed in SEEDS} for scale in matrix.SIZES}
 WEIGHTS = {"novels": 0.8, "peps": 0.2, "textbooks": 0.4, "mathematics": 0.2, "solutions": 0.4}
-MEGABYTES = {"small": 6.0, "medium": 40.0, "gpu": 40.0, "tiny": 1.0}  # of each domain
+MEGABYTES = {"small": 6.0, "medium": 40.0, "tiny": 1.0}  # of each domain
 RESULTS = Path("results")
 
 
@@ -70,8 +71,7 @@ class Matrix:
 
     def run(self, seed: int, rate: float, job: str) -> Run:
         """The finished run, trained now if it is not; a branch waits for whoever trains its parent."""
-        asked, name = JOBS[job], f"seed{seed}-{self.optimizer}-lr{rate:g}"
-        folder = self.root / name / job
+        asked, folder = JOBS[job], self._folder(seed, rate) / job
         parent = self.run(seed, rate, asked.parent) if asked.parent else None
         text = self.sources()
         settings = {
@@ -96,10 +96,13 @@ class Matrix:
                 params_from=str(self._merged(seed, rate, job)) if asked.merged else "",
             )
 
+    def _folder(self, seed: int, rate: float) -> Path:
+        return self.root / f"seed{seed}-{self.optimizer}-lr{rate:g}"
+
     def _merged(self, seed: int, rate: float, job: str) -> Path:
         """The checkpoint that a job with ``merged`` starts with, made now if it is not there."""
         asked = JOBS[job]
-        place = self.root / f"seed{seed}-{self.optimizer}-lr{rate:g}" / f"{job}-start"
+        place = self._folder(seed, rate) / f"{job}-start"
         if not checkpoints.is_checkpoint(place):
             path = self.path(seed, rate, asked.parent)
             recipe = window(path, "linear", asked.merged, asked.start * self.interval)
@@ -165,8 +168,14 @@ def rates(scale: str, optimizer: str = ADAMW) -> dict[str, float]:
 
 
 def best(records: list[Record], arm: str, optimizer: str = ADAMW, rate: float | None = None) -> Record:
-    """The record of tuning with the lowest validation loss of an arm and optimizer, at one rate or at any."""
+    """The record of tuning with the lowest validation loss of an arm and optimizer, at one rate or at any.
+
+    Raises:
+      UsageError: there is none.
+    """
     chosen = [r for r in records if (r["optimizer"], r["arm"]) == (optimizer, arm) and rate in (None, r["peak_lr"])]
+    if not chosen:
+        raise UsageError(f"nothing was tuned for {arm} with {optimizer}; run python -m experiments.tuning")
     return min(chosen, key=lambda r: r["validation"])
 
 
@@ -220,8 +229,8 @@ def present(records: list[Record]) -> Page:
     lines = [
         "# The training runs that the experiments share",
         "",
-        f"{first['parameters']:,} parameters; `{first['command']}`; {first['machine']}, Python {first['python']}, "
-        f"jax {first['versions']['jax']}; {total / 60:.0f} minutes of processes, where a run was not there before.",
+        f"{first['parameters']:,} parameters; `{first['command']}`; {machines(records)}; "
+        f"{total / 60:.0f} minutes of processes, where a run was not there before.",
         "",
         *markdown_table(rows),
     ]

@@ -17,6 +17,7 @@ from configs import matrix
 from experiments import domains, protocol
 from experiments.jobs import ADAMW, CURVES, LION, MUON, OPTIMIZERS, WSD, WSM
 from experiments.protocol import Experiment, Page, Record
+from experiments.seeds import machines
 from experiments.training import best, matrix_of
 from experiments.trajectories import window
 from wsm_jax import plot_style
@@ -29,7 +30,6 @@ NAMES = {RAW: "constant rate, no merge", WSM: "WSM, best merge", WSD: "WSD, 1-sq
 RATES = {
     "small": {ADAMW: (1.5e-3, 3e-3, 6e-3, 1.2e-2), LION: (1.5e-4, 3e-4, 6e-4), MUON: (1.5e-3, 3e-3, 6e-3)},
     "medium": {ADAMW: (1e-3, 2e-3, 4e-3), LION: (1e-4, 2e-4, 4e-4), MUON: (1e-3, 2e-3, 4e-3)},
-    "gpu": {ADAMW: (5e-4, 1e-3, 2e-3), LION: (5e-5, 1e-4, 2e-4), MUON: (5e-4, 1e-3, 2e-3)},
     "tiny": {ADAMW: (2e-3, 8e-3), LION: (2e-4, 8e-4), MUON: (2e-3, 8e-3)},
 }
 SCALES = {
@@ -67,13 +67,13 @@ def present(records: list[Record]) -> Page:
         if rates:
             edge = f" (at the edge of the grid: {', '.join(edges)})" if edges else ""
             chosen.append(f"{name} {found[WSM]:g} for WSM and {found[WSD]:g} for WSD{edge}")
+    given = "; ".join(f"{name} {', '.join(settings)}" for name, settings in OPTIMIZERS.items() if settings)
     lines = [
         "# The peak rate of each arm",
         "",
         f"Validation loss, bits per byte, mean over the domains trained on; {first['parameters']:,} parameters, "
-        f"seed {SEED}; `{first['command']}`; {first['machine']}, Python {first['python']}, jax "
-        f"{first['versions']['jax']}; data {first['data_hash'][:12]}. Settings of the optimizers: "
-        f"{'; '.join(name + ' ' + ', '.join(OPTIMIZERS[name]) for name in there if OPTIMIZERS[name])}.",
+        f"seed {SEED}; `{first['command']}`; {machines(records)}; data {first['data_hash'][:12]}. Settings "
+        f"of the optimizers: {given}.",
         "",
         *markdown_table(rows),
         "",

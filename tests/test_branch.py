@@ -14,6 +14,7 @@ from wsm_jax import (
     Run,
     UsageError,
     checkpoints,
+    cli,
     merge_checkpoints,
     merge_weights,
     optimizer,
@@ -189,18 +190,26 @@ def test_other_parameters_are_refused_before_anything_is_written(tiny, reference
         tiny.run("never", params_from=tmp_path / "nowhere")
     with pytest.raises(UsageError, match=r"--params_from does not go with optimizer\.name=schedule_free"):
         tiny.run("never", params_from=merge, optimizer__name="schedule_free")
+    with pytest.raises(UsageError, match=rf"the tokenizer differs from that of {reference.path}"):
+        tiny.run("never", params_from=reference.merge_stream / str(STEPS), data__tokenizer="bpe:299")
     assert not (tiny.folder / "never").exists()
     with pytest.raises(UsageError, match=r"was made with params_from='.*mean-of-four', now it is None"):
         tiny.run("fed-back", branch_from=origin, log__interval="1steps")
 
 
 def test_a_decayed_run_is_warmed_up_again(tiny, decayed):
-    fields = {"duration": f"{END + 9}steps", "schedule__name": "rewarm", "evaluation__interval": ""}
+    fields = {"duration": f"{END + 18}steps", "schedule__name": "rewarm", "evaluation__interval": ""}
     run = tiny.run("rewarmed", branch_from=f"{decayed.path}@{END}", log__interval="1steps", **fields)
     peak, warmup = run.config.optimizer.peak_lr, 5
     rates = [record["learning_rate"] for record in run.metrics("train")]
-    expected = [peak * min(1.0, (i + 1) / (warmup + 1)) for i in range(9)]
+    expected = [peak * min(1.0, (i + 1) / (warmup + 1)) for i in range(18)]
     assert rates == pytest.approx(expected, rel=1e-6)
+    # Merges that need a constant rate begin where this warm-up has ended, not the first one.
+    assert (
+        cli.main(["merge", f"--run={run.path}", "--curve=linear", "--weight_decay_aware", "--count=2", "--every=3"])
+        == 0
+    )
+    assert min(int(path.name.split("-at-")[1]) for path in run.merged("x").parent.iterdir()) == END + 9
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

@@ -192,6 +192,7 @@ def test_every_named_schedule_can_be_configured():
         ({"name": "wsd", "decay": "0.3run"}, 701, r"schedule\.decay='0\.3run' starts at step 700.*701"),
         ({"name": "wsd", "curve": "sigmoid"}, None, "unknown curve 'sigmoid'"),
         ({"name": "cooldown"}, None, "--branch_from"),
+        ({"name": "rewarm"}, 900, r"schedule\.warmup='.*' \(100 steps\) leaves nothing of the 100 steps after .* 900"),
         ({"name": "rewarm"}, None, "rewarm starts where a run is branched.*--branch_from"),
         ({"name": "cooldown"}, 1000, "start 1000 and 0 steps"),
         ({"name": "cooldown"}, 1200, "start 1200 and -200 steps"),

@@ -61,14 +61,21 @@ def check_branch(parent: Run, step: int, config: Config) -> list[str]:
     return [name for name in different if name.startswith(_SAME_TOKENS)]
 
 
-def check_params(path: str, params: Any, config: Config) -> None:
-    """Checks that the checkpoint at ``path`` has the leaves of ``params``, by their metadata.
+def parse_params(path: str, config: Config) -> Run | None:
+    """The run that the checkpoint at ``path`` lies in, as its own checkpoints and merges do; None outside any run.
 
     Raises:
-      UsageError: it has not, naming the leaf; or the optimizer keeps copies of the parameters that would stay the old.
+      UsageError: no checkpoint there, or the optimizer keeps copies of the parameters that would stay the old ones.
     """
     if config.optimizer.name == optimizer.SCHEDULE_FREE:
         raise UsageError(f"--params_from does not go with optimizer.name={optimizer.SCHEDULE_FREE}")
+    checkpoints.choose_item(path)
+    folders = (folder for folder in Path(path).absolute().parents if (folder / "run.json").is_file())
+    return next((Run(folder) for folder in folders), None)
+
+
+def check_params(path: str, params: Any) -> None:
+    """Raises UsageError where the checkpoint at ``path`` has not the leaves of ``params``, by its metadata."""
     shapes = [
         {sharding.path_name(place): leaf.shape for place, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (checkpoints.abstract_tree(path), params)

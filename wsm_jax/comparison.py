@@ -98,7 +98,7 @@ def compare(
             f"{base.path}: merge_interval={interval} steps must divide the run ({last} steps) and leave at least 2 "
             f"checkpoints in the decay's {last - branch_step} steps"
         )
-    first = base.config.duration_steps("schedule.warmup", base.config.schedule.warmup)
+    first = schedules.warmup_end(base.config, base.facts["branch_step"])
     most = sum(step > first for step in checkpoints.complete_steps(base.merge_stream))
     counts = sorted({min(max(round(count * share), 2), most) for share in WINDOW_SHARES} | {count})
     whole = selection.select(base, max(counts), last_step=last)

@@ -136,6 +136,12 @@ def _check_end(fraction: float) -> None:
         raise UsageError(f"schedule.end_fraction is {fraction}; it must lie in [0, 1]")
 
 
+def warmup_end(config: Config, branch_step: int | None = None) -> int:
+    """The step at which the warm-up of a run ends: counted from its start, of ``rewarm`` from its branch."""
+    warmup = config.duration_steps("schedule.warmup", config.schedule.warmup)
+    return warmup + ((branch_step or 0) if config.schedule.name == "rewarm" else 0)
+
+
 NAMES = ("constant", "wsd", "cosine", "inverse_sqrt", "cyclic", "cooldown", "rewarm")
 ON_BRANCHES = ("cooldown", "rewarm")
 
@@ -179,6 +185,11 @@ def from_config(config: Config, branch_step: int | None = None) -> Schedule:
         case "cooldown" if branch_step is not None:
             return cooldown(constant(peak, warmup), settings.curve, branch_step, total - branch_step)
         case "rewarm" if branch_step is not None:
+            if warmup >= total - branch_step:
+                raise UsageError(
+                    f"schedule.warmup={settings.warmup!r} ({warmup} steps) leaves nothing of the {total - branch_step} "
+                    f"steps after the branch at {branch_step}"
+                )
             return rewarm(peak, branch_step, warmup)
     if settings.name in ON_BRANCHES:
         raise UsageError(f"schedule.name={settings.name} starts where a run is branched: add --branch_from=RUN@STEP")

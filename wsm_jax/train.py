@@ -71,6 +71,7 @@ def train(
     if parent is not None and branch_step is not None:
         for field in branch_lib.check_branch(parent, branch_step, config):
             say(f"note: {field} differs from the parent's, so the branch reads other tokens")
+    origin = branch_lib.parse_params(params_from, config) if params_from and not started else None
     schedule = schedules.from_config(config, branch_step)
     optimizer = optimizer_lib.make(config.optimizer, schedule)
     averages, host = registry.from_config(config, schedule), config.averaging.host
@@ -85,10 +86,12 @@ def train(
     corpus = tokens.prepare(config.data, progress=not quiet)
     if parent is not None:
         branch_lib.check_tokenizer(parent, corpus)
+    if origin is not None:
+        branch_lib.check_tokenizer(origin, corpus)
     model = model_lib.build(presets.with_vocabulary(config.model, corpus.vocab_size))
     abstract = train_state.abstract(model, optimizer, mesh, averages, host_averages=host)
     if params_from and not started:
-        branch_lib.check_params(params_from, abstract["params"], config)
+        branch_lib.check_params(params_from, abstract["params"])
     shapes = tracking.read_shapes(averages, abstract["params"])
     if config.optimizer.name == optimizer_lib.SCHEDULE_FREE:
         shapes[optimizer_lib.SCHEDULE_FREE] = abstract["params"]
@@ -111,7 +114,7 @@ def train(
         },
         **run_lib.environment(),
     }
-    say(_forecast(directory, config, plan, train_state.items(abstract), merge_items, branch_step or 0))
+    say(disk.forecast(directory, config, plan, train_state.items(abstract), merge_items, branch_step or 0))
     if jax.process_index() == 0:
         run_lib.begin(directory, config, facts)
 
@@ -267,33 +270,6 @@ def _reader(
         **read(state["averages"], state["params"], step),
         optimizer_lib.SCHEDULE_FREE: averaged(state["opt_state"], state["params"]),
     }
-
-
-def _forecast(directory: Path, config: Config, plan: Plan, full: Any, merge_items: Any, start: int) -> str:
-    """What the streams will hold at most, as a line to print.
-
-    Raises:
-      UsageError: the disk has less room than that.
-    """
-    settings = config.checkpoint
-    merge_saves = [step for step in plan.merge_steps() if step > start]
-    resume_saves = [step for step in plan.resume_steps() if step > start]
-    merge = disk.stream_bytes(merge_items, merge_saves, settings.merge_keep)
-    resume = disk.stream_bytes(full, resume_saves, settings.resume_keep, plan.branch_points)
-    # What an earlier start has written is part of the whole and takes no room again.
-    disk.check_disk(
-        directory,
-        merge + resume - disk.disk_bytes(directory / "checkpoints"),
-        "lower checkpoint.merge_keep, raise checkpoint.merge_interval, or choose another disk",
-    )
-    kept = min(len(merge_saves), settings.merge_keep or len(merge_saves))
-    held = disk.tree_bytes(full.get("averages", {}))
-    return (
-        f"disk: up to {(merge + resume) / 1e9:.3f} GB under {directory} "
-        f"(merge stream {kept} x {disk.tree_bytes(merge_items) / 1e6:.1f} MB, one every "
-        f"{plan.merge_interval} steps; full states {resume / 1e9:.3f} GB)"
-        + (f"; averages take {held / 1e6:.1f} MB of memory" if held else "")
-    )
 
 
 def _validator(

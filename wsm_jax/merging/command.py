@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from wsm_jax import schedules
 from wsm_jax.checkpoints import PARAMS
 from wsm_jax.errors import UsageError
 from wsm_jax.merging import offline, provenance, recipe, selection, storage, weighting
@@ -220,7 +221,7 @@ def merge_run(options: argparse.Namespace) -> Request:
         raise UsageError("--name goes with one merge; those of --every take their default names")
     else:
         needs_rate = rule.schedule or options.weight_decay_aware
-        warmup = merging.config.duration_steps("schedule.warmup", merging.config.schedule.warmup)
+        warmup = schedules.warmup_end(merging.config, merging.facts["branch_step"])
         windows = selection.series(
             merging,
             count,
