@@ -215,11 +215,15 @@ def merge_section(records: list[dict[str, Any]]) -> list[str]:
             for name in contenders
         ]
         rows.append([f"{size} × {count}", cache, *cells])
-    first, goals = merges[0], [r for r in records if r["kind"] == "goal"]
+    goals = [r for r in records if r["kind"] == "goal"]
+    sizes: dict[str, list[str]] = {}
+    for r in merges:
+        sizes.setdefault(f"{r['machine']['cores']} cores of {r['machine']['cpu']}", []).append(r["size"])
+    where = "; ".join(f"{', '.join(dict.fromkeys(own))} on {machine}" for machine, own in sizes.items())
     missed = [goal for goal in goals if goal["met"] is False]
     return [
         "Merging safetensors folders, whole processes with the output written, seconds (peak resident memory), "
-        f"interleaved, on {first['machine']['cores']} cores of {first['machine']['cpu']} "
+        f"interleaved, {where} "
         "(`python benchmarks/merge.py --peer_python=…`; [records](benchmarks/results/merge.jsonl), "
         "[figure](benchmarks/results/merge.png)):",
         "",
