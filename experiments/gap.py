@@ -83,14 +83,14 @@ def present(records: list[Record]) -> Page:
         last = "–" if key == real else shown(table.minus(key, real))
         rows.append([name, what, plus_minus(table.of(key)), shown(table.minus(key, raw)), share(key), last])
 
-    add("real decay", real, f"{plot_style.CURVE_LABELS[real[1]]} decay")
+    add("real decay", real, plot_style.CURVE_LABELS[real[1]])
     equal = (PLAIN, real[1], matrix.DECAY)
     add("merge of the same curve and length", equal, _words(equal))
     for way, key in best.items():
         add(way, key, _words(key))
     claims, plain = [CLAIMS], best[PLAIN]
     for way in WAYS[1:]:
-        claims.append(claimed(f"{way}: better than the plain merge", table.minus(best[way], plain)))
+        claims.append(claimed(f"{way}: better than the plain merge", table.minus(best[way], plain), digits=5))
     chosen = {
         "without another run": table.best(best[way] for way in FREE),
         "with a branch of its own, no decay to zero": table.best(best[way] for way in BRANCHES.values()),
