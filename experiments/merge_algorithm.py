@@ -35,7 +35,7 @@ MERGED = ("linear", "minus_sqrt", "ema", "cosine", "inverse_sqrt")
 NAMES = {"linear": "mean (linear)", **{c: plot_style.CURVE_LABELS[c] for c in MERGED[1:]}}
 RAW, REAL, MERGE, MEANS, AWARE = "raw", "decay", "merge", "interval means", "weight-decay-aware"
 OTHERS = (LION, MUON)
-LAWA, LEARNED, MONOTONE = "LAWA, k = 5", "learned", "learned, monotone"
+SWA, LAWA, LEARNED, MONOTONE = "SWA, all since the switch", "LAWA, k = 5", "learned", "learned, monotone"
 PAPER = {(REAL, "minus_sqrt"): 62.67, (MERGE, "ema"): 63.01, (MERGE, "linear"): 63.95, (MERGE, "minus_sqrt"): 64.06}
 
 
@@ -87,7 +87,7 @@ def present(records: list[Record]) -> Page:
         arms[f"merge, {NAMES[curve]}"] = table.best([(MERGE, curve, n) for n in COUNTS])
     arms["merge of interval means, linear"] = table.best([(MEANS, "linear", n) for n in COUNTS])
     arms["merge, linear, weight-decay-aware"] = table.best([(AWARE, "linear", n) for n in COUNTS])
-    arms |= {"SWA, all since the switch": (MERGE, "linear", matrix.DECAY), LAWA: (LAWA, "", 5)}  # its mean
+    arms |= {SWA: (MERGE, "linear", matrix.DECAY), LAWA: (LAWA, "", 5)}  # its mean
     arms |= {f"{name} weights": (name, "", matrix.DECAY) for name in (LEARNED, MONOTONE)}
     rows = [["", "checkpoints", "test loss", "minus no merge", "minus real decay (1-sqrt)", "the paper's score"]]
     rows.append(["no merge", "–", plus_minus(table.of(raw)), "–", shown(table.minus(raw, real)), "–"])
@@ -95,7 +95,8 @@ def present(records: list[Record]) -> Page:
         count = "–" if key[0] == REAL else str(key[2])
         cells = [plus_minus(table.of(key)), shown(table.minus(key, raw))]
         cells.append("–" if key == real else shown(table.minus(key, real)))
-        rows.append([name, count, *cells, f"{PAPER[key[:2]]:.2f}" if key[:2] in PAPER else "–"])
+        theirs = key[:2] in PAPER and name != SWA
+        rows.append([name, count, *cells, f"{PAPER[key[:2]]:.2f}" if theirs else "–"])
     gains = {name: table.minus(key, raw) for name, key in arms.items()}
     others = [name for name in OTHERS if name in tables]
     for optimizer in others:
