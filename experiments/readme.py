@@ -118,12 +118,12 @@ def speed_section(records: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def paper_section(pages: dict[str, str]) -> list[str]:
-    """The claims of the paper's tables and figures, as the page of each experiment has them."""
+def paper_section(pages: dict[str, str], seconds: float) -> list[str]:
+    """The claims of the paper's tables and figures, as the page of each experiment has them, and what all took."""
     return [
         "Test loss in bits per byte, mean over domains, first arm minus second, 95% intervals over seeds, paired; "
         "a claim *holds* where the interval lies below zero. Protocol, all figures and provenance are in "
-        "[results/REPORT.md](results/REPORT.md).",
+        f"[results/REPORT.md](results/REPORT.md); all of it took {seconds / 60:.0f} minutes of processes, two at a time.",
         "",
         *markdown_table(report.claims(pages, "results/{name}/small")),
     ]
@@ -249,7 +249,9 @@ def render(text: str) -> str:
     for name, (section, file) in sections.items():
         text = _replace(text, name, section(read_jsonl(file)) if file.is_file() else [])
     found = report.pages(EXPERIMENTS, "small")
-    text = _replace(text, "paper", paper_section(found) if found else [])
+    text = _replace(
+        text, "paper", paper_section(found, sum(report.seconds(EXPERIMENTS, "small").values())) if found else []
+    )
     averages = [r for model in ("tiny", "gpt2_small") for r in read_jsonl(benchmarks / f"averaging-{model}.jsonl")]
     return _replace(text, "averages", averages_section(averages) if averages else [])
 

@@ -12,6 +12,7 @@ from experiments.intervals import CLAIMS, HOLDS
 from experiments.protocol import publish
 from wsm_jax.errors import UsageError
 from wsm_jax.report import markdown_table
+from wsm_jax.run import read_jsonl
 
 NAMES = (
     "tuning",
@@ -61,6 +62,16 @@ def _claims(page: str) -> list[list[str]]:
     return rows
 
 
+def seconds(results: Path, scale: str) -> dict[str, float]:
+    """Experiment -> seconds of its processes together, each on its share of the cores."""
+    found = {}
+    for name in NAMES:
+        records = read_jsonl(results / name / scale / "records.jsonl")
+        if records:
+            found[name] = sum({r["piece"]: r["piece_seconds"] for r in records}.values())
+    return found
+
+
 def report(results: Path) -> str:
     """The text of the report: for each scale its claims, then its pages with titles two levels down."""
     lines = [
@@ -74,6 +85,9 @@ def report(results: Path) -> str:
         if not (found := pages(results, scale)):
             continue
         lines += ["", f"## Scale {scale}", "", *markdown_table(claims(found, f"{{name}}/{scale}"))]
+        taken = seconds(results, scale)
+        rows = [["experiment", "minutes of processes"], *([name, f"{s / 60:.0f}"] for name, s in taken.items())]
+        lines += ["", *markdown_table([*rows, ["all", f"{sum(taken.values()) / 60:.0f}"]])]
         for name, page in found.items():
             lines.append("")
             for line in page.splitlines():

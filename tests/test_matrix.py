@@ -287,8 +287,9 @@ def test_the_report_and_the_readme_take_the_pages_up(tmp_path):
     assert "## Scale small" in text and "## Scale tiny" in text and "Scale medium" not in text
     assert "| a is better | -0.1 ± 0.05 | holds | 1 | [gap](gap/small) |" in text
     assert "[trajectory]" not in text  # those are of distances
-    lines = readme.paper_section(report.pages(tmp_path, "small"))
+    lines = readme.paper_section(report.pages(tmp_path, "small"), 7200.0)
     assert "| a is better | -0.1 ± 0.05 | holds | 1 | [gap](results/gap/small) |" in lines
+    assert "all of it took 120 minutes" in lines[0]
 
 
 @pytest.mark.slow
