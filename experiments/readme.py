@@ -123,7 +123,8 @@ def paper_section(pages: dict[str, str], seconds: float) -> list[str]:
     return [
         "Test loss in bits per byte, mean over domains, first arm minus second, 95% intervals over seeds, paired; "
         "a claim *holds* where the interval lies below zero. Protocol, all figures and provenance are in "
-        f"[results/REPORT.md](results/REPORT.md); all of it took {seconds / 60:.0f} minutes of processes, two at a time.",
+        f"[results/REPORT.md](results/REPORT.md); all of it took {seconds / 60:.0f} minutes of processes, two at a "
+        "time.",
         "",
         *markdown_table(report.claims(pages, "results/{name}/small")),
     ]
