@@ -55,8 +55,9 @@ def checkpoint_weights(update_weights: Any) -> Vector:
             f"update_weights must not increase, but [{i + 1}] = {w[i + 1]} follows [{i}] = {w[i]}: "
             "that would need a negative checkpoint weight"
         )
-    # diff of (1, w_1, ..., w_k, 0), negated; differences of neighbours sum to 1 by telescoping.
-    return -np.diff(np.concatenate(([1.0], w, [0.0])))
+    # The falls of (1, w_1, ..., w_k, 0); differences of neighbours sum to 1 by telescoping.
+    whole = np.concatenate(([1.0], w, [0.0]))
+    return whole[:-1] - whole[1:]
 
 
 def update_weights(checkpoint_weights: Any) -> Vector:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from wsm_jax import chips
 from wsm_jax.errors import NonFiniteError

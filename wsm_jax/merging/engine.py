@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xxhash
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from wsm_jax.errors import UsageError
 from wsm_jax.merging.plan import Group, piece_elements
