@@ -26,6 +26,7 @@ from wsm_jax.report import markdown_table
 
 CURVE = "minus_sqrt"
 SAMPLED = {4: 2, 8: 1}  # checkpoints over the short decay's length -> intervals between them
+ENDS = tuple(start + SHORT for start in POINTS)
 COUNTS = (2, 4, 8, 16)  # of a decay's own
 EVERY = 4
 DECAY, FEW = matrix.DECAY, 4  # FEW: the paper's count in Figure 5a
@@ -77,9 +78,12 @@ def present(records: list[Record]) -> Page:
     points = [["intervals trained", "no decay, no merge", "real decay minus it"]]
     points[0] += [f"merge of {n} minus it" for n in SAMPLED]
     points[0].append(f"merge of {FEW} minus real decay")
-    for at in (start + SHORT for start in POINTS):
+    for at in ENDS:
         raw, real = (RAW, 1, at), (REAL, SHORT, at)
-        cells = [plus_minus(table.of(raw)), *(shown(table.minus(key, raw)) for key in (real, *_merges(at)))]
+        cells = [
+            plus_minus(table.of(raw)),
+            *(shown(table.minus(key, raw)) for key in (real, *((MERGE, n, at) for n in SAMPLED))),
+        ]
         points.append([f"{at} of {END}", *cells, shown(table.minus((MERGE, FEW, at), real))])
     raw, real, merge = (RAW, 1, END), (REAL, DECAY, END), (MERGE, DECAY, END)
     then_merged = table.best([(DECAYED_MERGED, n, END) for n in COUNTS])
@@ -105,7 +109,7 @@ def present(records: list[Record]) -> Page:
             table.minus((MERGE, FEW, at), (REAL, SHORT, at)),
             "they track each other",
         )
-        for at in (start + SHORT for start in POINTS)
+        for at in ENDS
     ]
     for name, key, paper in (
         ("decay, then merge", then_merged, "within 0.3 points"),
@@ -139,10 +143,6 @@ def present(records: list[Record]) -> Page:
     return Page(lines, {"combine": figure(table)})
 
 
-def _merges(at: int) -> list[tuple]:
-    return [(MERGE, n, at) for n in SAMPLED]
-
-
 @plot_style.styled_figure
 def figure(table: Seeds) -> Figure:
     """Panels as the paper's: gains along the run, merges of a decay by count, the decay from a merge over time."""
@@ -150,12 +150,11 @@ def figure(table: Seeds) -> Figure:
     along_run, merged, decayed = made.subplots(1, 3)
     real = {"color": figures.REAL, "marker": "^", "linestyle": "--"}
     merge = {"color": figures.MERGED, "marker": "o"}
-    ends = [start + SHORT for start in POINTS]
     for key, look, label in (((REAL, SHORT), real, "real decay"), ((MERGE, FEW), merge, f"merge of {FEW}")):
-        gains = [table.minus((*key, at), (RAW, 1, at)) for at in ends]
-        figures.line(along_run, ends, gains, **look, label=label)
+        gains = [table.minus((*key, at), (RAW, 1, at)) for at in ENDS]
+        figures.line(along_run, ENDS, gains, **look, label=label)
     along_run.axhline(0.0, color=plot_style.RAW, linewidth=0.8)
-    along_run.set_xticks(ends)
+    along_run.set_xticks(ENDS)
     along_run.margins(y=0.25)
     along_run.set(title="along the run", xlabel="intervals trained", ylabel="test loss minus raw, bits per byte")
     plain = (REAL, DECAY, END)

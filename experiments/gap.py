@@ -1,4 +1,4 @@
-"""What merges miss of a real decay, and what narrows it without any decay run.
+"""What merges miss of a real decay, and what narrows it.
 
     python -m experiments.gap [--scale=small]
 
@@ -6,8 +6,9 @@ On the text of the stable phase, no switch, equal tokens. Over the last quarter 
 1-sqrt), and beside the plain merge of the constant run longer windows, means of the parameters over each interval,
 weights that know AdamW's weight decay, learned weights, and merges of branches that differ from the constant run: a
 quarter, half or twice its rate, twice its batch (half as many updates), or a start from the merge of the 16
-checkpoints before it (a merge fed back). Each way's curve and window, the best way and the best decay are chosen on
-validation.
+checkpoints before it (a merge fed back). Those branches cost as much training as a decay does, and a lower rate is a
+decay in one step; the other ways cost nothing but the constant run. Each way's curve and window, the best way of either
+kind and the best decay are chosen on validation.
 """
 
 import sys

@@ -126,8 +126,8 @@ def present(records: list[Record]) -> Page:
         "# Merge algorithms (Table 3)",
         "",
         f"Test loss in bits per byte, mean over all domains, lower is better, {matrix.DECAY} intervals after the "
-        f"switch; the number of checkpoints is chosen on validation, but for SWA, LAWA and the learned weights, which "
-        f"are fitted on the validation text. {source(records)}{unswitched(records)} Peak rates "
+        f"switch; the number of checkpoints is chosen on validation, but fixed for SWA, LAWA and learned weights, and "
+        f"the latter are fitted on the validation text. {source(records)}{unswitched(records)} Peak rates "
         f"of the constant run and of the 1-sqrt decay: {chosen}. *No merge* and *real decay*: of the same optimizer.",
         "",
         *markdown_table(rows),

@@ -6,8 +6,8 @@ Each run is at runs/training/SCALE/seedS-OPTIMIZER-lrRATE/JOB. The stable run en
 state the branches go on at the constant rate or along real decays, and from some of those other branches. Those with
 the switch read the annealing text from there on, the others more of the same, and all of a kind read the same tokens.
 The peak rate of each arm is the one that experiments/tuning.py found, so where both arms got the same rate they share
-their runs. Text: experiments/corpus.py from $WSM_EXPERIMENT_DATA (default ../shared/data); without that folder the
-standard library, and no switch.
+their runs. Text: experiments/corpus.py from $WSM_EXPERIMENT_DATA (default ../shared/data); without that folder a
+corpus at runs/corpus/SCALE that was built elsewhere, else the standard library, and no switch.
 """
 
 import contextlib
