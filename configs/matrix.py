@@ -23,7 +23,7 @@ from wsm_jax.config import (
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Shape of the model, sequences in a step, steps in the run."""
+    """Shape and numerics of the model, sequences in a step, steps in the run, threads that read ahead."""
 
     layers: int
     d_model: int
@@ -31,11 +31,28 @@ class Size:
     context: int
     batch_size: int
     steps: int
+    tokenizer: str = "bpe:4096"
+    compute_dtype: str = "float32"
+    attention: str = "blocks"
+    workers: int = 0
 
 
 SIZES = {
     "small": Size(layers=4, d_model=128, heads=4, context=128, batch_size=8, steps=1280),
-    "medium": Size(layers=6, d_model=256, heads=4, context=256, batch_size=16, steps=8000),
+    "medium": Size(layers=6, d_model=192, heads=6, context=256, batch_size=8, steps=1280),
+    # One accelerator: 34M parameters, at most 4 epochs of the novels, a seed of WSD and WSM in minutes.
+    "gpu": Size(
+        layers=8,
+        d_model=512,
+        heads=8,
+        context=512,
+        batch_size=64,
+        steps=1024,
+        tokenizer="bpe:16384",
+        compute_dtype="bfloat16",
+        attention="xla",
+        workers=2,
+    ),
     "tiny": Size(layers=1, d_model=32, heads=2, context=32, batch_size=4, steps=128),  # to try the pipeline
 }
 INTERVALS = 64  # checkpoints in the run
@@ -56,10 +73,11 @@ def get_config(name: str = "small") -> Config:
             d_model=size.d_model,
             heads=size.heads,
             context=size.context,
-            attention="blocks",
+            compute_dtype=size.compute_dtype,
+            attention=size.attention,
             scan_unroll=size.layers,
         ),
-        data=DataConfig(validation_fraction=0.04, test_fraction=0.04, workers=0),
+        data=DataConfig(tokenizer=size.tokenizer, validation_fraction=0.04, test_fraction=0.04, workers=size.workers),
         optimizer=OptimizerConfig(peak_lr=3e-3),
         schedule=ScheduleConfig(warmup=f"{WARMUP * interval}steps"),
         checkpoint=CheckpointConfig(
@@ -68,6 +86,6 @@ def get_config(name: str = "small") -> Config:
             branch_points=f"{size.steps - DECAY * interval}steps",
             snapshot="both",
         ),
-        evaluation=EvaluationConfig(interval="", tokens=16384),
+        evaluation=EvaluationConfig(interval="", tokens=16384, batch_size=max(16, size.batch_size)),
         log=LogConfig(interval="20steps"),
     )

@@ -21,7 +21,7 @@ from wsm_jax.run import Run
 
 Key = TypeVar("Key", bound=Hashable)
 # Tokens of validation and of test in all, an equal part from each domain.
-TOKENS = {"small": (16384, 32768), "medium": (65536, 131072), "tiny": (16384, 32768)}
+TOKENS = {"small": (16384, 32768), "medium": (32768, 65536), "gpu": (131072, 262144), "tiny": (16384, 32768)}
 
 
 def evaluators(runs: Matrix, run: Run) -> dict[str, Evaluator]:

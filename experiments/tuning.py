@@ -33,7 +33,8 @@ RATES = {
         LION: (3e-4, 6e-4, 1.2e-3, 2.4e-3),
         MUON: (1.5e-3, 3e-3, 6e-3, 1.2e-2),
     },
-    "medium": {ADAMW: (1e-3, 2e-3, 4e-3), LION: (1e-4, 2e-4, 4e-4), MUON: (1e-3, 2e-3, 4e-3)},
+    "medium": {ADAMW: (1.5e-3, 3e-3, 6e-3), LION: (3e-4, 6e-4, 1.2e-3), MUON: (1.5e-3, 3e-3, 6e-3)},
+    "gpu": {ADAMW: (1e-3, 2e-3, 4e-3), LION: (1e-4, 2e-4, 4e-4), MUON: (1e-3, 2e-3, 4e-3)},
     "tiny": {ADAMW: (2e-3, 8e-3), LION: (2e-4, 8e-4), MUON: (2e-3, 8e-3)},
 }
 SCALES = {

@@ -35,6 +35,7 @@ from experiments import (
 from experiments.seeds import Seeds
 from wsm_jax import UsageError, checkpoints, merge_weights, run
 from wsm_jax.data.store import split_of
+from wsm_jax.models import model, presets
 
 pytestmark = pytest.mark.xdist_group("matrix")  # the runs are shared
 RATE = 8e-3
@@ -207,6 +208,13 @@ def test_every_scale_has_what_the_experiments_ask_of_it(scale):
         assert all(job.start < at <= job.end for at in job.keep), name
         parent = jobs.JOBS.get(job.parent)
         assert parent is None or job.start == parent.end or job.start in parent.keep, name
+
+
+def test_the_scale_for_an_accelerator_is_as_large_as_it_should_be():
+    config = matrix.get_config("gpu")
+    shape = presets.with_vocabulary(config.model, int(config.data.tokenizer.removeprefix("bpe:")))
+    params = jax.eval_shape(model.build(shape).init, jax.random.key(0))
+    assert 30e6 < model.parameter_count(params) < 60e6
 
 
 def test_an_output_that_names_no_scale_is_refused(tmp_path):

@@ -278,7 +278,8 @@ def _results(
     stack: contextlib.ExitStack, job: Job, shardings: Any, progress: bool, room: int
 ) -> Iterator[tuple[str, Any]]:
     with stack:
-        together = max(1, room // max(job.bytes, 1))
+        passes = -(-len(job.names) // max(1, room // max(job.bytes, 1)))
+        together = -(-len(job.names) // passes)  # alike in size: the smaller they are, the more inputs stay in memory
         for first in range(0, len(job.names), together):
             chosen = range(first, min(first + together, len(job.names)))
             results = placement.Results(job.results, job.sources[-1].tree(), shardings, len(chosen))
