@@ -36,7 +36,7 @@ def evaluators(runs: Matrix, run: Run) -> dict[str, Evaluator]:
         size = run.config.evaluation.batch_size
         return evaluate.make_evaluator(model, mesh, [store], split, batch_size=size, limit_tokens=limit)
 
-    trained = evaluate.held_out_stores(data)
+    trained = evaluate.held_out_stores(data, "validation")
     benchmarks = []
     if data.switch:
         # Never trained on, so all of it is measured: it is all in what the store calls its training split.

@@ -22,7 +22,7 @@ from wsm_jax import (
     sharding,
     train_state,
 )
-from wsm_jax.branch import parse_branch
+from wsm_jax.branch import check_branch, parse_branch
 from wsm_jax.data import pipeline, tokens
 from wsm_jax.models import model as model_lib
 from wsm_jax.models import presets
@@ -247,6 +247,16 @@ def test_a_state_that_does_not_fit(tiny, reference, fields, message):
         tiny.run("never", branch_from=f"{reference.path}@{BRANCH}", **fields)
     assert "\n" not in str(caught.value)
     assert not directory.exists()
+
+
+def test_a_switch_at_a_share_of_the_run_is_another_step_in_a_longer_run(tiny, reference):
+    switch = {"data__switch_source": "stdlib", "data__switch_at": "0.5run"}
+    parent = Run(reference.path)
+    parent.config = tiny.config(**switch)
+    longer = {"duration": f"{2 * STEPS}steps"}
+    assert check_branch(parent, BRANCH, tiny.config(**switch, **longer)) == ["data.switch_at"]
+    same = {**switch, "data__switch_at": f"{STEPS // 2}steps"}
+    assert check_branch(parent, BRANCH, tiny.config(**same, **longer)) == []
 
 
 def test_a_cooldown_needs_a_branch(tiny):

@@ -16,10 +16,10 @@ from wsm_jax.coefficients import (
     decayed_checkpoint_weights,
     decayed_mean_weights,
     merge_weights,
-    schedule_weights,
     update_weights,
 )
 from wsm_jax.errors import UsageError
+from wsm_jax.schedules import schedule_weights
 
 PAPER_LR, PAPER_DECAY, PAPER_INTERVAL = 4.78e-4, 0.1, 1490
 

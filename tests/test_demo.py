@@ -1,8 +1,10 @@
 """The demo's runs and report, made short: what is in the table, what was written, what resumes, what is refused."""
 
 import csv
+import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 
 from wsm_jax import DECAYS, Run, UsageError, checkpoints, comparison, merge_checkpoints, merge_weights, report
-from wsm_jax.evaluate import checkpoint_path, paired_difference, run_evaluator
+from wsm_jax.config_flags import with_fields
+from wsm_jax.evaluate import Difference, checkpoint_path, paired_difference, run_evaluator
 
 pytestmark = pytest.mark.xdist_group("demo")
 ROOT = Path(__file__).parent.parent
@@ -175,6 +178,47 @@ def test_runs_that_cannot_be_compared_are_refused(demo_run, store):
         comparison.compare(constant, [])
     with pytest.raises(UsageError, match="branched at one step"):
         comparison.compare(constant, [constant])
+
+
+def test_runs_that_are_no_decays_of_the_first_are_refused(demo_run, store):
+    constant, decay = Run(demo_run / "constant"), Run(demo_run / "decay-linear")
+    step = decay.facts["branch_step"]
+
+    def changed(**fields):
+        run = Run(demo_run / "decay-linear")
+        run.config = with_fields(run.config, **fields)
+        return run
+
+    assert comparison._check(constant, [decay]) == step
+    with pytest.raises(UsageError, match=r"decay-linear has schedule\.name='cosine'; a real decay is a cooldown"):
+        comparison.compare(constant, [changed(schedule__name="cosine")])
+    for fields in ({"seed": 7}, {"batch_size": 2 * constant.config.batch_size}):
+        with pytest.raises(UsageError, match=f"is no branch of .*constant: {next(iter(fields))} differs"):
+            comparison.compare(constant, [changed(**fields)])
+    stranger = changed()
+    stranger.facts["branch_from"] = f"{demo_run / 'other'}@{step}"
+    assert comparison._check(constant, [stranger]) == step  # its parent may have been moved here
+    shutil.copytree(demo_run / "constant", demo_run / "other", ignore=shutil.ignore_patterns("checkpoints"))
+    assert comparison._check(constant, [stranger]) == step  # a copy
+    facts = {**constant.facts, "config_hash": "another"}
+    (demo_run / "other" / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(UsageError, match="was branched from .*other, not from .*constant"):
+        comparison.compare(constant, [stranger])
+
+
+def test_a_report_without_validations_and_of_one_document(demo_run, store, tmp_path, monkeypatch):
+    runs = [Run(demo_run / name) for name in ("constant", "decay-linear")]
+    result = comparison.compare(runs[0], runs[1:])
+    nan = float("nan")
+    rows = [dataclasses.replace(r, difference=Difference(r.difference.loss, nan)) for r in result.rows]
+    monkeypatch.setattr(
+        Run, "metrics", lambda self, kind=None: [] if kind != "train" else [{"step": 1, "loss": 2.0, "seconds": 1.0}]
+    )
+    folder = report.write(dataclasses.replace(result, rows=tuple(rows)), tmp_path / "report")
+    found = json.loads((folder / "table.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert found["rows"][1]["difference_stderr"] is None
+    assert (folder / "loss.png").is_file() and (folder / "gains.svg").is_file()
+    assert "nan" not in (folder / "table.csv").read_text() + (folder / "report.md").read_text()
 
 
 def test_findings_state_the_share_of_the_decay_that_merging_recovers(demo_run, store):

@@ -104,7 +104,7 @@ def test_equals_a_plain_loop_over_the_token_stream(corpus):
 def test_a_limit_keeps_whole_documents(corpus):
     model = model_lib.build(ModelConfig(layers=1, d_model=16, heads=2, context=16, vocab_size=corpus.vocab_size))
     params, mesh = model.init(jax.random.key(0)), sharding.make_mesh()
-    stores = held_out_stores(corpus)
+    stores = held_out_stores(corpus, "test")
     whole = make_evaluator(model, mesh, stores, "validation", batch_size=4)(params)
     limit = int(whole.tokens[:3].sum()) + 1
     part = make_evaluator(model, mesh, stores, "validation", batch_size=4, limit_tokens=limit)(params)
@@ -116,7 +116,7 @@ def test_a_limit_keeps_whole_documents(corpus):
 
 def test_an_untrained_model_is_near_uniform(corpus):
     model = model_lib.build(ModelConfig(layers=1, d_model=16, heads=2, context=16, vocab_size=corpus.vocab_size))
-    result = make_evaluator(model, sharding.make_mesh(), held_out_stores(corpus), "test", batch_size=4)(
+    result = make_evaluator(model, sharding.make_mesh(), held_out_stores(corpus, "test"), "test", batch_size=4)(
         model.init(jax.random.key(0))
     )
     assert result.loss == pytest.approx(math.log(corpus.vocab_size), abs=0.1)

@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import types
 
 import pytest
 
@@ -49,6 +50,17 @@ def test_what_is_not_finite_is_null_because_json_has_no_nan(tmp_path):
 
     record = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
     assert record == {"kind": "validation", "step": 1, "loss": 1.5, "loss_stderr": None, "ratio": None}
+
+
+def test_runs_of_one_name_in_two_folders_are_two_at_weights_and_biases(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **given: begun.append(given)))
+    for folder in ("a/constant", "b/constant", "a/constant"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        writer(tmp_path / folder, wandb="project")
+    assert [given["name"] for given in begun] == ["constant"] * 3
+    first, second, again = (given["id"] for given in begun)
+    assert first == again != second
 
 
 def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):

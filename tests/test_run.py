@@ -188,6 +188,18 @@ def test_another_branch_or_other_data_is_refused(folder, name, value):
         check_same(folder, settings(), {**FACTS, name: value})
 
 
+def test_a_parent_that_was_moved_is_the_same_parent(folder, tmp_path):
+    (tmp_path / "parent").mkdir()
+    write_json(folder / "run.json", {**FACTS, "branch_from": f"{tmp_path}/parent@50", "branch_step": 50})
+    moved = {**FACTS, "branch_from": "/elsewhere/parent@50", "branch_step": 50}
+    with pytest.raises(UsageError, match="branch_from"):
+        check_same(folder, settings(), moved)
+    (tmp_path / "parent").rmdir()
+    check_same(folder, settings(), moved)
+    with pytest.raises(UsageError, match="branch_step"):
+        check_same(folder, settings(), {**moved, "branch_step": 60})
+
+
 def test_provenance_names_versions_machine_and_command():
     found = run_lib.environment()
     assert set(found["versions"]) == set(run_lib.LIBRARIES)

@@ -243,3 +243,31 @@ def test_cycles_that_do_not_fit(fields, message):
     settings = ScheduleConfig(**{"name": "cyclic", "warmup": "20steps", **fields})
     with pytest.raises(UsageError, match=message):
         schedules.from_config(Config(duration="200steps", schedule=settings))
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        optax.linear_onecycle_schedule(120, 1.0),
+        optax.cosine_onecycle_schedule(120, 1.0),
+        optax.piecewise_interpolate_schedule("linear", 1.0, {50: 0.5, 100: 0.1}),
+        optax.piecewise_constant_schedule(1.0, {60: 0.5}),
+        optax.constant_schedule(0.3),
+        lambda count: 1.0 if count < 61 else 0.25,
+        lambda count: np.where(np.asarray(count) < 61, 1.0, 0.25),
+    ],
+)
+@pytest.mark.parametrize("counts", [np.arange(60, 62), np.arange(0, 110, 7), np.arange(0)])
+def test_rates_are_those_of_one_update_at_a_time(schedule, counts):
+    found = schedules.rates_at(schedule, counts)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, [float(schedule(int(c))) for c in counts], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [(lambda count: "fast", "returns no number"), (lambda count: np.ones(3), r"returns shape \(3,\) for one update")],
+)
+def test_what_is_no_schedule(schedule, message):
+    with pytest.raises(UsageError, match=message):
+        schedules.rates_at(schedule, np.arange(4))

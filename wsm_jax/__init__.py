@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsm_jax.coefficients import checkpoint_weights, merge_weights, schedule_weights, update_weights
+    from wsm_jax.coefficients import checkpoint_weights, merge_weights, update_weights
     from wsm_jax.config import Config
     from wsm_jax.decay import DECAYS
     from wsm_jax.errors import NonFiniteError, Preempted, UsageError
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from wsm_jax.merging.offline import merge_checkpoints, merge_many
     from wsm_jax.merging.trees import merge
     from wsm_jax.run import Run
+    from wsm_jax.schedules import schedule_weights
 
 _HOMES = {
     "DECAYS": "decay",
     "checkpoint_weights": "coefficients",
     "update_weights": "coefficients",
     "merge_weights": "coefficients",
-    "schedule_weights": "coefficients",
+    "schedule_weights": "schedules",
     "merge": "merging.trees",
     "merge_checkpoints": "merging.offline",
     "merge_many": "merging.offline",

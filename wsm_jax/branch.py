@@ -7,6 +7,7 @@ import jax
 
 from wsm_jax import checkpoints, optimizer, sharding
 from wsm_jax import config as config_lib
+from wsm_jax import run as run_lib
 from wsm_jax.config import Config
 from wsm_jax.data.tokens import Corpus
 from wsm_jax.errors import UsageError
@@ -40,6 +41,7 @@ def parse_branch(text: str, *, need_state: bool = True) -> tuple[Run, int]:
 _SAME = ("model.", "optimizer.name")
 # What must be equal for a branch to read the tokens its parent would have read.
 _SAME_TOKENS = ("batch_size", "seed", "data.source", "data.switch_", "data.validation_fraction", "data.test_fraction")
+_SWITCH = "data.switch_at"
 _NUMERICS = ("model.compute_dtype", "model.attention", "model.scan_unroll", "model.remat")
 
 
@@ -58,7 +60,9 @@ def check_branch(parent: Run, step: int, config: Config) -> list[str]:
             raise UsageError(
                 f"{name} differs from that of {Path(parent.path)} ({old[name][0]!r}): its state does not fit"
             )
-    return [name for name in different if name.startswith(_SAME_TOKENS)]
+    departing = [name for name in different if name.startswith(_SAME_TOKENS) and name != _SWITCH]
+    # A duration such as 0.8run is another step in a run of another length.
+    return departing + [_SWITCH] * (run_lib.plan(parent.config).switch_step != run_lib.plan(config).switch_step)
 
 
 def parse_params(path: str, config: Config) -> Run | None:

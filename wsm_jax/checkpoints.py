@@ -245,7 +245,7 @@ def _check_chunks(path: str | os.PathLike, item: str | None) -> None:
         return
     for leaf, name in names.items():
         try:
-            array = ts.open({"driver": layout, "kvstore": f"file://{folder.absolute()}/{name}/"}, open=True).result()
+            array = ts.open({"driver": layout, "kvstore": file_store(folder / name)}, open=True).result()
             whole = array.storage_statistics(query_fully_stored=True).result().fully_stored
         except ValueError as error:
             raise UsageError(f"{path}: leaf {leaf} cannot be read ({error})") from error
@@ -288,12 +288,17 @@ def array_names(path: str | os.PathLike, item: str | None = None) -> tuple[Path,
     return folder, {"/".join(key): ".".join(key) for key in keys}, layout
 
 
+def file_store(folder: Path) -> dict[str, str]:
+    """TensorStore's key-value store of a folder. In a URL a ``#``, ``?`` or ``%`` of the path would mean something."""
+    return {"driver": "file", "path": f"{folder.absolute()}/"}
+
+
 def is_empty(entry: dict[str, Any]) -> bool:
     """Whether a stored node is an empty container or None, which has no array."""
     return bool(entry["value_metadata"].get("skip_deserialize"))
 
 
 def user_metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """What was stored beside the arrays of the checkpoint at ``path``."""
-    text = (_require(path) / COMPLETE).read_text()
-    return json.loads(text).get("custom_metadata") or {}
+    """What was stored beside the arrays of the checkpoint at ``path``; old ones of Orbax have nothing."""
+    file = _require(path) / COMPLETE
+    return (json.loads(file.read_text()).get("custom_metadata") or {}) if file.exists() else {}

@@ -3,12 +3,13 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from wsm_jax import checkpoints, coefficients, evaluate, schedules, tuning
+from wsm_jax import branch, checkpoints, coefficients, evaluate, schedules, tuning
 from wsm_jax.decay import DECAYS
 from wsm_jax.errors import UsageError
 from wsm_jax.evaluate import Difference, Evaluation
@@ -145,10 +146,20 @@ def _check(base: Run, decays: Sequence[Run]) -> int:
     branch_steps = {run.facts["branch_step"] for run in decays}
     if len(branch_steps) > 1 or None in branch_steps:
         raise UsageError(f"the decays must be branched at one step, they start at {sorted(map(str, branch_steps))}")
+    (branch_step,) = branch_steps
     for run in decays:
         if run.facts["data_hash"] != base.facts["data_hash"]:
             raise UsageError(f"{run.path} was trained on other data than {base.path}")
-    return branch_steps.pop()
+        if run.config.schedule.name != "cooldown":
+            raise UsageError(f"{run.path} has schedule.name={run.config.schedule.name!r}; a real decay is a cooldown")
+        parent = Path(run.facts["branch_from"].rpartition("@")[0])
+        # A parent that is no longer there was moved, and may be the base.
+        if parent.resolve() != base.path.resolve() and (parent / "run.json").is_file():
+            if Run(parent).facts["config_hash"] != base.facts["config_hash"]:
+                raise UsageError(f"{run.path} was branched from {parent}, not from {base.path}")
+        if different := branch.check_branch(base, branch_step, run.config):
+            raise UsageError(f"{run.path} is no branch of {base.path}: {different[0]} differs")
+    return branch_step
 
 
 def _row(

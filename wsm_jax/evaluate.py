@@ -60,7 +60,7 @@ class Evaluation:
         """The figures ``wsm eval --json`` prints."""
         return {
             "loss": self.loss,
-            "loss_stderr": self.loss_stderr,
+            "loss_stderr": self.loss_stderr if math.isfinite(self.loss_stderr) else None,  # of one document
             "perplexity": self.perplexity,
             "bits_per_byte": self.bits_per_byte,
             "tokens": int(self.tokens.sum()),
@@ -105,9 +105,10 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
 Evaluator = Callable[[Any], Evaluation]
 
 
-def held_out_stores(corpus: Corpus) -> list[TokenStore]:
-    """The distinct stores of both mixtures of a corpus, in order."""
-    return list({store.hash: store for store, _ in [*corpus.stable, *corpus.switch]}.values())
+def held_out_stores(corpus: Corpus, split: str) -> list[TokenStore]:
+    """The distinct stores of both mixtures of a corpus, in order; of the switch's those that have the split."""
+    later = [store for store, _ in corpus.switch if store.manifest["splits"][split]["documents"]]
+    return list({store.hash: store for store in [*(store for store, _ in corpus.stable), *later]}.values())
 
 
 def make_evaluator(
@@ -195,7 +196,7 @@ def run_evaluator(run: Run, split: str, *, batch_size: int = 0, limit_tokens: in
     return make_evaluator(
         model,
         sharding.make_mesh(),
-        held_out_stores(corpus),
+        held_out_stores(corpus, split),
         split,
         batch_size=batch_size or run.config.evaluation.batch_size,
         limit_tokens=limit_tokens,
@@ -219,7 +220,9 @@ def checkpoint_path(
     if merged is not None:
         path = run.merged(merged)
         if not checkpoints.is_checkpoint(path):
-            names = sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else []
+            names = sorted(p.name for p in path.parent.glob("*") if checkpoints.is_checkpoint(p))
+            if path.is_dir():
+                raise UsageError(f"{path} is no Orbax checkpoint, which an evaluation reads; merge with --format=orbax")
             raise UsageError(f"{run.path} has no merge {merged!r}; it has {', '.join(names) or 'none'}")
         return path
     everywhere = [

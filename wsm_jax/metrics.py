@@ -1,5 +1,6 @@
 """Where a run's numbers go: metrics.jsonl always, TensorBoard and Weights & Biases when asked for."""
 
+import hashlib
 import json
 import math
 import os
@@ -41,8 +42,13 @@ class Writer:
                 str(directory / "tensorboard"), purge_step=start_step + 1
             )
         if config.wandb:
+            folder = directory.absolute()
             self._wandb = _import("wandb", "wandb").init(
-                project=config.wandb, name=directory.name, id=directory.name, resume="allow", config=settings
+                project=config.wandb,
+                name=folder.name,
+                id=hashlib.sha256(str(folder).encode()).hexdigest()[:16],  # runs/a/constant is not runs/b/constant
+                resume="allow",
+                config=settings,
             )
 
     def write(self, kind: str, step: int, **values: Any) -> None:

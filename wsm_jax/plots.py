@@ -204,7 +204,8 @@ def gains_figure(rows: Sequence[Mapping[str, Any]], *, title: str | None = None)
     """Paired differences to the raw checkpoint with their 95% intervals, one line a model, grouped.
 
     Args:
-      rows: {"name", "group", "difference", "low", "high"} in nats per token; groups stay in order of first mention.
+      rows: {"name", "group", "difference", "low", "high"} in nats per token, both ends NaN where they are not known;
+        groups stay in order of first mention.
       title: above the figure.
     """
     style.not_empty("rows", rows)
@@ -212,7 +213,8 @@ def gains_figure(rows: Sequence[Mapping[str, Any]], *, title: str | None = None)
     for row in rows:
         if missing := {"name", "group", "difference", "low", "high"} - set(row):
             raise UsageError(f"row {row.get('name', row)!r} has no {', '.join(sorted(missing))}")
-        if not row["low"] <= row["difference"] <= row["high"]:
+        unknown = np.isnan(row["low"]) and np.isnan(row["high"])
+        if not unknown and not row["low"] <= row["difference"] <= row["high"]:
             raise UsageError(f"row {row['name']!r}: {row['difference']} is not between {row['low']} and {row['high']}")
         groups.setdefault(row["group"], []).append(row)
     lines = len(rows) + len(groups)
@@ -229,7 +231,7 @@ def gains_figure(rows: Sequence[Mapping[str, Any]], *, title: str | None = None)
         for row in members:
             line += 1
             middle, colour = row["difference"], style.look(row["name"])["color"]
-            reach = [[middle - row["low"]], [row["high"] - middle]]
+            reach = np.nan_to_num([[middle - row["low"]], [row["high"] - middle]])
             axes.errorbar(middle, line, xerr=reach, fmt="oDs^v"[index % 5], color=colour, markersize=4.5, capsize=2.5)
             ticks[line] = row["name"], f"{middle:+.4f}".replace("-", "−")
     axes.set(ylim=(lines - 0.4, -0.6), xlabel="difference to the raw checkpoint (nats per token; negative is better)")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,11 +31,12 @@ def table(result: Comparison) -> list[list[str]]:
 
 def _cells(row: Row) -> list[str]:
     low, high = row.difference.interval
+    around = f" [{low:+.4f}, {high:+.4f}]" if math.isfinite(low) else ""
     return [
         row.name,
         f"{row.window:,}" if row.window else "–",
         f"{row.test.loss:.4f}",
-        "–" if row.group == "raw" else f"{row.difference.loss:+.4f} [{low:+.4f}, {high:+.4f}]",
+        "–" if row.group == "raw" else f"{row.difference.loss:+.4f}{around}",
         f"{row.tokens:,}",
         f"{row.extra_tokens:,}",
         f"{row.seconds:.1f}",
@@ -52,8 +54,8 @@ def to_json(result: Comparison) -> dict[str, Any]:
                 "window": row.window,
                 "test": row.test.summary(),
                 "difference": row.difference.loss,
-                "difference_stderr": row.difference.stderr,
-                "difference_interval": list(row.difference.interval),
+                "difference_stderr": _known(row.difference.stderr),
+                "difference_interval": [_known(end) for end in row.difference.interval],
                 "tokens": row.tokens,
                 "extra_tokens": row.extra_tokens,
                 "seconds": round(row.seconds, 3),
@@ -75,6 +77,11 @@ def to_json(result: Comparison) -> dict[str, Any]:
         "training_seconds": round(sum(record["seconds"] for record in base.metrics("train")), 1),
         **run_lib.environment(),
     }
+
+
+def _known(value: float) -> float | None:
+    """The value, or None for the NaN that the error over one document is, which JSON has no word for."""
+    return value if math.isfinite(value) else None
 
 
 def findings(result: Comparison) -> list[str]:
@@ -116,13 +123,13 @@ def write(result: Comparison, directory: str | Path) -> Path:
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    figures = _figures(result)
-    for name, (figure, _) in figures.items():
-        plots.save(figure, directory / name)
     text = io.StringIO()
     csv.writer(text).writerows(table(result))
     _replace(directory / "table.csv", text.getvalue())
     run_lib.write_json(directory / "table.json", to_json(result))
+    figures = _figures(result)
+    for name, (figure, _) in figures.items():
+        plots.save(figure, directory / name)
     _replace(directory / "report.md", _markdown(result, {name: caption for name, (_, caption) in figures.items()}))
     return directory
 
@@ -138,6 +145,8 @@ def _figures(result: Comparison) -> dict[str, tuple[Any, str]]:
             for run in result.decays
         },
     }
+    # Neither evaluation.interval="" nor a short decay leaves a validation to draw.
+    validation = {name: points for name, points in validation.items() if points}
     train = [(r["step"], r["loss"]) for r in base.metrics("train")]
     gains = [
         {

@@ -178,8 +178,14 @@ def check_same(path: Path, config: Config, facts: dict[str, Any]) -> None:
             )
     saved = read_json(path / "run.json")
     for name in ("branch_from", "branch_step", "params_from", "data_hash"):
-        if saved.get(name) != facts.get(name):
+        moved = name.endswith("_from") and saved.get(name) and facts.get(name) and not _is_there(saved[name])
+        if saved.get(name) != facts.get(name) and not moved:
             raise UsageError(f"{path} was made with {name}={saved.get(name)!r}, now it is {facts.get(name)!r}")
+
+
+def _is_there(place: str) -> bool:
+    """Whether the folder of RUN@STEP, or of a checkpoint, is where it was; it may have been moved since."""
+    return any(Path(path).exists() for path in (place, place.rpartition("@")[0] or place))
 
 
 def cpu_name() -> str:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a flag that the training loop asks for, agreed on by all processes."""
+"""A request to stop as a flag that the training loop asks for, agreed on by all processes."""
 
 import signal
 import threading
@@ -9,14 +9,19 @@ import jax
 
 
 class StopSignals:
-    """Context manager: while open, the first SIGINT or SIGTERM asks for a stop; a second SIGINT interrupts at once."""
+    """Context manager: while open, the first SIGINT or SIGTERM asks for a stop; a second SIGINT interrupts at once.
+
+    On several processes a SIGTERM to any of them asks all for a stop; there SIGINT interrupts at once.
+    """
 
     def __init__(self) -> None:
         self._asked = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+        # Python allows handlers in no other thread. On several processes JAX has a handler of its own for SIGTERM,
+        # which one of Python's would replace.
+        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._ask)
         return self
@@ -36,5 +41,5 @@ class StopSignals:
             return self._asked
         from jax.experimental import multihost_utils
 
-        # JAX's own service sees a SIGTERM on any host and makes all hosts agree on the step to stop at.
+        # JAX's service sees a SIGTERM on any host and makes all hosts agree on the step to stop at.
         return multihost_utils.reached_preemption_sync_point(step)

@@ -32,6 +32,7 @@ from wsm_jax.data import pipeline, tokens
 from wsm_jax.errors import NonFiniteError, Preempted, UsageError
 from wsm_jax.models import model as model_lib
 from wsm_jax.models import presets
+from wsm_jax.processes import all_succeed
 from wsm_jax.progress import Progress
 from wsm_jax.run import Plan, Run
 from wsm_jax.signals import StopSignals
@@ -83,7 +84,8 @@ def train(
             f"{config.accumulate} x {mesh.size}"
         )
 
-    corpus = tokens.prepare(config.data, progress=not quiet)
+    with all_succeed():
+        corpus = tokens.prepare(config.data, progress=not quiet)
     if parent is not None:
         branch_lib.check_tokenizer(parent, corpus)
     if origin is not None:
@@ -114,9 +116,10 @@ def train(
         },
         **run_lib.environment(),
     }
-    say(disk.forecast(directory, config, plan, train_state.items(abstract), merge_items, branch_step or 0))
-    if jax.process_index() == 0:
-        run_lib.begin(directory, config, facts)
+    with all_succeed():
+        say(disk.forecast(directory, config, plan, train_state.items(abstract), merge_items, branch_step or 0))
+        if jax.process_index() == 0:
+            run_lib.begin(directory, config, facts)
 
     resume = checkpoints.Stream(
         run_lib.resume_stream(directory),
@@ -280,7 +283,7 @@ def _validator(
     return evaluate.make_evaluator(
         model,
         mesh,
-        evaluate.held_out_stores(corpus),
+        evaluate.held_out_stores(corpus, "validation"),
         "validation",
         batch_size=config.evaluation.batch_size,
         limit_tokens=config.evaluation.tokens,

@@ -122,7 +122,7 @@ def learn(
     where = sharding.batch_sharding(mesh) if rows % mesh.size == 0 else sharding.replicated(mesh)
     batches = [
         jax.device_put({**batch, "document": batch["document"] >= 0}, where)
-        for store in evaluate.held_out_stores(corpus)
+        for store in evaluate.held_out_stores(corpus, split)
         for batch in evaluation_batches(
             store,
             split,

@@ -23,6 +23,7 @@ from wsm_jax.data.store import TokenStore
 from wsm_jax.data.tokenizer import train_bpe
 from wsm_jax.data.tokens import SPLITS, prepare, split_of
 from wsm_jax.errors import UsageError
+from wsm_jax.evaluate import held_out_stores
 
 
 def test_store_holds_every_document_in_its_split(config, corpus):
@@ -176,6 +177,8 @@ def test_switch_source_needs_no_held_out_documents_but_a_stable_one_does(tmp_pat
     made = prepare(_small(spec, tmp_path / "store", switch_source=one))
     assert made.switch[0][0].manifest["splits"]["test"] == {"documents": 0, "tokens": 0, "bytes": 0}
     assert len(made.switch[0][0].tokens("test")) == 0
+    assert [store.hash for store in held_out_stores(made, "test")] == [made.stable[0][0].hash]
+    assert len(held_out_stores(made, "train")) == 2
     with pytest.raises(UsageError, match=r"one\.txt': none of its 1 documents falls in the validation split"):
         prepare(_small(one, tmp_path / "store"))
 

@@ -78,6 +78,25 @@ def test_an_existing_output_is_refused_before_anything_is_opened(tmp_path):
         offline.write_many([tmp_path / "nowhere"], {"a": [1.0]}, {"a": tmp_path / "out"})
 
 
+def test_an_output_where_nothing_can_be_made(tmp_path):
+    paths = save_all(tmp_path, [tree(0)])
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"file/out cannot be written: .*file.* \(Not a directory\)"):
+        wsm_jax.merge_checkpoints(paths, [1.0], tmp_path / "file" / "out")
+
+
+def test_complex_leaves_are_not_merged_in_silence(tmp_path):
+    paths = save_all(tmp_path, [{"w": jnp.full(3, i + 2j, jnp.complex64), "v": jnp.ones(2)} for i in range(2)])
+    refused(tmp_path, paths, "leaf w is complex64, which is not averaged here; choose last, first or skip")
+    wsm_jax.merge_checkpoints(paths, [0.5, 0.5], tmp_path / "out", rules=[("w", "last")], verify=True)
+    np.testing.assert_array_equal(checkpoints.load_tree(tmp_path / "out")["w"], np.full(3, 1 + 2j))
+
+
+def test_a_dtype_that_the_format_does_not_know(tmp_path):
+    paths = save_all(tmp_path, [{"w": jnp.ones(8, jnp.float8_e4m3fn)}] * 2)
+    refused(tmp_path, paths, "leaf w is float8_e4m3fn, which safetensors cannot hold here", form="safetensors")
+
+
 def test_too_little_disk(tmp_path, monkeypatch):
     paths = save_all(tmp_path, [tree(0)])
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 4, 5))
@@ -175,6 +194,15 @@ def test_verification_sees_a_wrong_block_and_nothing_is_published(tmp_path, monk
     monkeypatch.setattr(sink, "write", wrong)
     refused(tmp_path, paths, "leaf blocks/norm does not verify: row", form=form, verify=True)
     wsm_jax.merge_checkpoints(paths, [0.2, 0.3, 0.5], tmp_path / "unseen", form=form)  # that is what verify is for
+
+
+@pytest.mark.parametrize("form", ["orbax", "safetensors"])
+def test_verification_accepts_a_mask_of_infinities_and_what_an_input_without_weight_holds(tmp_path, form):
+    trees = [{"w": jnp.full((3, 4), float(i)), "mask": jnp.asarray([0.0, -jnp.inf, jnp.nan])} for i in range(3)]
+    trees[1]["w"] = trees[1]["w"].at[0, 0].set(jnp.nan)
+    paths = save_all(tmp_path, trees)
+    weights, rules = [0.5, 0.0, 0.5], [("mask", "last")]
+    wsm_jax.merge_checkpoints(paths, weights, tmp_path / "out", rules=rules, form=form, verify=True)
 
 
 # --- rivals and kills ------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import wsm_jax
+from wsm_jax import checkpoints, cli
 
 STEPS, WEIGHTS = (100, 200, 300), (0.2, 0.3, 0.5)
 
@@ -36,8 +37,8 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("writer", WRITERS)
-def test_another_codebases_run_is_merged(writer, tmp_path):
+def saved(writer: str, folder: Path) -> tuple[list[Any], list[Path]]:
+    """Three trees, and the folders of their checkpoints."""
     random = np.random.default_rng(0)
     shapes = {"embed": (64, 8), "blocks": {"norm": (3, 8), "kernel": (3, 8, 32)}}
     trees = [
@@ -48,12 +49,37 @@ def test_another_codebases_run_is_merged(writer, tmp_path):
         )
         for _ in STEPS
     ]
-    WRITERS[writer](tmp_path / "run", trees)
+    WRITERS[writer](folder, trees)
+    return trees, [folder / str(step) for step in STEPS]
 
-    merged = wsm_jax.merge_checkpoints([tmp_path / "run" / str(step) for step in STEPS], list(WEIGHTS))
 
+def check(merged: Any, trees: list[Any]) -> None:
     expected = jax.tree.map(
         lambda *leaves: sum(w * np.asarray(x, np.float64) for w, x in zip(WEIGHTS, leaves, strict=True)), *trees
     )
     assert jax.tree.structure(merged) == jax.tree.structure(expected)
     jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=0, atol=1e-6), merged, expected)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_another_codebases_run_is_merged(writer, tmp_path):
+    trees, paths = saved(writer, tmp_path / "run")
+    check(wsm_jax.merge_checkpoints(paths, list(WEIGHTS)), trees)
+
+
+@pytest.mark.parametrize("writer", ["StandardCheckpointer", "PyTreeCheckpointer without OCDBT"])
+def test_a_path_may_hold_what_means_something_in_a_url(writer, tmp_path):
+    trees, paths = saved(writer, tmp_path / "lr=1e-3#2 100%? a%20b|c")
+    out = paths[0].parent / "out"
+    wsm_jax.merge_checkpoints(paths, list(WEIGHTS), out, verify=True)
+    check(checkpoints.load_tree(out), trees)
+    assert cli.main(["inspect", str(out)]) == 0
+
+
+def test_a_checkpoint_of_an_orbax_that_kept_no_metadata_beside_it(tmp_path):
+    trees, paths = saved("PyTreeCheckpointer", tmp_path / "run")
+    for path in paths:
+        (path / checkpoints.COMPLETE).unlink()
+    assert cli.main(["inspect", str(paths[0])]) == 0
+    wsm_jax.merge_checkpoints(paths, list(WEIGHTS), tmp_path / "out")
+    check(checkpoints.load_tree(tmp_path / "out"), trees)

@@ -237,10 +237,12 @@ def test_chunks_along_other_axes_and_large_leaves(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "CHUNK_BYTES", 400)
     random = np.random.default_rng(0)
     shapes = {"tall": (60, 5), "wide": (5, 60), "scanned": (6, 10, 9), "scalar": (), "prime": (101, 7)}
+    shapes |= {"large layers": (2, 30, 10), "one": (1, 100)}
     trees = [{k: jnp.asarray(random.standard_normal(s), jnp.float32) for k, s in shapes.items()} for _ in range(3)]
     paths = save_all(tmp_path, trees)
     source = offline.storage.open_source(paths[0])
     assert source.leaves["tall"].quantum == source.leaves["scanned"].quantum == 1
+    assert source.leaves["large layers"].quantum == 1  # each is cut in three
     assert source.leaves["wide"].quantum == 300
     weights = wsm_jax.merge_weights("linear", 3)
     wsm_jax.merge_checkpoints(paths, weights, tmp_path / "out", verify=True, memory=4096)

@@ -74,7 +74,7 @@ def prepare(config: DataConfig, progress: bool = False) -> Corpus:
     folder = data_folder(config.store)
     found = {spec: sources.find(spec, folder) for spec in dict.fromkeys(spec for spec, _ in stable + switch)}
     held_out = [split for split, fraction in zip(SPLITS[1:], fractions, strict=True) if fraction > 0]
-    # The switch's sources are trained on only; losses are measured on those of the whole run.
+    # Of the switch's sources, losses are measured on those that have held-out documents.
     required = {spec: ["train"] for spec in found} | {spec: ["train", *held_out] for spec, _ in stable}
     keys = _keys(config, found, [spec for spec, _ in stable], fractions)
 

@@ -72,8 +72,9 @@ def add(total: jax.Array | None, weights: np.ndarray, stack: np.ndarray) -> jax.
 class Fingerprints:
     """128-bit fingerprints of what was read from each input, whatever the order in which it came.
 
-    The sum of the XXH3 hashes of all pieces, each seeded with its leaf and position. It tells whether two merges saw
-    the same arrays; it does not guard against forgery.
+    The sum of the XXH3 hashes of all pieces, each seeded with its leaf and position. Equal ones are of equal arrays;
+    arrays stored in other chunks, or merged with such, are cut into other pieces and have others. It does not guard
+    against forgery.
     """
 
     def __init__(self, count: int):

@@ -180,6 +180,8 @@ class Sink:
         end = 0
         # The largest elements first keep every tensor aligned, as the format asks for.
         for name, leaf in sorted(leaves.items(), key=lambda item: -item[1].dtype.itemsize):
+            if leaf.dtype not in _NAMES:
+                raise UsageError(f"leaf {name} is {leaf.dtype}, which safetensors cannot hold here")
             header[name] = {
                 "dtype": _NAMES[leaf.dtype],
                 "shape": list(leaf.shape),

@@ -20,7 +20,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from wsm_jax import coefficients, sharding
+from wsm_jax import coefficients, memory, sharding
 from wsm_jax.coefficients import Vector
 from wsm_jax.errors import UsageError
 from wsm_jax.merging import offline
@@ -252,4 +252,4 @@ def _room(mesh: Mesh) -> int:
     stats = [device.memory_stats() for device in mesh.local_devices]
     if all(stats):
         return min(s["bytes_limit"] - s["bytes_in_use"] for s in stats if s)
-    return offline.free_memory() // len(stats)
+    return memory.free() // len(stats)

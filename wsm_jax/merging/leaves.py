@@ -81,7 +81,8 @@ def leaf_policies(leaves: Mapping[str, Any], rules: Rules = ()) -> dict[str, str
       rules: (expression, policy) pairs.
 
     Raises:
-      UsageError: a leaf whose policy is ``error``; an average of a leaf that has none; a rule that matches nothing.
+      UsageError: a leaf whose policy is ``error``; an average of a leaf that has none; a complex leaf without a rule; a
+        rule that matches nothing.
     """
     # A rule may be idle because an earlier one takes all its leaves; one that fits no path at all is a mistake.
     idle = [pattern for pattern, _ in rules if not any(re.search(pattern, path) for path in leaves)]
@@ -91,6 +92,8 @@ def leaf_policies(leaves: Mapping[str, Any], rules: Rules = ()) -> dict[str, str
     for path, leaf in leaves.items():
         floating = jnp.issubdtype(leaf.dtype, jnp.floating)
         rule = next((i for i, (pattern, _) in enumerate(rules) if re.search(pattern, path)), None)
+        if rule is None and jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise UsageError(f"leaf {path} is {leaf.dtype}, which is not averaged here; choose last, first or skip")
         policies[path] = (AVERAGE if floating else LAST) if rule is None else rules[rule][1]
         if policies[path] not in POLICIES:
             raise UsageError(f"leaf {path}: unknown policy {policies[path]!r}; choose {', '.join(POLICIES)}")

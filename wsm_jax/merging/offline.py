@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsm_jax import disk
+from wsm_jax import memory as memory_lib
 from wsm_jax.errors import UsageError
 from wsm_jax.merging import engine, placement, plan, storage, verification
 from wsm_jax.merging import leaves as leaves_lib
@@ -271,7 +272,7 @@ def merge_many(
     """
     stack = contextlib.ExitStack()
     job = stack.enter_context(prepare(paths, weights, **options))
-    return _results(stack, job, shardings, progress, int(free_memory() * _ROOM) if room is None else room)
+    return _results(stack, job, shardings, progress, int(memory_lib.free() * _ROOM) if room is None else room)
 
 
 def _results(
@@ -286,12 +287,3 @@ def _results(
             job.run(results.write, chosen=chosen, ranges=results.ranges, progress=progress)
             for i in chosen:
                 yield job.names[i], results.take(i - first)
-
-
-def free_memory() -> int:
-    """Bytes that programs can still take, the page cache counted as free."""
-    try:
-        with open("/proc/meminfo") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):  # not Linux
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

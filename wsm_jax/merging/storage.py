@@ -167,7 +167,10 @@ def unfinished(output: str | os.PathLike) -> Iterator[Path]:
 
 
 def _claim(folder: Path, output: Path) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error.filename} ({error.strerror})") from error
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -45,8 +45,7 @@ def check(job: "Job", name: str, written: Path, form: str | None = None) -> int:
             for start in {int(s) for s in random.integers(0, rows - height + 1, each)} if leaf.size else ():
                 block = start, start + height
                 found = out.rows(stored, *block)
-                expected, bound = _expected(job, path, vectors, block, found.dtype)
-                bad = ~(np.abs(found.astype(np.float64) - expected) <= bound)
+                expected, bad = _compared(job, path, vectors, block, found)
                 if bad.any():
                     worst = np.unravel_index(int(np.argmax(bad)), bad.shape)
                     raise UsageError(
@@ -59,18 +58,22 @@ def check(job: "Job", name: str, written: Path, form: str | None = None) -> int:
     return compared
 
 
-def _expected(job: "Job", path: str, vectors: dict, block: tuple[int, int], dtype: np.dtype):
+def _compared(
+    job: "Job", path: str, vectors: dict, block: tuple[int, int], found: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the block should hold, and where ``found`` does not."""
     if job.policies[path] != AVERAGE:
         first, last = window_ends(vectors, len(job.sources))
-        source = job.sources[first if job.policies[path] == FIRST else last]
-        return source.rows(path, *block).astype(np.float64), 0.0
-    inputs = [source.rows(path, *block).astype(np.float64) for source in job.sources]
-    terms = [c * x for c, x in zip(vectors[path], inputs, strict=True)]
+        copied = job.sources[first if job.policies[path] == FIRST else last].rows(path, *block)
+        return copied, (found != copied) & ((found == found) | (copied == copied))  # a NaN is a copy of a NaN
+    # As in the merge, an input without a weight does not count, whatever it holds.
+    pairs = zip(vectors[path], job.sources, strict=True)
+    terms = [c * source.rows(path, *block).astype(np.float64) for c, source in pairs if c != 0]
+    terms = terms or [np.zeros(found.shape)]
     expected, size = np.sum(terms, axis=0), np.sum(np.abs(terms), axis=0)
     # n products and sums in float32 (Higham, Accuracy and Stability, section 3.1), weights rounded to float32, then
     # the rounding to the dtype of the result, whose smallest number bounds it near zero.
-    info = jnp.finfo(dtype)
+    info = jnp.finfo(found.dtype)
     unit = 2.0**-24
-    return expected, (len(terms) + 3) * unit * size + float(info.eps) * np.abs(expected) + float(
-        info.smallest_subnormal
-    )
+    bound = (len(terms) + 3) * unit * size + float(info.eps) * np.abs(expected) + float(info.smallest_subnormal)
+    return expected, ~(np.abs(found.astype(np.float64) - expected) <= bound)

@@ -44,7 +44,7 @@ class Rule:
       by_count: number of checkpoints -> weights, for rules that need to know nothing else.
       curve: the decay that ``by_count`` emulates, which interval means emulate too; None: they cannot.
       best: how many checkpoints of lowest validation loss to average.
-      schedule: the schedule to emulate, steps -> learning rates.
+      schedule: the schedule to emulate, update count -> learning rate.
       source: where the schedule comes from.
     """
 
@@ -98,7 +98,7 @@ def like(directory: str | Path) -> Rule:
 def from_file(text: str) -> Rule:
     """The rule that emulates the schedule NAME of ``FILE.py:NAME``: a function step -> learning rate, e.g. of optax.
 
-    The file is run. The function may take an array of steps, or only one step at a time.
+    The file is run. The function is called with one step, traced by JAX where that works.
 
     Raises:
       UsageError: another form, no such file or name, a file that fails.
@@ -114,16 +114,13 @@ def from_file(text: str) -> Rule:
         raise UsageError(f"schedule={text!r}: {path} fails ({_one_line(error)})") from error
     if not callable(function):
         raise UsageError(f"schedule={text!r}: {path} defines no function {name}")
-    return Rule(f"schedule-{name}", schedule=functools.partial(_rates, function, text), source=text)
+    return Rule(f"schedule-{name}", schedule=functools.partial(_rate, function, text), source=text)
 
 
-def _rates(function: Callable[[Any], Any], text: str, steps: np.ndarray) -> np.ndarray:
-    """What ``function`` gives at ``steps``, float64 of their shape."""
+def _rate(function: Callable[[Any], Any], text: str, step: Any) -> Any:
+    """What ``function`` gives at a step."""
     try:
-        try:
-            return np.broadcast_to(np.asarray(function(steps), np.float64), steps.shape)
-        except (TypeError, ValueError):  # e.g. an `if` about the step
-            return np.asarray([float(function(int(step))) for step in steps])
+        return function(step)
     except Exception as error:
         raise UsageError(f"schedule={text!r} is no function step -> learning rate ({_one_line(error)})") from error
 
@@ -218,7 +215,7 @@ def _schedule_weights(schedule: Schedule, name: str, run: Run, window: Window) -
         return np.ones(1)
     rate = constant_rate(run, window)
     try:
-        return coefficients.schedule_weights(schedule, window.steps, rate)
+        return schedules.schedule_weights(schedule, window.steps, rate)
     except UsageError as error:
         raise UsageError(
             f"{name} over steps {window.steps[0]} to {window.steps[-1]}, relative to the run's rate {rate:.3g}: {error}"
@@ -267,7 +264,7 @@ def constant_rate(run: Run, window: Window) -> float:
     """
     schedule = schedules.from_config(run.config, run.facts.get("branch_step"))
     updates = np.arange(window.start, window.steps[-1])  # a checkpoint at step s holds the updates 0 .. s - 1
-    rates = np.broadcast_to(np.asarray(schedule(updates), np.float64), updates.shape)
+    rates = schedules.rates_at(schedule, updates)
     if np.ptp(rates) > 1e-6 * rates.max():
         raise UsageError(
             f"these weights need a constant rate, but between steps {window.start} and {window.steps[-1]} of "

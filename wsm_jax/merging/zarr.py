@@ -4,10 +4,11 @@ Arrays that lie in plain files, uncompressed, are read and written as raw bytes:
 every merge. Others (OCDBT, compressed, cut along other axes) are read through TensorStore, whole chunks at a time.
 """
 
+import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,15 @@ class Source:
         driver, _, ocdbt = layout.partition("+")
 
         def spec(name: str) -> dict[str, Any]:
-            base, inside = (f"file://{self._folder.absolute()}/", f"{name}/")
-            where = {"driver": "ocdbt", "base": base, "path": inside} if ocdbt else f"{base}{inside}"
-            return {"driver": driver, "kvstore": where}
+            if ocdbt:
+                base = checkpoints.file_store(self._folder)
+                return {"driver": driver, "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
+            return {"driver": driver, "kvstore": checkpoints.file_store(self._folder / name)}
 
         opening = {leaf: ts.open(spec(name), open=True, read=True) for leaf, name in self._names.items()}
         self._arrays: dict[str, ts.TensorStore] = {}
         self.leaves: dict[str, Leaf] = {}
-        self._raw: dict[str, int] = {}  # leaf -> elements of a chunk, where chunks are raw files
+        self._raw: dict[str, Chunks] = {}  # leaf -> its chunks, where they are raw files
         for leaf, future in opening.items():
             try:
                 array = future.result()
@@ -53,9 +55,9 @@ class Source:
             chunk = array.chunk_layout.read_chunk.shape
             rows = int(chunk[0] or 1) if chunk else 1
             across = math.prod(array.shape[1:])
-            raw = not ocdbt and _raw(array)
-            if raw:
-                self._raw[leaf] = rows * across
+            raw = None if ocdbt else _raw(array)
+            if raw is not None:
+                self._raw[leaf] = raw
             quantum = 1 if raw else min(rows * across, math.prod(array.shape))
             self._arrays[leaf] = array
             self.leaves[leaf] = Leaf(tuple(array.shape), dtype, max(quantum, 1))
@@ -69,25 +71,25 @@ class Source:
 
         Where the leaf's quantum is not 1, both ends are multiples of it, or the leaf's end.
         """
-        chunk = self._raw.get(path)
-        if chunk is None:
+        chunks = self._raw.get(path)
+        if chunks is None:
             self._read_rows(path, start, out)
             return
         while out.size:
-            index, inside = divmod(start, chunk)
-            part = out[: chunk - inside]
+            index, inside = divmod(start, chunks.elements)
+            part = out[: chunks.elements - inside]
             self._read_file(path, index, inside, part)
             start, out = start + part.size, out[part.size :]
 
     def _read_file(self, path: str, index: int, inside: int, out: np.ndarray) -> None:
-        file = self._folder / self._names[path] / _chunk_name(index, len(self.leaves[path].shape))
+        file = self._folder / self._names[path] / self._raw[path].name(index)
         what = f"{self.path}: leaf {path}"
         try:
             descriptor = os.open(file, os.O_RDONLY)
         except OSError as error:
             raise UsageError(f"{what} cannot be read: {file} ({error.strerror})") from error
         try:
-            if os.fstat(descriptor).st_size < self._raw[path] * out.itemsize:
+            if os.fstat(descriptor).st_size < self._raw[path].elements * out.itemsize:
                 raise UsageError(f"{what} cannot be read: {file} is cut short")
             read_exactly(descriptor, inside * out.itemsize, out, what)
         finally:
@@ -120,29 +122,51 @@ class Source:
         self._arrays.clear()
 
 
-def _raw(array: ts.TensorStore) -> bool:
-    """Whether each chunk is a file that begins with its elements in C order and holds whole rows of the first axis."""
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+    """Chunks that one after the other are the array in C order.
+
+    Attributes:
+      elements: of each; the last may reach past the array's end.
+      counts: how many there are along each axis.
+    """
+
+    elements: int
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, shape: Sequence[int], chunk: Sequence[int]) -> "Chunks | None":
+        """Those of an array cut into blocks of shape ``chunk``; None where they are no ranges of it in C order."""
+        axis = next((i for i, size in enumerate(chunk) if size != 1), 0)
+        chunk = [max(size, 1) for size in chunk]  # of an empty array
+        if list(chunk[axis + 1 :]) != list(shape[axis + 1 :]) or (axis and shape[axis] % chunk[axis]):
+            return None
+        return cls(math.prod(chunk), tuple(-(-size // each) for size, each in zip(shape, chunk, strict=True)))
+
+    def name(self, index: int) -> str:
+        """File of the ``index``-th of them, in zarr3's default encoding."""
+        place = np.unravel_index(index, self.counts) if self.counts else ()
+        return "/".join(["c", *map(str, place)])
+
+
+def _raw(array: ts.TensorStore) -> Chunks | None:
+    """The array's chunks where each is a file that begins with its elements in C order, and a range of the array."""
     metadata = array.spec().to_json()["metadata"]
     if metadata.get("zarr_format") != 3 or metadata["chunk_key_encoding"]["name"] != "default":
-        return False
+        return None
     if metadata["chunk_key_encoding"].get("configuration", {}).get("separator", "/") != "/":
-        return False
+        return None
     chunk = metadata["chunk_grid"]["configuration"]["chunk_shape"]
     codecs = metadata["codecs"]
     if len(codecs) == 1 and codecs[0]["name"] == "sharding_indexed":
         inner = codecs[0]["configuration"]
         # One chunk a shard, its index after it: that is how Orbax stores what is not compressed.
         if inner["chunk_shape"] != chunk or inner.get("index_location", "end") != "end":
-            return False
+            return None
         codecs = inner["codecs"]
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     plain = codecs in ([little], [{"name": "bytes"}])
-    return plain and list(chunk[1:]) == list(array.shape[1:])
-
-
-def _chunk_name(index: int, rank: int) -> str:
-    """File of the ``index``-th chunk along the first axis, in zarr3's default encoding."""
-    return "/".join(["c", *([str(index)] if rank else []), *["0"] * (rank - 1)])
+    return Chunks.of(array.shape, chunk) if plain else None
 
 
 class Sink:
@@ -160,19 +184,20 @@ class Sink:
     def __init__(self, folder: Path, leaves: Mapping[str, Leaf], tree: Any, *, create: bool):
         self._folder = folder
         arrays, names = orbax_tree.begin_tree(folder, tree)
-        self._places: dict[str, tuple[Path, int, int]] = {}  # leaf -> folder, elements of a chunk, rank
+        self._places: dict[str, tuple[Path, Chunks]] = {}  # leaf -> folder, its chunks
         with all_succeed():
             for path, leaf in leaves.items():
                 rows = leaf.shape[0] if leaf.shape else 1
                 across = math.prod(leaf.shape[1:])
                 chunks = max(1, -(-leaf.nbytes // checkpoints.CHUNK_BYTES))
                 rows_each = -(-rows // min(chunks, rows))
-                self._places[path] = arrays / names[path], rows_each * across, len(leaf.shape)
+                counts = (-(-rows // rows_each), *[1] * (len(leaf.shape) - 1)) if leaf.shape else ()
+                self._places[path] = arrays / names[path], Chunks(rows_each * across, counts)
                 if create:
-                    self._begin(path, leaf, rows_each, -(-rows // rows_each))
+                    self._begin(path, leaf, rows_each)
 
-    def _begin(self, path: str, leaf: Leaf, rows: int, chunks: int) -> None:
-        folder, elements, rank = self._places[path]
+    def _begin(self, path: str, leaf: Leaf, rows: int) -> None:
+        folder, chunks = self._places[path]
         metadata = {
             "zarr_format": 3,
             "node_type": "array",
@@ -180,27 +205,27 @@ class Sink:
             "data_type": leaf.dtype.name,
             "chunk_grid": {
                 "name": "regular",
-                "configuration": {"chunk_shape": [rows, *leaf.shape[1:]] if rank else []},
+                "configuration": {"chunk_shape": [rows, *leaf.shape[1:]] if leaf.shape else []},
             },
             "chunk_key_encoding": {"name": "default"},
             "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
-            "fill_value": False if leaf.dtype == np.bool_ else 0,
+            "fill_value": [0, 0] if leaf.dtype.kind == "c" else False if leaf.dtype == np.bool_ else 0,
         }
         folder.mkdir(parents=True)
         (folder / "zarr.json").write_text(json.dumps(metadata))
-        for index in range(chunks):
-            file = folder / _chunk_name(index, rank)
+        for index in range(math.prod(chunks.counts)):
+            file = folder / chunks.name(index)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
-            os.truncate(file, elements * leaf.dtype.itemsize)
+            os.truncate(file, chunks.elements * leaf.dtype.itemsize)
 
     def write(self, path: str, start: int, values: np.ndarray) -> None:
         """Stores ``values`` (1-D, of the leaf's dtype) from element ``start`` of the leaf on."""
-        folder, chunk, rank = self._places[path]
+        folder, chunks = self._places[path]
         while values.size:
-            index, inside = divmod(start, chunk)
-            part = values[: chunk - inside]
-            write_exactly(folder / _chunk_name(index, rank), inside * values.itemsize, part)
+            index, inside = divmod(start, chunks.elements)
+            part = values[: chunks.elements - inside]
+            write_exactly(folder / chunks.name(index), inside * values.itemsize, part)
             start, values = start + part.size, values[part.size :]
 
     def finish(self, record: Mapping[str, Any]) -> None:

@@ -1,0 +1,46 @@
+"""A stop that one of two processes is asked for is a stop of both, at the same step."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+PROCESS = """
+import os, signal, sys, time
+import jax
+from wsm_jax.signals import StopSignals
+
+jax.distributed.initialize(f"localhost:{sys.argv[1]}", num_processes=2, process_id=int(sys.argv[2]))
+with StopSignals() as signals:
+    for step in range(1, 600):
+        if step == 5 and jax.process_index() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if signals.stopping(step):
+            break
+        time.sleep(0.05)
+print("stopped after", step)
+"""
+
+
+def test_two_processes_stop_at_the_same_step():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(port), str(index)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    with ThreadPoolExecutor(len(started)) as pool:
+        outcomes = list(pool.map(subprocess.Popen.communicate, started))
+    assert [process.returncode for process in started] == [0, 0], outcomes
+    first, second = (int(re.findall(r"stopped after (\d+)", printed)[0]) for printed, _ in outcomes)
+    assert 5 <= first == second < 599
