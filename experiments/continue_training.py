@@ -85,7 +85,12 @@ def present(records: list[Record]) -> Page:
         cells = [f"{table.mean(key):.4f} ({key[2]})" if key[1] == MERGE else "–" for key in merges]
         rows.append([f"{name}: best merge (checkpoints)", *cells])
     again = [(AGAIN, RAW, 1, at) for at in points]
-    rows.append(["and decayed again", *(f"{table.mean(key):.4f}" if key in table else "–" for key in again)])
+    rows.append(
+        [
+            f"{WAYS['rewarmed']}, and decayed again",
+            *(f"{table.mean(key):.4f}" if key in table else "–" for key in again),
+        ]
+    )
     first, raw = END + EVERY, {way: (way, RAW, 1, LAST) for way in WAYS}
     ends = {way: best(table, way, LAST) for way in WAYS}
     claims = [CLAIMS]

@@ -25,6 +25,25 @@ from wsm_jax.data.publish import published
 from wsm_jax.errors import UsageError
 from wsm_jax.run import write_json
 
+SOURCES = """\
+The folder of --data holds gzipped JSON lines, one object a line, under these names (each with .jsonl.gz):
+
+  text/stable/english_novels   {text}                100 English novels (public domain)
+  text/stable/eltec_novels     {text}                ELTeC-eng, plain text (public domain)
+  text/stable/peps             {text}                Python enhancement proposals (public domain, CC0)
+  text/anneal/openstax         {text}                OpenStax textbooks, chapters (CC BY 3.0)
+  text/anneal/d2l              {text}                Dive into Deep Learning, English (CC BY-SA 4.0)
+  text/anneal/stacks_project   {text}                the Stacks Project, LaTeX (GFDL 1.2)
+  anneal_qa/gsm8k_train        {question, answer}    GSM8K, training part (MIT)
+  anneal_qa/math_train4500     {problem, solution}   MATH, test part without MATH-500 (MIT)
+  anneal_qa/mbpp_train         {text, code}          MBPP, tasks 601 to 974 (CC BY 4.0)
+  eval/gsm8k_test              {question, answer}    GSM8K, test part (MIT)
+  eval/math500                 {problem, solution}   MATH-500 (MIT)
+  eval/humaneval               {prompt, canonical_solution}   HumanEval (MIT)
+  eval/mmlu_pro_test           {question, options, answer}    MMLU-Pro, test part (Apache-2.0)
+
+Other fields are ignored; other text under the same names and fields serves as well.
+"""
 PASSAGE = 2048  # characters, about
 LETTERS = "ABCDEFGHIJ"
 Record = dict[str, Any]
@@ -148,7 +167,8 @@ def mixture(corpus: Path, phase: str, weights: dict[str, float]) -> str:
 
 def main() -> int:
     """Builds the corpus of the command line and says what is in it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], epilog=SOURCES, formatter_class=form)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="default: ../shared/data")
     parser.add_argument("--output", type=Path, required=True, help="folder to be")
     parser.add_argument("--megabytes", type=float, default=0.0, help="of each domain at most; default: all")

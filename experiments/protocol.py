@@ -130,7 +130,16 @@ def main(experiment: Experiment) -> int:
     command_line = " ".join(["python -m experiments." + experiment.name, *sys.argv[1:]])
     environment = {"GLIBC_TUNABLES": KEPT_HEAP, **os.environ, "WSM_EXPERIMENT_COMMAND": command_line}
     chosen = options.only.split(",") if options.only else list(pieces)
-    todo = [name for name in chosen if not (options.output / name / "records.jsonl").is_file()]
+    done = [name for name in chosen if (options.output / name / "records.jsonl").is_file()]
+    if other := [name for name in done if _settings(options.output / name) != settings]:
+        had = " ".join(_settings(options.output / other[0])) or "no --config.FIELD=VALUE"
+        print(
+            f"{experiment.name}: {options.output / other[0]} was done with {had}; give the same, remove that folder or "
+            "choose another --output",
+            file=sys.stderr,
+        )
+        return 2
+    todo = [name for name in chosen if name not in done]
     if status := _run_pieces(experiment, options, todo, settings, environment):
         return status
     files = [options.output / name / "records.jsonl" for name in chosen]
@@ -141,7 +150,11 @@ def main(experiment: Experiment) -> int:
 
 
 def _parse(experiment: Experiment) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(prog=f"python -m experiments.{experiment.name}", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments.{experiment.name}",
+        allow_abbrev=False,
+        epilog="--config.FIELD=VALUE changes a setting of all training runs (wsm train --help lists them).",
+    )
     scales = list(experiment.scales)
     parser.add_argument("--scale", default=scales[0], choices=scales, help=f"default: {scales[0]}")
     parser.add_argument("--output", type=Path, help=f"folder of the runs (default: runs/{experiment.name}/SCALE)")
@@ -173,8 +186,15 @@ def _do(experiment: Experiment, folder: Path, piece: str, told: Any, settings: l
         print(f"{experiment.name}: {error}", file=sys.stderr)
         return 2
     lines = [json.dumps({"piece": piece, **record, "piece_seconds": seconds}) + "\n" for record in records]
+    publish(folder / "settings.json", json.dumps(settings))
     publish(folder / "records.jsonl", "".join(lines))
     return 0
+
+
+def _settings(folder: Path) -> list[str]:
+    """The settings that a finished piece was done with."""
+    file = folder / "settings.json"
+    return json.loads(file.read_text()) if file.is_file() else []
 
 
 def _run_pieces(

@@ -7,6 +7,7 @@ results/interval_means/small and results/lawa/small (records.jsonl of the experi
 experiments/report.py gathers, and benchmarks/results/*.jsonl.
 """
 
+import argparse
 import json
 import re
 import statistics
@@ -65,7 +66,8 @@ def demo_section(results: list[dict[str, Any]], seconds: list[dict[str, float]])
         "",
         "![Loss of the constant-rate run, its merge along the run, and three real decays](results/demo/loss.png)",
         "",
-        "Seed 0: the merged curve is what an anneal would give at that point of the run, had it been done.",
+        "Seed 0, loss on validation: the merged curve is what an anneal would give at that point of the run, had it "
+        "been done.",
     ]
 
 
@@ -112,7 +114,8 @@ def speed_section(records: list[dict[str, Any]]) -> list[str]:
         f"Training step of a GPT with {shape['layers']} layers, width {shape['d_model']}, context {shape['context']}, "
         f"batch {shape['batch_size']}, vocabulary {shape['vocab_size']:,}, float32, on {shape['threads']} cores of "
         f"{machine['cpu']}, {len(records[0]['tokens_per_second'])} interleaved rounds "
-        "(`python benchmarks/train_step.py --peer_python=…`; [records](benchmarks/results/train_step.jsonl)), medians:",
+        "(`python benchmarks/train_step.py --peer_python=…`; [records](benchmarks/results/train_step.jsonl)), medians; "
+        "× is the median of the ratios within the rounds:",
         "",
         *markdown_table(rows),
     ]
@@ -206,7 +209,7 @@ def merge_section(records: list[dict[str, Any]]) -> list[str]:
     """Merging beside its peers: whole processes, seconds and peak memory; and what was asked for and is not met."""
     merges = [r for r in records if r["kind"] == "merge"]
     contenders = ("wsm merge", "mergekit", "AveragedModel", "plain loop")
-    rows = [["inputs, float32", "page cache", *(f"{name}, s (GB)" for name in contenders)]]
+    rows = [["inputs, float32", "page cache", *(f"{name}, s (GB)" for name in contenders), "processor"]]
     cases = dict.fromkeys((r["size"], r["count"], r["cache"]) for r in merges if r["contender"] in contenders[1:])
     for size, count, cache in cases:
         key = {"format": "safetensors", "size": size, "count": count, "cache": cache}
@@ -215,7 +218,7 @@ def merge_section(records: list[dict[str, Any]]) -> list[str]:
             f"{statistics.median(r['seconds']):.1f} ({max(r['peak_rss']) / 1e9:.2f})" if (r := found.get(name)) else "–"
             for name in contenders
         ]
-        rows.append([f"{size} × {count}", cache, *cells])
+        rows.append([f"{size} × {count}", cache, *cells, next(iter(found.values()))["machine"]["cpu"]])
     goals = [r for r in records if r["kind"] == "goal"]
     sizes: dict[str, list[str]] = {}
     for r in merges:
@@ -263,5 +266,6 @@ def _replace(text: str, name: str, lines: list[str]) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m experiments.readme", description=(__doc__ or "").split("\n")[0]).parse_args()
     readme = ROOT / "README.md"
     readme.write_text(render(readme.read_text()))

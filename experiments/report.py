@@ -3,6 +3,7 @@
 python -m experiments.report        (writes results/REPORT.md from the pages that are there, of every scale)
 """
 
+import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,6 +63,15 @@ def _claims(page: str) -> list[list[str]]:
     return rows
 
 
+def measures(scale: str) -> str:
+    """What the lengths that the pages count in are."""
+    size = matrix.SIZES[scale]
+    return (
+        f"Lengths are in intervals of {size.steps // matrix.INTERVALS} steps; a step is {size.batch_size} sequences of "
+        f"{size.context} tokens, a run has {matrix.INTERVALS} intervals, its real decay is the last {matrix.DECAY}."
+    )
+
+
 def seconds(results: Path, scale: str) -> dict[str, float]:
     """Experiment -> seconds of its processes together, each on its share of the cores."""
     found = {}
@@ -84,7 +94,8 @@ def report(results: Path) -> str:
     for scale in matrix.SIZES:
         if not (found := pages(results, scale)):
             continue
-        lines += ["", f"## Scale {scale}", "", *markdown_table(claims(found, f"{{name}}/{scale}"))]
+        lines += ["", f"## Scale {scale}", "", measures(scale), ""]
+        lines += markdown_table(claims(found, f"{{name}}/{scale}"))
         taken = seconds(results, scale)
         rows = [["experiment", "minutes of processes"], *([name, f"{s / 60:.0f}"] for name, s in taken.items())]
         lines += ["", *markdown_table([*rows, ["all", f"{sum(taken.values()) / 60:.0f}"]])]
@@ -98,6 +109,7 @@ def report(results: Path) -> str:
 
 def main() -> int:
     """Writes the report."""
+    argparse.ArgumentParser("python -m experiments.report", description=(__doc__ or "").split("\n")[0]).parse_args()
     publish(RESULTS / "REPORT.md", report(RESULTS))
     print(f"written: {RESULTS}/REPORT.md")
     return 0

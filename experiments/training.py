@@ -220,21 +220,28 @@ def measure(folder: Path, piece: tuple[int, str, str, str], settings: list[str])
 
 def present(records: list[Record]) -> Page:
     """What was trained, and how long it took."""
-    rows = [["run", "optimizer", "peak rate", "seed", "arm", "config", "data", "seconds"]]
+    rows = [["run", "starts with", "optimizer", "peak rate", "seed", "arm", "config", "data", "seconds"]]
     for r in records:
         cells = [r["config_hash"], r["data_hash"][:12], f"{r['piece_seconds']:.0f}"]
-        rows.append([r["job"], r["optimizer"], f"{r['peak_lr']:g}", str(r["seed"]), r["arm"], *cells])
+        rows.append([r["job"], _start(r["job"]), r["optimizer"], f"{r['peak_lr']:g}", str(r["seed"]), r["arm"], *cells])
     total = sum(r["piece_seconds"] for r in records)
     first = records[0]
     lines = [
         "# The training runs that the experiments share",
         "",
-        f"{first['parameters']:,} parameters; `{first['command']}`; {machines(records)}; "
+        f"{first['parameters']:,} parameters; `python -m experiments.training`; {machines(records)}; "
         f"{total / 60:.0f} minutes of processes, where a run was not there before.",
         "",
         *markdown_table(rows),
     ]
     return Page(lines, {})
+
+
+def _start(job: str) -> str:
+    asked = JOBS[job]
+    if not asked.parent:
+        return "nothing"
+    return f"{asked.parent}, {f'mean of {asked.merged} at' if asked.merged else 'interval'} {asked.start}"
 
 
 EXPERIMENT = Experiment("training", SCALES, measure, present)

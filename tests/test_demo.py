@@ -176,7 +176,7 @@ def test_runs_that_cannot_be_compared_are_refused(demo_run, store):
         comparison.compare(decay, [constant])
     with pytest.raises(UsageError, match="nothing to compare with"):
         comparison.compare(constant, [])
-    with pytest.raises(UsageError, match="branched at one step"):
+    with pytest.raises(UsageError, match=r"constant is no branch; make real decays with --branch_from=.*constant@STEP"):
         comparison.compare(constant, [constant])
 
 
@@ -202,7 +202,7 @@ def test_runs_that_are_no_decays_of_the_first_are_refused(demo_run, store):
     assert comparison._check(constant, [stranger]) == step  # a copy
     facts = {**constant.facts, "config_hash": "another"}
     (demo_run / "other" / "run.json").write_text(json.dumps(facts))
-    with pytest.raises(UsageError, match="was branched from .*other, not from .*constant"):
+    with pytest.raises(UsageError, match=r"was branched from .*other, not from .*constant"):
         comparison.compare(constant, [stranger])
 
 

@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 from wsm_jax import config_flags, merge_options
 from wsm_jax.errors import NonFiniteError, Preempted, UsageError
 
+MOST_WEIGHTS = 10**5
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -24,8 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         # --config.field=value belongs to ml_collections; argparse sees the rest.
+        arguments = _joined(arguments)
         settings = [a for a in arguments if a.split("=")[0].split(".")[0] == "--config"]
-        options = _parser().parse_args([a for a in arguments if a not in settings])
+        options, unknown = _parser().parse_known_args([a for a in arguments if a not in settings])
+        if unknown:
+            raise UsageError(f"unrecognized arguments: {' '.join(unknown)} (wsm {options.verb} --help tells more)")
         if settings and not options.takes_config:
             raise UsageError(f"wsm {options.verb} takes no {settings[0].split('=')[0]}")
         return options.run(options, settings) or 0
@@ -41,6 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # outside the training loop, which saves and stops by itself
         print("wsm: interrupted", file=sys.stderr)
         return 130
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """``--config FILE`` and ``--config.FIELD VALUE`` with a ``=``, as argparse would take them."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1].split(".")[0] == "--config" and "=" not in joined[-1] and argument[:2] != "--":
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -176,6 +192,8 @@ def merge(options: argparse.Namespace, settings: list[str]) -> None:
             end = "params" in record["items"]
             used, what = used - end, "interval means and the end point" if end else "interval means"
         print(f"merged {used} {what} into {record['output']}")
+        if options.verify:
+            print("verified: samples of every leaf agree with a sum in float64")
         if fitted := record.get("fit"):
             print(f"{record['curve']}: loss on {fitted['split']} {fitted['loss']:.4f}, before {fitted['before']:.4f}")
 
@@ -185,6 +203,8 @@ def weights(options: argparse.Namespace, settings: list[str]) -> None:
     from wsm_jax import coefficients
     from wsm_jax.merging import weighting
 
+    if options.count > MOST_WEIGHTS:
+        raise UsageError(f"--count={options.count}: at most {MOST_WEIGHTS:,} weights are printed")
     vector = weighting.count_weights(
         weighting.parse(options.curve),
         options.count,

@@ -144,7 +144,9 @@ def _check(base: Run, decays: Sequence[Run]) -> int:
         if not done or done[-1] < run.plan.steps:
             raise UsageError(f"{run.path} is at step {done[-1] if done else 0} of {run.plan.steps}; finish it first")
     branch_steps = {run.facts["branch_step"] for run in decays}
-    if len(branch_steps) > 1 or None in branch_steps:
+    if whole := [run for run in decays if run.facts["branch_step"] is None]:
+        raise UsageError(f"{whole[0].path} is no branch; make real decays with --branch_from={base.path}@STEP")
+    if len(branch_steps) > 1:
         raise UsageError(f"the decays must be branched at one step, they start at {sorted(map(str, branch_steps))}")
     (branch_step,) = branch_steps
     for run in decays:

@@ -39,7 +39,7 @@ class ModelConfig:
     scan_unroll: int = setting(1, "layers unrolled in one iteration of the layer scan")
     loss_blocks: int = setting(
         1,
-        "parts of the sequence whose logits exist at a time; more need less memory, and on CPUs less time",
+        "parts of the sequence; the logits of one part exist at a time, so more parts need less memory",
         later=True,
     )
     remat: bool = setting(False, "recompute each block in the backward pass to save memory")

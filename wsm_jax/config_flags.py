@@ -26,10 +26,13 @@ def load(arguments: Sequence[str]) -> Config:
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # absl explains itself there at length; one line is ours
             values(["wsm", *arguments])
-    except (FileNotFoundError, ImportError) as error:
-        raise UsageError(f"--config: {_line(error)}") from error
-    except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UsageError(_line(error)) from error
+    except flags.Error as error:
+        # An error of get_config comes with its traceback; the last line is what it says.
+        *trace, last = str(error).strip().splitlines() or [""]
+        inside = any("Traceback (most recent call last)" in line for line in trace)
+        raise UsageError(f"--config: {last}" if inside else _line(error)) from error
+    except Exception as error:  # the file is anybody's Python
+        raise UsageError(f"--config: {type(error).__name__}: {_line(error)}") from error
     config = values["config"].value
     if not isinstance(config, Config):
         raise UsageError(f"--config: get_config() must return a wsm_jax.Config, not {type(config).__name__}")

@@ -168,8 +168,8 @@ def _figures(result: Comparison) -> dict[str, tuple[Any, str]]:
                 merged_name=f"mean of {count}",
                 branch_step=result.branch_step,
             ),
-            f"Loss along the run. The merged curve is what an anneal would give now: the mean of {count} checkpoints, "
-            f"{interval} steps apart.",
+            "Loss along the run; merges and decays on validation. The merged curve is what an anneal would give now: "
+            f"the mean of {count} checkpoints, {interval} steps apart.",
         ),
         "schedules": (
             plots.schedules_figure(result.rates, branch_step=result.branch_step),

@@ -167,8 +167,10 @@ FREE_FIELDS = (
 )
 
 
-def check_same(path: Path, config: Config, facts: dict[str, Any]) -> None:
-    """Raises UsageError where the run at ``path`` was made with another configuration, branch or data."""
+def check_config(path: Path, config: Config) -> None:
+    """Raises UsageError where there is a run at ``path`` that was made with another configuration."""
+    if not (path / "config.json").is_file():
+        return
     old = {name: value for name, (value, _) in config_lib.flat_fields(Run(path).config).items()}
     for name, (value, _) in config_lib.flat_fields(config).items():
         if old[name] != value and not name.startswith(FREE_FIELDS):
@@ -176,6 +178,11 @@ def check_same(path: Path, config: Config, facts: dict[str, Any]) -> None:
                 f"{path} was made with {name}={old[name]!r}, now it is {value!r}; "
                 "use another --run, or --branch_from to start from one of its checkpoints"
             )
+
+
+def check_same(path: Path, config: Config, facts: dict[str, Any]) -> None:
+    """Raises UsageError where the run at ``path`` was made with another configuration, branch or data."""
+    check_config(path, config)
     saved = read_json(path / "run.json")
     for name in ("branch_from", "branch_step", "params_from", "data_hash"):
         moved = name.endswith("_from") and saved.get(name) and facts.get(name) and not _is_there(saved[name])

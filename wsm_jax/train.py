@@ -85,6 +85,8 @@ def train(
         )
 
     with all_succeed():
+        run_lib.check_config(directory, config)
+        model_lib.check(presets.with_vocabulary(config.model, 1))  # of what is known before the tokenizer
         corpus = tokens.prepare(config.data, progress=not quiet)
     if parent is not None:
         branch_lib.check_tokenizer(parent, corpus)

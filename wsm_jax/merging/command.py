@@ -87,19 +87,19 @@ def run(options: argparse.Namespace, request: Request | None = None) -> list[dic
 
 
 def explain(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What ``wsm merge`` would do with each leaf: ``{"leaf", "shape", "dtype", "policy", "result", "weights"}``.
+    """What ``wsm merge`` would do with each leaf: ``{"leaf", "shape", "dtype", "policy", "result", "weights of"}``.
 
-    ``weights`` numbers the different vectors of weights that the leaves take; None for a leaf that is not averaged.
+    ``weights of`` is the first leaf with the same weights, where they differ; None for a leaf that is not averaged.
     """
     request = make_request(options)
     weights = {name: merge.weights for name, merge in request.merges.items()}
     with offline.prepare(request.paths, weights, item=request.items, **reading(options)) as job:
-        numbers: dict[bytes, int] = {}
+        first: dict[bytes, str] = {}
         rows = []
         for path, policy in job.policies.items():
             leaf, result = job.leaves[path], job.results.get(path)
             vectors = [vector[path].tobytes() for vector in job.vectors if path in vector]
-            number = numbers.setdefault(b"".join(vectors), len(numbers)) if vectors else None
+            like = first.setdefault(b"".join(vectors), path) if vectors else None
             rows.append(
                 {
                     "leaf": path,
@@ -107,7 +107,7 @@ def explain(options: argparse.Namespace) -> list[dict[str, Any]]:
                     "dtype": leaf.dtype.name,
                     "policy": policy,
                     "result": result.dtype.name if result else None,
-                    "weights": number,
+                    "weights of": like,
                 }
             )
         return rows

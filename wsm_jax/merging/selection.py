@@ -131,6 +131,11 @@ def select(
     window = _window(run, count, interval, last_step, snapshot)
     steps = saved_steps(window, own)
     missing = [step for step in steps if step not in there]
+    if missing and missing[0] <= 0:
+        raise UsageError(
+            f"{run.merge_stream}: {count} checkpoints every {interval} steps up to step {last_step} begin at step "
+            f"{window.steps[0]}, before the run does; take fewer or a shorter window"
+        )
     if missing:
         raise UsageError(
             f"{run.merge_stream} has no checkpoint at step {missing[0]} (needed: {len(steps)} every "

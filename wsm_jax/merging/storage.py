@@ -84,7 +84,14 @@ def open_source(path: str | os.PathLike, item: str | None = None) -> Source:
         from wsm_jax.merging import zarr  # and with it TensorStore
 
         return zarr.Source(path, item)
-    raise UsageError(f"{path} is neither a complete Orbax checkpoint nor a folder with {huggingface.SINGLE}")
+    wanted = f"a complete Orbax checkpoint nor a folder with {huggingface.SINGLE}"
+    if not os.path.exists(path):
+        hint = "; there is nothing at that path"
+    elif os.path.isfile(path):
+        hint = "; name the folder that a file is in"
+    else:
+        hint = f"; it is a run: --run={path}" if (Path(path) / "run.json").is_file() else ""
+    raise UsageError(f"{path} is neither {wanted}{hint}")
 
 
 def items_of(item: Items, count: int) -> list[str | None]:
@@ -132,9 +139,12 @@ def open_sources(paths: Sequence[str | os.PathLike], item: Items = None) -> Iter
 
 
 def check_free(output: str | os.PathLike) -> None:
-    """Raises UsageError where ``output`` exists."""
+    """Raises UsageError where ``output`` exists, or would be taken for a checkpoint that a run saved."""
     if os.path.lexists(output):
         raise UsageError(f"{output} exists; choose another name or remove it")
+    for folder in Path(output).absolute().parents:
+        if folder.name == "checkpoints" and (folder.parent / "run.json").is_file():
+            raise UsageError(f"{output} is among the checkpoints of a run, which merge reads; write to another folder")
 
 
 @contextlib.contextmanager
