@@ -156,7 +156,7 @@ def test_explicit_inputs_with_weights(demo_run, tmp_path, store):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--curve=linear", "--count=50"], "no checkpoint at step"),
+        (["--curve=linear", "--count=50"], "before there are any; it has 40, from 1 to 40"),
         (["--curve=linear", "--count=0"], "count must be a whole number of at least 1"),
         (["--curve=lineer", "--count=3"], "unknown curve 'lineer'"),
         (["--curve=linear"], "--count=N or --window=W"),
@@ -218,7 +218,7 @@ def test_a_report_without_validations_and_of_one_document(demo_run, store, tmp_p
     found = json.loads((folder / "table.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert found["rows"][1]["difference_stderr"] is None
     assert (folder / "loss.png").is_file() and (folder / "gains.svg").is_file()
-    assert "nan" not in (folder / "table.csv").read_text() + (folder / "report.md").read_text()
+    assert "+nan" not in (folder / "table.csv").read_text() + (folder / "report.md").read_text()
 
 
 def test_findings_state_the_share_of_the_decay_that_merging_recovers(demo_run, store):

@@ -60,7 +60,7 @@ class Evaluation:
         """The figures ``wsm eval --json`` prints."""
         return {
             "loss": self.loss,
-            "loss_stderr": self.loss_stderr if math.isfinite(self.loss_stderr) else None,  # of one document
+            "loss_stderr": self.loss_stderr,
             "perplexity": self.perplexity,
             "bits_per_byte": self.bits_per_byte,
             "tokens": int(self.tokens.sum()),

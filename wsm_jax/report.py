@@ -52,7 +52,7 @@ def to_json(result: Comparison) -> dict[str, Any]:
                 "name": row.name,
                 "group": row.group,
                 "window": row.window,
-                "test": row.test.summary(),
+                "test": {name: _known(value) for name, value in row.test.summary().items()},
                 "difference": row.difference.loss,
                 "difference_stderr": _known(row.difference.stderr),
                 "difference_interval": [_known(end) for end in row.difference.interval],
@@ -79,9 +79,9 @@ def to_json(result: Comparison) -> dict[str, Any]:
     }
 
 
-def _known(value: float) -> float | None:
+def _known(value: Any) -> Any:
     """The value, or None for the NaN that the error over one document is, which JSON has no word for."""
-    return value if math.isfinite(value) else None
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def findings(result: Comparison) -> list[str]:

@@ -78,7 +78,7 @@ def test_a_window_ends_at_the_newest_checkpoint_or_where_it_is_told_to(reference
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"count": 17}, r"no checkpoint at step 0 \(needed: 17 every 3 steps up to 48\); it has 16, from 3 to 48"),
+        ({"count": 17}, "17 every 3 steps up to 48 begin at step 0, before there are any; it has 16, from 3 to 48"),
         ({"count": 3, "last_step": 50}, "no checkpoint at step 44"),
         ({"count": 3, "interval": 4}, "no checkpoint at step 40.*saved every 3 steps"),
         ({"count": 0}, "count must be a whole number of at least 1, got 0"),

@@ -131,17 +131,12 @@ def select(
     window = _window(run, count, interval, last_step, snapshot)
     steps = saved_steps(window, own)
     missing = [step for step in steps if step not in there]
-    if missing and missing[0] <= 0:
-        raise UsageError(
-            f"{run.merge_stream}: {count} checkpoints every {interval} steps up to step {last_step} begin at step "
-            f"{window.steps[0]}, before the run does; take fewer or a shorter window"
-        )
     if missing:
-        raise UsageError(
-            f"{run.merge_stream} has no checkpoint at step {missing[0]} (needed: {len(steps)} every "
-            f"{own if snapshot == MEAN else interval} steps up to {last_step}); it has {len(there)}, from {there[0]} "
-            f"to {there[-1]}, saved every {own} steps"
-        )
+        needs = f"{len(steps)} every {own if snapshot == MEAN else interval} steps up to {last_step}"
+        has = f"it has {len(there)}, from {there[0]} to {there[-1]}, saved every {own} steps"
+        if missing[0] <= 0:
+            raise UsageError(f"{run.merge_stream}: {needs} begin at step {missing[0]}, before there are any; {has}")
+        raise UsageError(f"{run.merge_stream} has no checkpoint at step {missing[0]} (needed: {needs}); {has}")
     if window.start < _first_mean(run, snapshot):
         raise UsageError(
             f"{run.merge_stream}: the mean at step {steps[0]} covers the updates since the branch at step "
