@@ -14,6 +14,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from configs import matrix
 from experiments import interval_means, lawa, report
 from experiments.intervals import interval, shown
 from wsm_jax import plot_style
@@ -121,16 +122,19 @@ def speed_section(records: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def paper_section(pages: dict[str, str], seconds: float) -> list[str]:
+def paper_section(results: Path, scales: list[str]) -> list[str]:
     """The claims of the paper's tables and figures, as the page of each experiment has them, and what all took."""
-    return [
+    seconds = sum(report.seconds(results, scales[0]).values())
+    lines = [
         "Test loss in bits per byte, mean over domains, first arm minus second, 95% intervals over seeds, paired; "
         "a claim *holds* where the interval lies below zero. Protocol, all figures and provenance are in "
         f"[results/REPORT.md](results/REPORT.md); all of it took {seconds / 60:.0f} minutes of processes, two at a "
         "time.",
-        "",
-        *markdown_table(report.claims(pages, "results/{name}/small")),
     ]
+    for scale in scales:
+        claims = report.claims(report.pages(results, scale), f"results/{{name}}/{scale}")
+        lines += ["", f"At `--scale={scale}`: {report.measures(results, scale)}", "", *markdown_table(claims)]
+    return lines
 
 
 def averages_section(records: list[dict[str, Any]]) -> list[str]:
@@ -252,10 +256,8 @@ def render(text: str) -> str:
     }
     for name, (section, file) in sections.items():
         text = _replace(text, name, section(read_jsonl(file)) if file.is_file() else [])
-    found = report.pages(EXPERIMENTS, "small")
-    text = _replace(
-        text, "paper", paper_section(found, sum(report.seconds(EXPERIMENTS, "small").values())) if found else []
-    )
+    scales = [scale for scale in matrix.SIZES if report.pages(EXPERIMENTS, scale)]
+    text = _replace(text, "paper", paper_section(EXPERIMENTS, scales) if scales else [])
     averages = [r for model in ("tiny", "gpt2_small") for r in read_jsonl(benchmarks / f"averaging-{model}.jsonl")]
     return _replace(text, "averages", averages_section(averages) if averages else [])
 

@@ -63,12 +63,16 @@ def _claims(page: str) -> list[list[str]]:
     return rows
 
 
-def measures(scale: str) -> str:
-    """What the lengths that the pages count in are."""
+def measures(results: Path, scale: str) -> str:
+    """How large the model is, and what the lengths that the pages count in are."""
     size = matrix.SIZES[scale]
+    records = (read_jsonl(results / name / scale / "records.jsonl") for name in NAMES)
+    parameters = next(found[0]["parameters"] for found in records if found)
+    interval = size.steps // matrix.INTERVALS
     return (
-        f"Lengths are in intervals of {size.steps // matrix.INTERVALS} steps; a step is {size.batch_size} sequences of "
-        f"{size.context} tokens, a run has {matrix.INTERVALS} intervals, its real decay is the last {matrix.DECAY}."
+        f"{parameters:,} parameters. Lengths are in intervals of {interval} steps; a step is {size.batch_size} "
+        f"sequences of {size.context} tokens, a run has {matrix.INTERVALS} intervals, its real decay is the last "
+        f"{matrix.DECAY}."
     )
 
 
@@ -94,7 +98,7 @@ def report(results: Path) -> str:
     for scale in matrix.SIZES:
         if not (found := pages(results, scale)):
             continue
-        lines += ["", f"## Scale {scale}", "", measures(scale), ""]
+        lines += ["", f"## Scale {scale}", "", measures(results, scale), ""]
         lines += markdown_table(claims(found, f"{{name}}/{scale}"))
         taken = seconds(results, scale)
         rows = [["experiment", "minutes of processes"], *([name, f"{s / 60:.0f}"] for name, s in taken.items())]

@@ -15,9 +15,10 @@ import pytest
 
 from wsm_jax import optimizer as optimizer_lib
 from wsm_jax import schedules
-from wsm_jax.coefficients import checkpoint_weights, curve_update_weights, merge_weights, schedule_weights
+from wsm_jax.coefficients import checkpoint_weights, curve_update_weights, merge_weights
 from wsm_jax.config import OptimizerConfig
 from wsm_jax.decay import DECAYS
+from wsm_jax.schedules import schedule_weights
 
 CURVES = sorted(DECAYS)
 

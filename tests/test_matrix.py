@@ -291,12 +291,17 @@ def test_the_report_and_the_readme_take_the_pages_up(tmp_path):
         for name in names:
             (tmp_path / name / scale).mkdir(parents=True)
             (tmp_path / name / scale / "README.md").write_text(page)
+            record = {"piece": "seed0", "piece_seconds": 600.0, "parameters": 1234}
+            (tmp_path / name / scale / "records.jsonl").write_text(json.dumps(record) + "\n")
     text = report.report(tmp_path)
     assert text.count("\n### Title") == len(report.NAMES) + 4 and "![x](emulation/small/x.png)" in text
     assert "## Scale small" in text and "## Scale tiny" in text and "Scale medium" not in text
     assert "| a is better | -0.1 ± 0.05 | holds | 1 | [gap](gap/small) |" in text
     assert "[trajectory]" not in text  # those are of distances
-    lines = readme.paper_section(report.pages(tmp_path, "small"), 7200.0)
+    assert "\n1,234 parameters. Lengths are in intervals of 20 steps; a step is 8 sequences of 128 tokens" in text
+    lines = readme.paper_section(tmp_path, ["small", "tiny"])
+    assert "| a is better | -0.1 ± 0.05 | holds | 1 | [gap](results/gap/tiny) |" not in lines
+    assert "| a is better | -0.1 ± 0.05 | holds | 1 | [training](results/training/tiny) |" in lines
     assert "| a is better | -0.1 ± 0.05 | holds | 1 | [gap](results/gap/small) |" in lines
     assert "all of it took 120 minutes" in lines[0]
 
