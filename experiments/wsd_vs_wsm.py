@@ -172,7 +172,7 @@ def phases(table: Seeds) -> dict[str, list[str]]:
 @plot_style.styled_figure
 def figure(table: Seeds) -> Figure:
     """Mean loss against intervals since the switch: before merge, WSD, merges."""
-    made = Figure(figsize=(plot_style.WIDTH * 0.75, 3.2))
+    made = Figure(figsize=(plot_style.WIDTH, 3.2))
     axes = made.subplots()
     blues = ("#9ECAE1", "#6BAED6", "#2171B5", "#08306B")
     looks = {(RAW, 1): (plot_style.RAW, "s", "before merge"), (WSD, 0): ("#D55E00", "^", "WSD, 1-sqrt decay")}
@@ -183,7 +183,7 @@ def figure(table: Seeds) -> Figure:
         axes.plot(there, [mean for mean, _ in found], color=colour, marker=marker, label=label)
     axes.axvline(END, color=plot_style.GREY, linewidth=0.8, linestyle=":", label="end of the decay")
     axes.set(xlabel="intervals since the switch", ylabel="test loss, bits per byte, mean over domains")
-    axes.legend(ncols=2)
+    made.legend(loc="outside right upper")
     return made
 
 

@@ -169,7 +169,7 @@ def test_a_searched_merge_takes_the_weight_decay_aware_form(own, capsys):
         (["--curve=learned", "--count=4", "--fit_start=cosine", "--monotone"], "which monotone does not allow"),
         (["--curve=learned", "--count=4", "--explain"], "--explain reads no array"),
         (["--curve=learned", "--count=4", "--every=12"], "--every goes with rules that need no data"),
-        (["--curve=learned", "--count=40"], "has no checkpoint at step"),
+        (["--curve=learned", "--count=40"], "before there are any"),
         (["--curve=learned"], "--count=N or --window=W"),
     ],
 )

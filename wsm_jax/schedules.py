@@ -216,7 +216,7 @@ def rates_at(schedule: Schedule, counts: np.ndarray) -> np.ndarray:
     try:
         found = np.asarray(rates, np.float64)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"the schedule returns no number ({error})") from error
+        raise UsageError(f"the schedule returns no number ({type(error).__name__}: {error})") from error
     if found.shape != np.shape(counts):
         raise UsageError(f"the schedule returns shape {found.shape[1:]} for one update; it must return one number")
     return found
