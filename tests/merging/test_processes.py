@@ -180,6 +180,6 @@ def test_two_processes_each_read_and_write_their_part(tmp_path, form):
 def test_an_error_in_one_process_is_an_error_in_all(tmp_path):
     paths = save_all(tmp_path, [large(i) for i in range(3)])
     first, second = two_processes(tmp_path / "out", "fail", *paths)
-    assert first.count("error: process 1 failed") == 6
+    assert first.count("error: process 1 failed") == 6, (first, second)
     assert second.count("error: disk on fire") == 6
     assert sorted(os.listdir(tmp_path)) == ["0", "1", "2"]
