@@ -128,8 +128,8 @@ def paper_section(results: Path, scales: list[str]) -> list[str]:
     lines = [
         "Test loss in bits per byte, mean over domains, first arm minus second, 95% intervals over seeds, paired; "
         "a claim *holds* where the interval lies below zero. Protocol, all figures and provenance are in "
-        f"[results/REPORT.md](results/REPORT.md); all of it took {seconds / 60:.0f} minutes of processes, two at a "
-        "time.",
+        f"[results/REPORT.md](results/REPORT.md); all of `--scale={scales[0]}` took {seconds / 60:.0f} minutes of "
+        "processes, two at a time.",
     ]
     for scale in scales:
         claims = report.claims(report.pages(results, scale), f"results/{{name}}/{scale}")

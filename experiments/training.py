@@ -229,7 +229,7 @@ def present(records: list[Record]) -> Page:
     lines = [
         "# The training runs that the experiments share",
         "",
-        f"{first['parameters']:,} parameters; `python -m experiments.training`; {machines(records)}; "
+        f"{first['parameters']:,} parameters; `{first['command'].split(' --only=')[0]}`; {machines(records)}; "
         f"{total / 60:.0f} minutes of processes, where a run was not there before.",
         "",
         *markdown_table(rows),

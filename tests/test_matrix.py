@@ -303,7 +303,7 @@ def test_the_report_and_the_readme_take_the_pages_up(tmp_path):
     assert "| a is better | -0.1 ± 0.05 | holds | 1 | [gap](results/gap/tiny) |" not in lines
     assert "| a is better | -0.1 ± 0.05 | holds | 1 | [training](results/training/tiny) |" in lines
     assert "| a is better | -0.1 ± 0.05 | holds | 1 | [gap](results/gap/small) |" in lines
-    assert "all of it took 120 minutes" in lines[0]
+    assert "all of `--scale=small` took 120 minutes" in lines[0]
 
 
 @pytest.mark.slow

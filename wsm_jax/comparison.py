@@ -147,7 +147,7 @@ def _check(base: Run, decays: Sequence[Run]) -> int:
     if whole := [run for run in decays if run.facts["branch_step"] is None]:
         raise UsageError(f"{whole[0].path} is no branch; make real decays with --branch_from={base.path}@STEP")
     if len(branch_steps) > 1:
-        raise UsageError(f"the decays must be branched at one step, they start at {sorted(map(str, branch_steps))}")
+        raise UsageError(f"the decays must be branched at one step, they start at {sorted(branch_steps)}")
     (branch_step,) = branch_steps
     for run in decays:
         if run.facts["data_hash"] != base.facts["data_hash"]:
