@@ -190,6 +190,8 @@ def test_other_parameters_are_refused_before_anything_is_written(tiny, reference
         tiny.run("never", params_from=tmp_path / "nowhere")
     with pytest.raises(UsageError, match=r"--params_from does not go with optimizer\.name=schedule_free"):
         tiny.run("never", params_from=merge, optimizer__name="schedule_free")
+    with pytest.raises(UsageError, match=r"is of a model with model\.heads=2, now it is 4"):
+        tiny.run("never", params_from=reference.merge_stream / str(STEPS), model__heads=4)
     with pytest.raises(UsageError, match=rf"the tokenizer differs from that of {reference.path}"):
         tiny.run("never", params_from=reference.merge_stream / str(STEPS), data__tokenizer="bpe:299")
     assert not (tiny.folder / "never").exists()
@@ -282,6 +284,39 @@ def test_other_documents_with_the_parents_tokenizer(tiny, reference, capsys):
     assert "note: data.source differs from the parent's" in capsys.readouterr().err
     assert run.facts["data_hash"] != reference.facts["data_hash"]
     assert checkpoints.complete_steps(run.resume_stream) == [BRANCH + 2]
+
+
+def test_documents_that_have_changed_since_are_a_note(tiny, reference, capsys):
+    from wsm_jax.train import train
+
+    tokenizer = {"data__tokenizer": f"{reference.facts['data']['stable'][0]['path']}/tokenizer.json"}
+    text = tiny.folder / "edited"
+    shutil.copytree(tiny.folder / "text", text)
+    fields = {**tokenizer, "data__source": f"text:{text}", "evaluation__interval": ""}
+    parent = tiny.run("edited-parent", **{**SIX_STEPS, **fields})
+    for name in sorted(os.listdir(text))[::2]:
+        (text / name).write_text((text / name).read_text() + "\n# more\n")
+    train(
+        tiny.config(**{**SIX_STEPS, **fields, "duration": "8steps"}),
+        tiny.folder / "edited-branch",
+        branch_from=f"{parent.path}@6",
+    )
+    assert "note: the documents have changed since" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "fields", [{"optimizer__weight_decay": 0.0}, {"optimizer__clip_norm": 0.0}, {"model__loss_blocks": 2}]
+)
+def test_a_branch_may_change_what_its_state_does_not_depend_on(tiny, reference, fields):
+    short = {"duration": f"{BRANCH + 3}steps", "evaluation__interval": ""}
+    name = next(iter(fields))
+    run = tiny.run(f"without-{name}", branch_from=f"{reference.path}@{BRANCH}", **short, **fields)
+    assert checkpoints.complete_steps(run.merge_stream) == [BRANCH + 3]
+    if name == "optimizer__weight_decay":  # and back again
+        back = tiny.run(
+            "with-decay", branch_from=f"{run.path}@{BRANCH + 3}", **{**short, "duration": f"{BRANCH + 6}steps"}
+        )
+        assert checkpoints.complete_steps(back.merge_stream) == [BRANCH + 6]
 
 
 def test_a_branch_has_one_origin(tiny, reference, decayed):

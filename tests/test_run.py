@@ -4,14 +4,25 @@ import json
 import os
 import threading
 
+import numpy as np
 import pytest
 
+from wsm_jax import checkpoints
 from wsm_jax import run as run_lib
-from wsm_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig, LogConfig, ModelConfig, flat_fields
+from wsm_jax.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LogConfig,
+    ModelConfig,
+    flat_fields,
+    to_dict,
+)
 from wsm_jax.errors import UsageError
 from wsm_jax.run import Run, begin, check_same, plan, read_json, read_jsonl, write_json
 
-FACTS = {"branch_from": None, "branch_step": None, "data_hash": "abc"}
+FACTS = {"branch_from": None, "branch_step": None, "branch_points": [], "data_hash": "abc"}
 
 
 def settings(**fields) -> Config:
@@ -100,7 +111,9 @@ def test_a_configuration_that_makes_no_plan_names_the_field(fields, message):
 
 @pytest.fixture
 def folder(tmp_path):
+    """A run that has saved something."""
     begin(tmp_path / "runs" / "one", settings(), FACTS)
+    checkpoints.save_tree(run_lib.merge_stream(tmp_path / "runs" / "one") / "20", {"w": np.ones(2, np.float32)})
     return tmp_path / "runs" / "one"
 
 
@@ -138,6 +151,37 @@ def test_a_crash_between_the_two_files_leaves_no_run_and_the_next_start_makes_on
 def test_starting_again_with_the_same_configuration_keeps_the_facts(folder):
     begin(folder, settings(), {**FACTS, "command": "another"})
     assert Run(folder).facts == FACTS
+
+
+def test_a_run_that_saved_nothing_is_begun_anew_with_whatever_configuration(tmp_path):
+    """Or a first command that was refused late would lock the folder to its mistake."""
+    begin(tmp_path, settings(), FACTS)
+    begin(tmp_path, settings(seed=1), {**FACTS, "data_hash": "another"})
+    assert (Run(tmp_path).config.seed, Run(tmp_path).facts["data_hash"]) == (1, "another")
+
+
+def test_states_that_are_kept_for_ever_are_so_whatever_a_later_command_says(folder):
+    for now, kept in (([50], [50]), ([], [50]), ([20, 70], [20, 50, 70])):
+        begin(folder, settings(), {**FACTS, "branch_points": now})
+        assert Run(folder).facts == {**FACTS, "branch_points": kept}
+
+
+def test_the_branch_points_of_a_run_of_an_earlier_version_are_those_of_its_configuration(folder):
+    write_json(folder / "config.json", to_dict(settings(checkpoint=CheckpointConfig(branch_points="30steps"))))
+    write_json(folder / "run.json", {name: value for name, value in FACTS.items() if name != "branch_points"})
+    begin(folder, settings(), FACTS)
+    assert Run(folder).facts["branch_points"] == [30]
+
+
+def test_one_process_at_a_time_holds_a_run(tmp_path):
+    with run_lib.claimed(tmp_path / "one"):
+        with pytest.raises(UsageError, match=rf"{tmp_path}/one is being trained by another process; wait"):
+            with run_lib.claimed(tmp_path / "one"):
+                pass
+        with run_lib.claimed(tmp_path / "two"):
+            pass
+    with run_lib.claimed(tmp_path / "one"):
+        pass
 
 
 def test_another_configuration_is_refused_with_the_field_and_both_values(folder):
@@ -198,6 +242,21 @@ def test_a_parent_that_was_moved_is_the_same_parent(folder, tmp_path):
     check_same(folder, settings(), moved)
     with pytest.raises(UsageError, match="branch_step"):
         check_same(folder, settings(), {**moved, "branch_step": 60})
+
+
+def test_a_parent_by_another_way_to_write_its_path_is_the_same_parent(folder, tmp_path):
+    (tmp_path / "parent").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "parent")
+    write_json(folder / "run.json", {**FACTS, "branch_from": f"{tmp_path}/parent@50"})
+    for way in ("runs/../parent", "link"):
+        check_same(folder, settings(), {**FACTS, "branch_from": f"{tmp_path}/{way}@50"})
+    with pytest.raises(UsageError, match="branch_from"):
+        check_same(folder, settings(), {**FACTS, "branch_from": f"{tmp_path}/parent@60"})
+
+
+def test_the_folder_above_a_run_names_the_run(folder):
+    with pytest.raises(UsageError, match=rf"has no config\.json \(did you mean {folder}\?\)"):
+        Run(folder.parent)
 
 
 def test_provenance_names_versions_machine_and_command():

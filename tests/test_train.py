@@ -5,8 +5,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +183,34 @@ def test_what_may_change_when_a_run_goes_on(tiny, reference):
     assert [r["step"] for r in ours if r["step"] > 36] == list(range(37, 49))
 
 
+def test_a_state_that_was_to_be_kept_stays_when_a_later_command_forgets_it(tiny, reference):
+    copy = shutil.copytree(reference.path, tiny.folder / "forgetful")
+    shutil.rmtree(copy / "checkpoints" / "resume" / str(STEPS))
+    run = tiny.run("forgetful", checkpoint__branch_points="", checkpoint__resume_keep=1, evaluation__interval="")
+    assert checkpoints.complete_steps(run.resume_stream) == [BRANCH, STEPS]
+
+
+def test_two_processes_do_not_write_one_run(tiny):
+    process = tiny.start("twice", duration="4000steps", checkpoint__resume_interval="4000steps")
+    while not (tiny.folder / "twice" / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.05)
+    status, output = ended(tiny.start("twice", duration="4000steps", checkpoint__resume_interval="4000steps"))
+    process.send_signal(signal.SIGTERM)
+    assert (status, output) == (
+        2,
+        f"wsm: {tiny.folder / 'twice'} is being trained by another process; wait for it or use another --run\n",
+    )
+    status, output = ended(process)
+    assert status == 75, output  # and it was not disturbed
+
+
+def test_a_start_that_fails_late_does_not_lock_the_folder(tiny):
+    with pytest.raises(UsageError, match="too few for one window"):
+        tiny.run("corrected", model__context=100_000)
+    run = tiny.run("corrected", **SIX_STEPS)
+    assert checkpoints.complete_steps(run.resume_stream) == [6] and run.config.model.context == 16
+
+
 # --- what does not work ----------------------------------------------------------------------------------------------
 
 # Weight decay times rate is 10: the parameters grow ninefold a step until something overflows.
@@ -244,6 +274,8 @@ def test_parameters_that_are_not_finite_are_not_saved(tiny):
         ({"optimizer__name": "adam"}, r"unknown optimizer\.name 'adam'"),
         ({"schedule__name": "step"}, r"unknown schedule\.name 'step'"),
         ({"data__source": "text:/no/such/place"}, r"/no/such/place"),
+        ({"model__context": 0, "duration": "1Mtok"}, r"model\.context is 0; it must be at least 1"),
+        ({"model__attention": "cudnn"}, r"model\.attention=cudnn needs an NVIDIA GPU, this is cpu; choose xla"),
     ],
 )
 def test_bad_input_stops_before_anything_is_written(tiny, fields, message):

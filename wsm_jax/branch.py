@@ -42,7 +42,7 @@ _SAME = ("model.", "optimizer.name")
 # What must be equal for a branch to read the tokens its parent would have read.
 _SAME_TOKENS = ("batch_size", "seed", "data.source", "data.switch_", "data.validation_fraction", "data.test_fraction")
 _SWITCH = "data.switch_at"
-_NUMERICS = ("model.compute_dtype", "model.attention", "model.scan_unroll", "model.remat")
+_NUMERICS = ("model.compute_dtype", "model.attention", "model.scan_unroll", "model.remat", "model.loss_blocks")
 
 
 def check_branch(parent: Run, step: int, config: Config) -> list[str]:
@@ -69,13 +69,21 @@ def parse_params(path: str, config: Config) -> Run | None:
     """The run that the checkpoint at ``path`` lies in, as its own checkpoints and merges do; None outside any run.
 
     Raises:
-      UsageError: no checkpoint there, or the optimizer keeps copies of the parameters that would stay the old ones.
+      UsageError: no checkpoint there, one of a run with other attention heads, or the optimizer keeps copies of the
+        parameters that would stay the old ones.
     """
     if config.optimizer.name == optimizer.SCHEDULE_FREE:
         raise UsageError(f"--params_from does not go with optimizer.name={optimizer.SCHEDULE_FREE}")
     checkpoints.choose_item(path)
     folders = (folder for folder in Path(path).absolute().parents if (folder / "run.json").is_file())
-    return next((Run(folder) for folder in folders), None)
+    origin = next((Run(folder) for folder in folders), None)
+    # The shapes, which check_params compares, do not tell how many heads there are.
+    if origin is not None and origin.config.model.heads != config.model.heads:
+        raise UsageError(
+            f"--params_from={path} is of a model with model.heads={origin.config.model.heads}, now it is "
+            f"{config.model.heads}"
+        )
+    return origin
 
 
 def check_params(path: str, params: Any) -> None:

@@ -12,7 +12,7 @@ import logging as stdlib_logging
 import os
 import shutil
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,8 @@ class Stream:
     def save(self, step: int, items: dict[str, Any], metadata: dict[str, Any] | None = None) -> None:
         """Starts writing ``items`` (name -> pytree) for ``step``; returns once the arrays may be donated.
 
-        A step that is there already is left alone: a resumed run writes the same bits again.
+        A step that is there already is left alone: a run that is resumed on the same kind of machine writes the same
+        bits again, and on another one the same parameters up to rounding.
         """
         if step in self.steps:
             return
@@ -237,20 +238,41 @@ def load_tree(path: str | os.PathLike, item: str | None = None, abstract: Any = 
 
 
 def _check_chunks(path: str | os.PathLike, item: str | None) -> None:
-    """Raises UsageError for a chunk that is not there: from plain files TensorStore would read it as zeros."""
+    """As :func:`check_whole`, of the arrays of an item that are no OCDBT database, which knows its chunks."""
     import tensorstore as ts
 
     folder, names, layout = array_names(path, item)
     if layout.endswith("ocdbt"):
         return
-    for leaf, name in names.items():
+    opening = {
+        leaf: ts.open({"driver": layout, "kvstore": file_store(folder / name)}, open=True)
+        for leaf, name in names.items()
+    }
+    arrays = {}
+    for leaf, future in opening.items():
         try:
-            array = ts.open({"driver": layout, "kvstore": file_store(folder / name)}, open=True).result()
-            whole = array.storage_statistics(query_fully_stored=True).result().fully_stored
+            arrays[leaf] = future.result()
         except ValueError as error:
             raise UsageError(f"{path}: leaf {leaf} cannot be read ({error})") from error
-        if not whole:
-            raise UsageError(f"{path}: leaf {leaf} is not whole: a file of it under {folder / name} is missing")
+    check_whole(path, folder, arrays)
+
+
+def check_whole(path: str | os.PathLike, folder: Path, arrays: Mapping[str, Any]) -> None:
+    """Raises UsageError for a chunk that is not there: from plain files TensorStore would read it as zeros.
+
+    Orbax stores zeros as it stores other numbers; old versions, whose metadata do not say so, left them out.
+
+    Args:
+      path: the checkpoint, for the message.
+      folder: that of its item.
+      arrays: leaf -> open tensorstore.TensorStore.
+    """
+    if not json.loads((folder / "_METADATA").read_text()).get("store_array_data_equal_to_fill_value"):
+        return
+    asked = {leaf: array.storage_statistics(query_fully_stored=True) for leaf, array in arrays.items()}
+    for leaf, future in asked.items():
+        if not future.result().fully_stored:
+            raise UsageError(f"{path}: leaf {leaf} is not whole: a file of it under {folder} is missing")
 
 
 def save_tree(path: str | os.PathLike, tree: Any, metadata: dict[str, Any] | None = None, item: str = PARAMS) -> None:

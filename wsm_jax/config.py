@@ -148,7 +148,9 @@ class EvaluationConfig:
     """Validation inside the training loop."""
 
     interval: str = setting("0.1run", "duration between validations; empty = never")
-    tokens: int = setting(65536, "validation tokens read each time, from the start of the split; 0 = all")
+    tokens: int = setting(
+        65536, "validation tokens read each time, of each source, from the start of its split; 0 = all"
+    )
     batch_size: int = setting(16, "sequences in one evaluation batch")
 
 

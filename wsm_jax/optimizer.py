@@ -44,7 +44,7 @@ def make(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTra
     rules = (
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         _direction(config),
-        optax.add_decayed_weights(config.weight_decay, mask=decay_mask) if config.weight_decay else optax.identity(),
+        _weight_decay(config.weight_decay),
         optax.scale_by_learning_rate(schedule),
     )
     if config.name != SCHEDULE_FREE:
@@ -52,6 +52,11 @@ def make(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTra
     if not 0.0 < config.b1 < 1.0:
         raise UsageError(f"optimizer.b1 is {config.b1}; schedule_free interpolates with it, between 0 and 1")
     return optax.chain(rules[0], optax.contrib.schedule_free(optax.chain(*rules[1:]), schedule, b1=config.b1))
+
+
+def _weight_decay(rate: float) -> optax.GradientTransformation:
+    """Its state has one form whatever the rate is, so that a branch may decay where its parent does not."""
+    return optax.add_decayed_weights(rate, mask=decay_mask) if rate else optax.masked(optax.identity(), decay_mask)
 
 
 def averaged_params(opt_state: Any, params: Any) -> Any | None:

@@ -8,15 +8,19 @@ merged/NAME    merged parameters
 report/        tables and figures
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from wsm_jax import checkpoints
 from wsm_jax import config as config_lib
 from wsm_jax.config import Config
 from wsm_jax.errors import UsageError
@@ -69,6 +73,8 @@ def plan(config: Config) -> Plan:
     for field in ("batch_size", "accumulate"):
         if getattr(config, field) < 1:
             raise UsageError(f"{field} is {getattr(config, field)}; it must be at least 1")
+    if config.model.context < 1:
+        raise UsageError(f"model.context is {config.model.context}; it must be at least 1")
     if config.batch_size % config.accumulate:
         raise UsageError(f"batch_size={config.batch_size} is not a multiple of accumulate={config.accumulate}")
     if config.steps < 1:
@@ -104,7 +110,9 @@ class Run:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         if not (self.path / "config.json").is_file():
-            raise UsageError(f"{path} is not a run directory: it has no config.json (wsm train --run={path} makes one)")
+            inside = sorted(self.path.glob("*/config.json"))
+            hint = f"did you mean {inside[0].parent}?" if inside else f"wsm train --run={path} makes one"
+            raise UsageError(f"{path} is not a run directory: it has no config.json ({hint})")
         self.config = config_lib.from_dict(read_json(self.path / "config.json"))
         self.facts: dict[str, Any] = read_json(self.path / "run.json")
 
@@ -140,14 +148,42 @@ def merge_stream(path: str | os.PathLike) -> Path:
     return Path(path) / "checkpoints" / "merge"
 
 
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Holds the run directory, made if missing: one process writes it at a time.
+
+    Raises:
+      UsageError: another process trains the run.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"{path} is being trained by another process; wait for it or use another --run") from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(folder)
+
+
 def begin(path: Path, config: Config, facts: dict[str, Any]) -> None:
     """Writes config.json and run.json, or checks that the run that is there is the same one.
+
+    Of a run that goes on, ``branch_points`` in run.json only grows: a state that was to be kept for ever is.
 
     Raises:
       UsageError: the folder holds a run whose configuration differs, naming the first field.
     """
-    if (path / "config.json").is_file():
+    if _has_begun(path):
         check_same(path, config, facts)
+        saved = read_json(path / "run.json")
+        before = saved.get("branch_points", plan(Run(path).config).branch_points)
+        kept = sorted({*before, *facts["branch_points"]})
+        if kept != saved.get("branch_points"):
+            write_json(path / "run.json", {**saved, "branch_points": kept})
         return
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / "run.json", facts)
@@ -169,7 +205,7 @@ FREE_FIELDS = (
 
 def check_config(path: Path, config: Config) -> None:
     """Raises UsageError where there is a run at ``path`` that was made with another configuration."""
-    if not (path / "config.json").is_file():
+    if not _has_begun(path):
         return
     old = {name: value for name, (value, _) in config_lib.flat_fields(Run(path).config).items()}
     for name, (value, _) in config_lib.flat_fields(config).items():
@@ -180,14 +216,29 @@ def check_config(path: Path, config: Config) -> None:
             )
 
 
+def _has_begun(path: Path) -> bool:
+    """Whether there is a run with something to lose; one that saved nothing, e.g. as its data did not fit, has not."""
+    streams = (resume_stream(path), merge_stream(path))
+    return (path / "config.json").is_file() and any(map(checkpoints.complete_steps, streams))
+
+
 def check_same(path: Path, config: Config, facts: dict[str, Any]) -> None:
     """Raises UsageError where the run at ``path`` was made with another configuration, branch or data."""
     check_config(path, config)
     saved = read_json(path / "run.json")
     for name in ("branch_from", "branch_step", "params_from", "data_hash"):
-        moved = name.endswith("_from") and saved.get(name) and facts.get(name) and not _is_there(saved[name])
-        if saved.get(name) != facts.get(name) and not moved:
-            raise UsageError(f"{path} was made with {name}={saved.get(name)!r}, now it is {facts.get(name)!r}")
+        before, now = saved.get(name), facts.get(name)
+        if name.endswith("_from") and before and now:
+            if not _is_there(before) or _resolved(before) == _resolved(now):
+                continue
+        if before != now:
+            raise UsageError(f"{path} was made with {name}={before!r}, now it is {now!r}")
+
+
+def _resolved(place: str) -> str:
+    """RUN@STEP, or a checkpoint, with every link and ``..`` of its path resolved."""
+    path, at, step = place.rpartition("@")
+    return f"{os.path.realpath(path)}@{step}" if at and step.isdigit() else os.path.realpath(place)
 
 
 def _is_there(place: str) -> bool:

@@ -1,5 +1,6 @@
 """The trainer: one loop at whatever rate the schedule says, two streams of checkpoints, exact resume and branches."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -90,6 +91,9 @@ def train(
         corpus = tokens.prepare(config.data, progress=not quiet)
     if parent is not None:
         branch_lib.check_tokenizer(parent, corpus)
+        changed = parent.facts["data_hash"] != corpus.hash
+        if changed and parent.config.data == config.data:
+            say(f"note: the documents have changed since {parent.path}, so the branch reads other tokens")
     if origin is not None:
         branch_lib.check_tokenizer(origin, corpus)
     model = model_lib.build(presets.with_vocabulary(config.model, corpus.vocab_size))
@@ -107,6 +111,7 @@ def train(
         "merge_interval": plan.merge_interval,
         "branch_from": f"{parent.path.absolute()}@{branch_step}" if parent else None,
         "branch_step": branch_step,
+        "branch_points": list(plan.branch_points),
         "params_from": str(Path(params_from).absolute()) if params_from else None,
         "data_hash": corpus.hash,
         "data": corpus.manifest(),
@@ -118,19 +123,21 @@ def train(
         },
         **run_lib.environment(),
     }
-    with all_succeed():
-        say(disk.forecast(directory, config, plan, train_state.items(abstract), merge_items, branch_step or 0))
-        if jax.process_index() == 0:
-            run_lib.begin(directory, config, facts)
-
-    resume = checkpoints.Stream(
-        run_lib.resume_stream(directory),
-        mergeable=False,
-        keep=config.checkpoint.resume_keep,
-        keep_steps=plan.branch_points,
-    )
-    merge = checkpoints.Stream(run_lib.merge_stream(directory), mergeable=True, keep=config.checkpoint.merge_keep)
-    with resume, merge:
+    with contextlib.ExitStack() as stack:
+        with all_succeed():
+            say(disk.forecast(directory, config, plan, train_state.items(abstract), merge_items, branch_step or 0))
+            if jax.process_index() == 0:
+                stack.enter_context(run_lib.claimed(directory))
+                run_lib.begin(directory, config, facts)
+        resume = checkpoints.Stream(
+            run_lib.resume_stream(directory),
+            mergeable=False,
+            keep=config.checkpoint.resume_keep,
+            keep_steps=Run(directory).facts["branch_points"],
+        )
+        merge = checkpoints.Stream(run_lib.merge_stream(directory), mergeable=True, keep=config.checkpoint.merge_keep)
+        stack.enter_context(resume)
+        stack.enter_context(merge)
         if resume.steps:
             state = _load(resume, resume.steps[-1], abstract)
             say(f"resuming {directory} at step {resume.steps[-1]}")
@@ -211,7 +218,7 @@ def train(
                     if validating and validate is not None:  # before the save: a full state promises its records too
                         result = validate(state["params"]).summary()
                         writer.write("validation", done, **{**result, "tokens": done * plan.tokens_per_step})
-                        progress.say(f"step {done}: validation loss {result['loss']:.4f} ± {result['loss_stderr']:.4f}")
+                        progress.say(f"step {done}: validation loss {result['loss']:.4f}{_around(result)}")
                         merges = preview_lib.merges(previews, merge, done, state["params"])
                         for kind, trees in (("averages", found.items() if looking else ()), ("preview", merges)):
                             if losses := preview_lib.evaluate(trees, validate):
@@ -234,6 +241,10 @@ def train(
 
 def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
+
+
+def _around(figures: Mapping[str, Any]) -> str:
+    return f" ± {figures['loss_stderr']:.4f}" if figures["documents"] > 1 else " (one document)"
 
 
 def _silent(message: str) -> None:

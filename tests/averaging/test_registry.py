@@ -71,6 +71,7 @@ def test_the_decay_of_an_ema_in_steps_or_tokens_or_as_a_half_life(text, decay):
         ({"names": "ema", "ema_decay": "1.5/step"}, r"averaging\.ema_decay='1\.5/step' is not a decay between 0 and 1"),
         ({"names": "ema", "ema_decay": "0/tok"}, r"averaging\.ema_decay='0/tok'"),
         ({"names": "ema", "ema_decay": "0.99"}, r"averaging\.ema_decay='0\.99' is not a duration"),
+        ({"names": "ema", "ema_decay": "0.9.9/step"}, r"averaging\.ema_decay='0\.9\.9/step' is not a duration"),
         ({"names": "ema", "ema_decay": "0steps"}, r"averaging\.ema_decay='0steps' is 0 steps"),
         ({"names": "swa", "swa_start": "755steps"}, r"averaging\.swa_start='755steps' \(755 steps\) is not a multiple"),
         ({"names": "lawa", "lawa_count": 0}, r"averaging\.lawa_count is 0"),
@@ -101,6 +102,9 @@ def test_swa_under_a_cyclic_rate_samples_the_ends_of_the_cycles():
     assert make(names="swa", schedule=cycles, swa_every="50steps", swa_start="500steps")["swa"].every == 50
     with pytest.raises(UsageError, match=r"averaging\.swa_every='0\.01run' must be schedule\.cycle='50steps'"):
         make(names="swa", schedule=cycles)
+    late = ScheduleConfig(name="cyclic", cycle="20steps", cycle_start="750steps")  # its cycles end at 770, 790, ...
+    with pytest.raises(UsageError, match=r"cycle_start='750steps' \(750 steps\) is not a multiple of schedule\.cycle"):
+        make(names="swa", schedule=late, swa_every="20steps", swa_start="760steps")
 
 
 def test_there_is_no_rate_to_decay_in_a_schedule_free_run():

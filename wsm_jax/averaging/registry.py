@@ -13,7 +13,7 @@ from wsm_jax.schedules import Schedule
 
 MEAN = "mean"  # the interval means of checkpoint.snapshot
 SNAPSHOTS = ("point", "mean", "both")
-_DECAY = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*/\s*(step|tok)\s*")
+_DECAY = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*/\s*(step|tok)\s*")
 
 
 def from_config(config: Config, schedule: Schedule) -> dict[str, Average]:
@@ -78,6 +78,12 @@ def _swa(config: Config, _: Schedule) -> dict[str, Average]:
         raise UsageError(
             f"averaging.swa_start={config.averaging.swa_start!r} ({start} steps) is not a multiple of "
             f"averaging.swa_every={config.averaging.swa_every!r} ({cycle} steps)"
+        )
+    first = config.duration_steps("schedule.cycle_start", config.schedule.cycle_start)
+    if config.schedule.name == "cyclic" and first % cycle:
+        raise UsageError(
+            f"schedule.cycle_start={config.schedule.cycle_start!r} ({first} steps) is not a multiple of schedule.cycle="
+            f"{config.schedule.cycle!r} ({cycle} steps), so SWA, which averages at such, would miss the cycles' ends"
         )
     return {"swa": average.swa(start, cycle)}
 

@@ -165,8 +165,9 @@ def _check_counts(spec: str, counts: dict[str, int], required: Iterable[str], fr
         if counts[split] == 0:
             raise UsageError(
                 f"source {spec!r}: none of its {sum(counts.values())} documents falls in the {split} split with "
-                f"data.validation_fraction={fractions[0]} and data.test_fraction={fractions[1]}; change the fractions "
-                "or give more documents"
+                f"data.validation_fraction={fractions[0]} and data.test_fraction={fractions[1]}; "
+                + ("lower both" if split == "train" else f"raise data.{split}_fraction, e.g. to 0.1,")
+                + " or give more documents"
             )
 
 

@@ -79,6 +79,8 @@ def check(config: ModelConfig) -> None:
         raise UsageError(f"model.compute_dtype is {config.compute_dtype!r}; choose float32 or bfloat16")
     if config.attention not in IMPLEMENTATIONS:
         raise UsageError(f"model.attention is {config.attention!r}; choose {', '.join(IMPLEMENTATIONS)}")
+    if config.attention == "cudnn" and jax.default_backend() != "gpu":
+        raise UsageError(f"model.attention=cudnn needs an NVIDIA GPU, this is {jax.default_backend()}; choose xla")
 
 
 def loss_per_token(model: Model, params: Params, inputs_BxT: jax.Array, targets_BxT: jax.Array) -> jax.Array:
