@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.runs import assert_same_bits
-from wsm_jax import UsageError, checkpoints, cli, merge, merge_checkpoints, merge_weights, sharding, tuning
+from wsm_jax import Run, UsageError, checkpoints, cli, merge, merge_checkpoints, merge_weights, sharding, tuning
 from wsm_jax.decay import DECAYS
 from wsm_jax.evaluate import run_evaluator
 from wsm_jax.merging import inspection, learned, weighting
@@ -139,7 +139,29 @@ def test_a_searched_merge_is_that_of_the_best_curve_and_window(own, capsys):
     assert fit["chosen"] == {"curve": record["curve"], "count": record["count"]}
     assert (best["curve"], best["count"]) == (record["curve"], record["count"])
     np.testing.assert_array_equal(record["weights"], merge_weights(record["curve"], record["count"]))
-    assert f"loss on validation {fit['loss']:.4f}" in out
+    newest = validate_newest(own)
+    assert fit["last_checkpoint"] == pytest.approx(newest, abs=1e-6)
+    whole = next(t["loss"] for t in fit["tried"] if (t["curve"], t["count"]) == ("linear", 8))
+    assert (
+        f"{record['curve']} x {record['count']}: loss on validation {fit['loss']:.4f}; mean of the whole window "
+        f"{whole:.4f}, last checkpoint {newest:.4f}" in out
+    )
+    assert ("the last checkpoint alone is better" in err) == (fit["loss"] > newest)
+
+
+def validate_newest(folder):
+    """Loss of the last checkpoint on the tokens that the search takes."""
+    run = Run(folder)
+    evaluator = run_evaluator(run, "validation", limit_tokens=run.config.evaluation.tokens)
+    return evaluator(checkpoints.load_tree(folder / "checkpoints" / "merge" / "48")).loss
+
+
+def test_a_search_that_finds_nothing_better_than_the_last_checkpoint_says_so(own, capsys):
+    """The window begins in the first steps, where every checkpoint is far better than the one before."""
+    status, _, err = wsm(capsys, "merge", f"--run={own}", "--curve=search", "--count=2", "--last_step=6")
+    assert status == 0
+    assert "wsm: warning: step 3 lies in the warm-up" in err
+    assert "wsm: warning: the last checkpoint alone is better than this merge" in err
 
 
 def test_a_searched_merge_takes_the_weight_decay_aware_form(own, capsys):

@@ -206,24 +206,25 @@ def run_evaluator(run: Run, split: str, *, batch_size: int = 0, limit_tokens: in
 def checkpoint_path(
     run: Run, *, step: int | None = None, merged: str | None = None, item: str = checkpoints.PARAMS
 ) -> Path:
-    """Folder of a run's parameters: a merge by name, a step of either stream, or the newest step.
+    """Folder of a run's parameters: a merge by name or path, a step of either stream, or the newest step.
 
     Args:
       run: the run.
       step: the saved step.
-      merged: name of the merge.
+      merged: name of a merge of the run, or path of one elsewhere.
       item: what is wanted of a saved step: ``params``, or an average that the run keeps, e.g. ``ema`` or ``mean``.
 
     Raises:
       UsageError: not there, naming what is.
     """
     if merged is not None:
-        path = run.merged(merged)
+        path = next((p for p in (run.merged(merged), Path(merged)) if p.is_dir()), None)
+        if path is None:
+            there = run.merged("").glob("*")
+            names = ", ".join(sorted(p.name for p in there if checkpoints.is_checkpoint(p))) or "none"
+            raise UsageError(f"{run.path} has no merge {merged!r}, and no such folder is there; it has {names}")
         if not checkpoints.is_checkpoint(path):
-            names = sorted(p.name for p in path.parent.glob("*") if checkpoints.is_checkpoint(p))
-            if path.is_dir():
-                raise UsageError(f"{path} is no Orbax checkpoint, which an evaluation reads; merge with --format=orbax")
-            raise UsageError(f"{run.path} has no merge {merged!r}; it has {', '.join(names) or 'none'}")
+            raise UsageError(f"{path} is no Orbax checkpoint, which an evaluation reads; merge with --format=orbax")
         return path
     everywhere = [
         stream / str(there)

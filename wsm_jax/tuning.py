@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wsm_jax import evaluate, sharding
+from wsm_jax import checkpoints, evaluate, sharding
 from wsm_jax.checkpoints import PARAMS
 from wsm_jax.data.pipeline import evaluation_batches
 from wsm_jax.decay import DECAYS
@@ -183,10 +183,16 @@ def make_request(options: argparse.Namespace, *, say: Say = lambda _: None) -> R
     name = options.name or selection.default_name(options.curve, window)
     storage.check_free(command.output_path(options, run, name))
     found = _learned if options.curve == "learned" else _searched
+    newest = window.paths[-1]
     rule, window, fit = found(options, run, window, say)
     request = command.window_request(options, run, rule, {name: window})
+    command.warn_of_warmup(run, [window])
     merge = request.merges[name]
-    fit = {"split": options.fit_split or "validation", "limit_tokens": run.config.evaluation.tokens, **fit}
+    split, limit = options.fit_split or "validation", run.config.evaluation.tokens
+    newest_loss = evaluate.run_evaluator(run, split, limit_tokens=limit)(
+        checkpoints.load_tree(newest, options.item or PARAMS)
+    ).loss
+    fit = {"split": split, "limit_tokens": limit, "last_checkpoint": newest_loss, **fit}
     merges = {name: dataclasses.replace(merge, record={**merge.record, "fit": fit})}
     return dataclasses.replace(request, merges=merges)
 

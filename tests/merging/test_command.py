@@ -64,7 +64,7 @@ def test_unusual_weights_are_named():
     assert doubts([("a", 0.25), ("b", 0.75)]) == []
     assert doubts([("a", None), ("b", None)]) == []
     assert doubts([("a", 1.5), ("b", -0.5)]) == ["the weight of b is negative, -0.5"]
-    assert doubts([("a", 0.3), ("b", 0.3)]) == ["the weights sum to 0.6, not to 1"]
+    assert doubts([("a", 0.3), ("b", 0.3)]) == ["the weights sum to 0.6, not to 1; they are used as given"]
     assert doubts([("a", 0.1)] * 10) == []  # their float sum is not 1
     assert len(doubts([("a", -1.0), ("b", -2.0)])) == 3
 
@@ -75,7 +75,7 @@ def test_unusual_weights_warn_and_merge_all_the_same(reference, tmp_path, capsys
     printed = capsys.readouterr()
     assert printed.err.splitlines() == [
         f"wsm: warning: the weight of {a} is negative, -0.5",
-        "wsm: warning: the weights sum to 1.5, not to 1",
+        "wsm: warning: the weights sum to 1.5, not to 1; they are used as given",
     ]
     assert printed.out == f"merged 2 checkpoints into {tmp_path / 'out'}\n"
     assert_same_bits(checkpoints.load_tree(tmp_path / "out"), merge_checkpoints([a, b], [-0.5, 2.0]))
@@ -93,6 +93,23 @@ def test_explicit_inputs_make_a_request(reference, tmp_path):
     assert merge.record["curve"] == "wma"
     assert merge.record["weights"] == wma_weights(3).tolist()
     assert not merge.output.exists()
+
+
+def test_a_curve_over_inputs_that_are_not_oldest_first_is_refused(reference, tmp_path, capsys):
+    """A shell sorts 12 before 9."""
+    paths = [str(reference.merge_stream / step) for step in ("12", "9")]
+    options = ["merge", *paths, f"--output={tmp_path / 'out'}"]
+    assert cli.main([*options, "--curve=ema"]) == 2
+    assert f"{paths[1]} comes after {paths[0]}, but a curve takes the oldest first" in capsys.readouterr().err
+    assert cli.main(options) == 0  # equal weights know no order
+    command.check_order(["a/step9", "b/step3", "a/step9", "a/step10/", "plain"])  # two series, and a repetition
+    with pytest.raises(UsageError, match="a/step9 comes after a/step10"):
+        command.check_order(["a/step10", "a/step9"])
+
+
+def test_a_folder_of_checkpoints_says_what_it_holds(reference, tmp_path, capsys):
+    assert cli.main(["merge", str(reference.merge_stream), f"--output={tmp_path / 'out'}"]) == 2
+    assert f"it holds those of steps {MERGE} to {STEPS}: name them, oldest first" in capsys.readouterr().err
 
 
 # --- one window of a run ---------------------------------------------------------------------------------------------
@@ -123,6 +140,38 @@ def test_a_window_makes_a_request(reference, arguments, name, steps):
     assert merge.record["config_hash"] == reference.facts["config_hash"]
     json.dumps(merge.record)
     assert not merge.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--count=2", "--last_step=6"], "step 3 lies in the warm-up"),
+        (["--count=15"], ""),  # the oldest at step 6, the warm-up ends at 5
+        (["--count=1", "--every=3"], "step 3 lies in the warm-up"),
+    ],
+)
+def test_checkpoints_of_the_warm_up_are_a_warning(reference, tmp_path, capsys, arguments, said):
+    assert (
+        cli.main(["merge", f"--run={reference.path}", "--curve=linear", f"--output={tmp_path / 'out'}", *arguments])
+        == 0
+    )
+    err = capsys.readouterr().err
+    assert (f"wsm: warning: {said} of {reference.path}, which ends at step 5" in err) if said else "warm-up" not in err
+
+
+def test_a_merge_that_lies_elsewhere_is_evaluated_by_its_path(reference, tmp_path, capsys):
+    paths = [str(reference.merge_stream / step) for step in ("45", "48")]
+    assert cli.main(["merge", *paths, f"--output={tmp_path / 'mine'}"]) == 0
+    capsys.readouterr()
+    assert cli.main(["eval", f"--run={reference.path}", f"--merged={tmp_path / 'mine'}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["checkpoint"] == str(tmp_path / "mine")
+    assert cli.main(["eval", f"--run={reference.path}", "--merged=nowhere"]) == 2
+    assert f"{reference.path} has no merge 'nowhere', and no such folder is there" in capsys.readouterr().err
+
+
+def test_leaves_that_share_their_weights_need_not_say_whose(reference):
+    rows = command.explain(asked(f"--run={reference.path}", "--curve=cosine", "--count=4", "--explain"))
+    assert {row["weights of"] for row in rows} == {None}
 
 
 def test_the_best_checkpoints_are_merged_and_counted(reference, tmp_path, capsys):

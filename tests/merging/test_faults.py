@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 import wsm_jax
 from tests.merging.trees import bits, save_all, tree
-from wsm_jax import UsageError, checkpoints
+from wsm_jax import UsageError, checkpoints, cli
 from wsm_jax.merging import huggingface, offline, storage, zarr
 
 
@@ -154,6 +154,66 @@ def test_a_damaged_chunk_names_checkpoint_and_leaf(tmp_path, way):
     refused(tmp_path, paths, f"{paths[1]}: leaf blocks/kernel cannot be read")
 
 
+@pytest.mark.parametrize("zarr3", [False, True])
+def test_a_missing_chunk_is_not_taken_for_zeros(tmp_path, zarr3):
+    """TensorStore would fill it in, and a verification that reads through it would agree."""
+    import orbax.checkpoint as ocp
+
+    for i in range(2):
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=zarr3)
+        values = {"w": np.full((4, 5), i + 1.0, np.float32), "zero": np.zeros(3, np.float32)}
+        ocp.Checkpointer(handler).save(tmp_path / str(i), values)
+    paths = [tmp_path / "0", tmp_path / "1"]
+    merged = wsm_jax.merge_checkpoints(paths, [0.5, 0.5])
+    np.testing.assert_array_equal(merged["w"], np.full((4, 5), 1.5))
+    np.testing.assert_array_equal(merged["zero"], np.zeros(3))
+    next(
+        file for file in (paths[1] / "w").rglob("*") if file.is_file() and not file.name.startswith((".z", "zarr"))
+    ).unlink()
+    refused(tmp_path, paths, f"{paths[1]}: leaf w is not whole: a file of it under", verify=True)
+
+
+def test_a_leaf_cut_along_a_later_axis_is_not_read_without_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "CHUNK_BYTES", 400)
+    paths = save_all(tmp_path, [{"w": jnp.full((5, 60), i + 1.0)} for i in range(2)])
+    files = [file for file in (paths[0] / "params" / "w" / "c").rglob("*") if file.is_file()]
+    assert len(files) > 1
+    files[-1].unlink()
+    refused(tmp_path, paths, f"{paths[0]}: leaf w ")
+
+
+def test_integers_that_jax_would_cut_are_refused(tmp_path):
+    """Without jax_enable_x64 a counter of tokens beyond 2^31 would come back as another number."""
+    for i, value in enumerate((2**40 + 5, 7)):
+        (tmp_path / str(i)).mkdir()
+        save_file({"n": np.asarray([value]), "w": np.ones(2, np.float32)}, tmp_path / str(i) / "model.safetensors")
+    with pytest.raises(UsageError, match="leaf n holds numbers that do not fit into int32"):
+        wsm_jax.merge_checkpoints([tmp_path / "0"], [1.0])
+    assert int(wsm_jax.merge_checkpoints([tmp_path / "1"], [1.0])["n"][0]) == 7
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_an_overflow_of_a_narrow_dtype_is_seen(tmp_path, dtype):
+    most = float(jnp.finfo(dtype).max)
+    paths = save_all(tmp_path, [{"a": jnp.full(3, most, dtype)} for _ in range(2)])
+    refused(tmp_path, paths, "leaf a overflows", weights=[1.0, 1.0])
+
+
+def test_what_a_tree_cannot_hold_is_told(tmp_path):
+    (tmp_path / "0").mkdir()
+    one = np.ones(2, np.float32)
+    save_file({"x": one, "x.y": one}, tmp_path / "0" / "model.safetensors")
+    refused(tmp_path, [tmp_path / "0"] * 2, "leaf x.y lies inside another leaf|leaf x/y lies inside", form="orbax")
+    (tmp_path / "1").mkdir()
+    save_file(
+        {"x": one, "empty": np.ones((0, 5), np.float32), "flat": np.ones((5, 0), np.float32)},
+        tmp_path / "1" / "model.safetensors",
+    )
+    wsm_jax.merge_checkpoints([tmp_path / "1"] * 2, [0.5, 0.5], tmp_path / "out", form="orbax")
+    assert checkpoints.load_tree(tmp_path / "out")["empty"].shape == (0, 5)
+    assert checkpoints.load_tree(tmp_path / "out")["flat"].shape == (5, 0)
+
+
 def test_a_damaged_database_of_another_codebase_is_named(tmp_path):
     import orbax.checkpoint
 
@@ -176,6 +236,17 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         wsm_jax.merge_checkpoints(paths, [0.5, 0.5], tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_write_that_fails_is_one_line(tmp_path, monkeypatch, capsys):
+    paths = save_all(tmp_path, [tree(0), tree(1)])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zarr, "write_exactly", full)
+    assert cli.main(["merge", *map(str, paths), f"--output={tmp_path / 'out'}", "--json"]) == 2
+    assert capsys.readouterr().err == "wsm: the system: No space left on device\n"
 
 
 # --- after writing ---------------------------------------------------------------------------------------------------
@@ -206,6 +277,11 @@ def test_verification_accepts_a_mask_of_infinities_and_what_an_input_without_wei
 
 
 # --- rivals and kills ------------------------------------------------------------------------------------------------
+
+
+def test_verification_knows_that_xla_has_no_subnormal_numbers(tmp_path):
+    paths = save_all(tmp_path, [{"a": np.full(3, value, np.float32)} for value in (1e-40, 2e-40)])
+    wsm_jax.merge_checkpoints(paths, [0.5, 0.5], tmp_path / "out", verify=True)
 
 
 def test_two_merges_cannot_write_the_same_output(tmp_path):

@@ -56,6 +56,13 @@ def test_safetensors(tmp_path, capsys):
 
 
 @pytest.mark.xdist_group("train")
+def test_a_record_that_is_no_json_is_named(tmp_path, capsys):
+    save_file({"w": np.ones(2, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "merge.json").write_text("not ours")
+    assert cli.main(["inspect", str(tmp_path)]) == 2
+    assert f"{tmp_path}/merge.json: cannot be read as JSON" in capsys.readouterr().err
+
+
 def test_a_run(reference, capsys):
     facts = inspect(reference.path)
     assert (facts["kind"], facts["steps"], facts["merge_steps"][-1]) == ("run", reference.plan.steps, facts["steps"])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import wsm_jax
-from tests.merging.trees import flat, tree
+from tests.merging.trees import bits, flat, tree
 from wsm_jax import UsageError
 from wsm_jax.merging import trees as trees_lib
 
@@ -24,10 +24,10 @@ def test_equals_the_float64_sum(count, curve):
     np.testing.assert_allclose(flat(wsm_jax.merge(trees, weights)), expected, rtol=0, atol=2e-6)
 
 
-def test_a_single_checkpoint_comes_back_bit_for_bit():
-    value = {"a": jnp.asarray([-0.0, 0.0, 1e-40, 3.0])}
-    merged = wsm_jax.merge([value], [1.0])
-    assert np.asarray(merged["a"])[[0, 1, 3]].tobytes() == np.asarray(value["a"])[[0, 1, 3]].tobytes()
+def test_a_single_checkpoint_comes_back_bit_for_bit_but_for_subnormal_numbers():
+    value = {"a": jnp.asarray([-0.0, 0.0, 1.2e-38, 3.0])}
+    assert bits(wsm_jax.merge([value], [1.0])) == bits(value)
+    assert abs(float(wsm_jax.merge([{"a": jnp.asarray([1e-40])}], [1.0])["a"][0])) <= 1e-40  # XLA's CPU makes it zero
 
 
 def test_bfloat16_inputs_are_summed_in_float32():

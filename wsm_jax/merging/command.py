@@ -89,7 +89,8 @@ def run(options: argparse.Namespace, request: Request | None = None) -> list[dic
 def explain(options: argparse.Namespace) -> list[dict[str, Any]]:
     """What ``wsm merge`` would do with each leaf: ``{"leaf", "shape", "dtype", "policy", "result", "weights of"}``.
 
-    ``weights of`` is the first leaf with the same weights, where they differ; None for a leaf that is not averaged.
+    ``weights of`` is the first leaf with the same weights; None for a leaf that is not averaged, and where all averaged
+    leaves have the same.
     """
     request = make_request(options)
     weights = {name: merge.weights for name, merge in request.merges.items()}
@@ -110,7 +111,7 @@ def explain(options: argparse.Namespace) -> list[dict[str, Any]]:
                     "weights of": like,
                 }
             )
-        return rows
+        return [{**row, "weights of": None} for row in rows] if len(first) == 1 else rows
 
 
 def make_request(options: argparse.Namespace) -> Request:
@@ -166,13 +167,32 @@ def input_weights(inputs: list[tuple[str, float | None]], curve: str | None) -> 
     return weighting.count_weights(weighting.parse(curve or "mean"), len(inputs))
 
 
+def check_order(paths: Iterable[str]) -> None:
+    """Raises UsageError where checkpoints of one series, told by the numbers that their names end in, are not in order.
+
+    A curve gives weights by age, and a shell sorts 1000 before 920.
+    """
+    last: dict[str, tuple[int, str]] = {}
+    for path in paths:
+        name = re.fullmatch(r"(.*?)(\d+)/*", path, re.DOTALL)
+        if name is None:
+            continue
+        before = last.get(name[1])
+        if before and int(name[2]) < before[0]:
+            raise UsageError(
+                f"{path} comes after {before[1]}, but a curve takes the oldest first; give them in the order "
+                "of their steps, or a weight after each"
+            )
+        last[name[1]] = int(name[2]), path
+
+
 def doubts(inputs: Iterable[tuple[str, float | None]]) -> list[str]:
     """What is unusual about the given weights, yet allowed: negative ones, a sum that is not 1 (within 1e-6)."""
     given = [(path, weight) for path, weight in inputs if weight is not None]
     found = [f"the weight of {path} is negative, {weight:g}" for path, weight in given if weight < 0]
     total = math.fsum(weight for _, weight in given)
     if given and abs(total - 1.0) > 1e-6:
-        found.append(f"the weights sum to {total:.9g}, not to 1")
+        found.append(f"the weights sum to {total:.9g}, not to 1; they are used as given")
     return found
 
 
@@ -192,6 +212,8 @@ def merge_inputs(options: argparse.Namespace) -> Request:
     inputs = [parse_input(text) for text in options.inputs]
     weights = input_weights(inputs, options.curve)
     paths = tuple(path for path, _ in inputs)
+    if np.ptp(weights) and options.curve:
+        check_order(paths)
     record = provenance.record(weights, curve=options.curve, output=str(options.output))
     output = Path(options.output)
     request = Request(paths, {output.name: Merge(weights, output, record)}, options.item)
@@ -232,7 +254,17 @@ def merge_run(options: argparse.Namespace) -> Request:
             snapshot=snapshot,
         )
     names = [options.name or selection.default_name(rule.name, window) for window in windows]
-    return window_request(options, merging, rule, dict(zip(names, windows, strict=True)))
+    request = window_request(options, merging, rule, dict(zip(names, windows, strict=True)))
+    warn_of_warmup(merging, windows)
+    return request
+
+
+def warn_of_warmup(run: Run, windows: Iterable[Window]) -> None:
+    """Says on stderr which windows hold checkpoints of the warm-up: the papers' weights are for a constant rate."""
+    end = schedules.warmup_end(run.config, run.facts["branch_step"])
+    if early := {step for window in windows for step in window.steps if step < end}:
+        steps = f"step {min(early)} lies" if len(early) == 1 else f"steps {min(early)} to {max(early)} lie"
+        print(f"wsm: warning: {steps} in the warm-up of {run.path}, which ends at step {end}", file=sys.stderr)
 
 
 def choose_snapshot(options: argparse.Namespace, merging: Run) -> str:

@@ -1,6 +1,5 @@
 """What lies in a folder – a run, a checkpoint, a merge – told from metadata, without reading an array."""
 
-import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from wsm_jax import checkpoints
 from wsm_jax.merging import huggingface, storage
-from wsm_jax.run import Run
+from wsm_jax.run import Run, read_json
 
 
 def inspect(path: str | os.PathLike, item: str | None = None) -> dict[str, Any]:
@@ -60,7 +59,7 @@ def _checkpoint(path: Path, item: str | None) -> dict[str, Any]:
     safetensors = isinstance(source, huggingface.Source)
     if safetensors:
         beside = path / huggingface.RECORD
-        record = json.loads(beside.read_text()) if beside.is_file() else {}
+        record = read_json(beside) if beside.is_file() else {}
     else:
         record = checkpoints.user_metadata(path)
     return {

@@ -21,7 +21,7 @@ class Results:
       count: number of merges.
 
     Raises:
-      UsageError: a tree of shardings that lacks a leaf.
+      UsageError: a tree of shardings that lacks a leaf; in :meth:`take` an integer that does not fit.
     """
 
     def __init__(self, leaves: Mapping[str, Leaf], tree: Any, shardings: Any, count: int):
@@ -56,6 +56,12 @@ class Results:
 
     def _place(self, path: str, part: np.ndarray) -> jax.Array:
         leaf = self._leaves[path]
+        kept = jax.dtypes.canonicalize_dtype(part.dtype)  # without jax_enable_x64 JAX has no 64 bits
+        if part.dtype.kind in "iu" and kept != part.dtype and not np.array_equal(part.astype(kept), part):
+            raise UsageError(
+                f"leaf {path} holds numbers that do not fit into {kept}, which JAX makes of {part.dtype}; set "
+                "jax_enable_x64, leave it out by a rule (its path, 'skip'), or merge from disk to disk"
+            )
         if not leaf.shape:
             return jax.device_put(part.reshape(()), self._shardings[path])
         across = math.prod(leaf.shape[1:])

@@ -89,8 +89,11 @@ def open_source(path: str | os.PathLike, item: str | None = None) -> Source:
         hint = "; there is nothing at that path"
     elif os.path.isfile(path):
         hint = "; name the folder that a file is in"
+    elif (Path(path) / "run.json").is_file():
+        hint = f"; it is a run: --run={path}"
     else:
-        hint = f"; it is a run: --run={path}" if (Path(path) / "run.json").is_file() else ""
+        steps = checkpoints.complete_steps(Path(path))
+        hint = f"; it holds those of steps {steps[0]} to {steps[-1]}: name them, oldest first" if steps else ""
     raise UsageError(f"{path} is neither {wanted}{hint}")
 
 
@@ -246,8 +249,12 @@ def _nested(leaves: Mapping[str, Leaf]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, name = path.split("/")
-        node = tree
+        node: Any = tree
         for parent in parents:
-            node = node.setdefault(parent, {})
+            node = node.setdefault(parent, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or name in node:
+            raise UsageError(
+                f"leaf {path} lies inside another leaf, which a tree cannot hold; merge into {SAFETENSORS}"
+            )
         node[name] = leaf
     return tree

@@ -72,8 +72,10 @@ def _compared(
     terms = terms or [np.zeros(found.shape)]
     expected, size = np.sum(terms, axis=0), np.sum(np.abs(terms), axis=0)
     # n products and sums in float32 (Higham, Accuracy and Stability, section 3.1), weights rounded to float32, then
-    # the rounding to the dtype of the result, whose smallest number bounds it near zero.
+    # the rounding to the dtype of the result, whose smallest number bounds it near zero. XLA takes what is below the
+    # normal numbers of float32 for zero.
     info = jnp.finfo(found.dtype)
-    unit = 2.0**-24
+    unit, tiny = 2.0**-24, 2.0**-126
     bound = (len(terms) + 3) * unit * size + float(info.eps) * np.abs(expected) + float(info.smallest_subnormal)
+    bound += 2 * len(terms) * tiny
     return expected, ~(np.abs(found.astype(np.float64) - expected) <= bound)

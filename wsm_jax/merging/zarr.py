@@ -61,6 +61,9 @@ class Source:
             quantum = 1 if raw else min(rows * across, math.prod(array.shape))
             self._arrays[leaf] = array
             self.leaves[leaf] = Leaf(tuple(array.shape), dtype, max(quantum, 1))
+        if not ocdbt:  # what is read raw misses its files by itself
+            others = {leaf: array for leaf, array in self._arrays.items() if leaf not in self._raw}
+            checkpoints.check_whole(path, self._folder, others)
 
     def tree(self) -> Any:
         """The tree that was saved, with a leaf of shape and dtype for each array."""
@@ -190,8 +193,8 @@ class Sink:
                 rows = leaf.shape[0] if leaf.shape else 1
                 across = math.prod(leaf.shape[1:])
                 chunks = max(1, -(-leaf.nbytes // checkpoints.CHUNK_BYTES))
-                rows_each = -(-rows // min(chunks, rows))
-                counts = (-(-rows // rows_each), *[1] * (len(leaf.shape) - 1)) if leaf.shape else ()
+                rows_each = max(1, -(-rows // min(chunks, max(rows, 1))))
+                counts = (-(-rows // rows_each), *[1 if leaf.size else 0] * (len(leaf.shape) - 1)) if leaf.shape else ()
                 self._places[path] = arrays / names[path], Chunks(rows_each * across, counts)
                 if create:
                     self._begin(path, leaf, rows_each)
@@ -205,7 +208,7 @@ class Sink:
             "data_type": leaf.dtype.name,
             "chunk_grid": {
                 "name": "regular",
-                "configuration": {"chunk_shape": [rows, *leaf.shape[1:]] if leaf.shape else []},
+                "configuration": {"chunk_shape": [rows, *(max(n, 1) for n in leaf.shape[1:])] if leaf.shape else []},
             },
             "chunk_key_encoding": {"name": "default"},
             "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
