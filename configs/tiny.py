@@ -14,5 +14,5 @@ def get_config() -> Config:
         model=presets.tiny(),
         optimizer=OptimizerConfig(peak_lr=3e-3),
         schedule=ScheduleConfig(warmup="50steps"),
-        checkpoint=CheckpointConfig(merge_interval="20steps", resume_interval="100steps", branch_points="0.75run"),
+        checkpoint=CheckpointConfig(merge_interval="25steps", resume_interval="100steps", branch_points="0.75run"),
     )

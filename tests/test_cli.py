@@ -115,7 +115,12 @@ def test_weights_plot(tmp_path, capsys):
         (["train", "--run=/x", f"--config={CONFIG}", "--config.optimizer.name=adam"], "unknown optimizer.name 'adam'"),
         (["train", "--run=/x", f"--config={CONFIG}", "--config.schedule.name=step"], "unknown schedule.name 'step'"),
         (["train", "--run=/x", f"--config={CONFIG}", "--branch_from=x"], "RUN@STEP"),
+        (
+            ["train", "--run=/x", f"--config={CONFIG}", "--distributed"],
+            "--distributed: this is no process of a cluster",
+        ),
         (["train", f"--config={CONFIG}"], "--run"),
+        (["weights", "--curve=linear", "--count=3", "--plot=/proc/none/x"], "/proc/none: No such file or directory"),
         (["train", "--run=/x", f"--config={CONFIG}", "--nonsense=1"], "--nonsense=1"),
     ],
 )
@@ -125,6 +130,13 @@ def test_bad_input_ends_in_one_line_and_status_2(arguments, words, capsys):
     assert words in message
     assert message.startswith("wsm: ")
     assert message.count("\n") == 1
+
+
+def test_the_names_of_the_package_are_listed():
+    import wsm_jax
+
+    assert {"merge", "merge_weights", "merge_checkpoints", "DECAYS", "Run"} <= set(dir(wsm_jax))
+    assert all(getattr(wsm_jax, name) is not None for name in wsm_jax.__all__)
 
 
 def test_as_a_process_too_nothing_but_the_line_is_printed():

@@ -221,12 +221,52 @@ def test_a_report_without_validations_and_of_one_document(demo_run, store, tmp_p
     assert "+nan" not in (folder / "table.csv").read_text() + (folder / "report.md").read_text()
 
 
+def row_of(result, group, difference, curve="linear", name=None):
+    """A row of the comparison with another difference."""
+    row = next(row for row in result.rows if row.group == group and (group == "raw" or row.curve == curve or name))
+    test = dataclasses.replace(row.test, nats=row.test.nats + difference / len(row.test.nats))
+    return dataclasses.replace(row, test=test, difference=Difference(difference, 0.01), name=name or row.name)
+
+
 def test_findings_state_the_share_of_the_decay_that_merging_recovers(demo_run, store):
     runs = [Run(demo_run / name) for name in ("constant", "decay-linear")]
     result = comparison.compare(runs[0], runs[1:])
-    text = " ".join(report.findings(result))
-    decay = next(row for row in result.rows if row.group == "decay")
-    assert f"{decay.difference.loss:+.4f}" in text
-    if decay.difference.loss < 0:
-        chosen = next(row for row in result.rows if row.group == "chosen")
-        assert f"{chosen.difference.loss / decay.difference.loss:.0%}" in text
+    chosen = dataclasses.replace(row_of(result, "chosen", -0.15, name="merge chosen on validation: ema"), curve="ema")
+    rows = [
+        row_of(result, "raw", 0.0),
+        row_of(result, "merge", -0.10),
+        row_of(result, "merge", -0.12, "cosine"),
+        chosen,
+        row_of(result, "decay", -0.20),
+    ]
+    text = report.findings(dataclasses.replace(result, rows=tuple(rows)))
+    assert "by -0.2000 nats a token" in text[0]
+    assert text[1] == "Share of each real decay's gain that the merge emulating it recovers: linear 50%."
+    assert re.search(
+        r"picked on test \(\w+, \d+ steps\) changes it by -0\.1[02]00: (50|60)% of the decay's gain", text[2]
+    )
+    assert re.search(r"chosen on validation \(ema, \d+ steps\) changes it by -0\.1500: 75% of", text[3])
+    worse = report.findings(dataclasses.replace(result, rows=(*rows[:-1], row_of(result, "decay", 0.01))))
+    assert len(worse) == 1  # of a decay that gains nothing there is no share
+
+
+def test_two_decays_of_one_curve_are_told_apart(demo_run, store, tmp_path):
+    constant, decay = (Run(demo_run / name) for name in ("constant", "decay-linear"))
+    again = Run(shutil.copytree(decay.path, tmp_path / "again"))
+    result = comparison.compare(constant, [decay, again])
+    assert result.labels == ("linear (decay-linear)", "linear (again)")
+    assert [row.name for row in result.rows if row.group == "decay"] == [f"real decay, {x}" for x in result.labels]
+    assert set(result.references) == {"constant rate", *(f"real decay, {x}" for x in result.labels)}
+    assert set(result.rates) == {"constant", *result.labels}
+    folder = report.write(result, tmp_path / "report")
+    assert "real decay, linear (again)" in (folder / "report.md").read_text()
+
+
+def test_a_decay_that_the_interval_does_not_divide_is_not_said_to_be_equal(demo_run, store):
+    runs = [Run(demo_run / name) for name in ("constant", "decay-linear")]
+    result = comparison.compare(runs[0], runs[1:])
+    decay = result.base.plan.steps - result.branch_step
+    assert f"= the decay's {decay}" in report._markdown(result, {})
+    odd = dataclasses.replace(result, branch_step=result.branch_step - 1)
+    text = report._markdown(odd, {})
+    assert f"= {decay}, the multiple of the interval that is nearest to the decay's {decay + 1}" in text

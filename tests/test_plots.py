@@ -113,8 +113,8 @@ def test_weights_of_what_is_no_curve():
 def test_loss():
     figure = plots.loss_figure(TRAIN, VALIDATION, tokens_per_step=1000, merged_name="merged", branch_step=800)
     whole, zoom = figure.axes
-    assert (whole.get_xlabel(), whole.get_ylabel()) == ("step", f"loss ({NATS})")
-    expected = ["constant", "merged", "real linear decay", "real 1-sqrt decay", "training, smoothed", "branch"]
+    assert (whole.get_xlabel(), whole.get_ylabel()) == ("step", f"validation loss ({NATS})")
+    expected = ["constant", "merged", "real linear decay", "real 1-sqrt decay", "training, smoothed", "training", "branch"]
     assert sorted(legend(figure)) == sorted(expected)
     for axes in (whole, zoom):
         drawn = lines(axes)

@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from wsm_jax import config_flags, merge_options
@@ -43,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Preempted as error:
         print(f"wsm: {error}", file=sys.stderr)
         return 75
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"wsm: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:  # outside the training loop, which saves and stops by itself
         print("wsm: interrupted", file=sys.stderr)
         return 130
@@ -115,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--run", required=True, dest="directory", metavar="DIR", help="the run directory")
     which = sub.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, metavar="S", help="a saved step (default: the newest)")
-    which.add_argument("--merged", metavar="NAME", help="a merge of the run")
+    which.add_argument("--merged", metavar="NAME|PATH", help="a merge of the run, or one that lies elsewhere")
     sub.add_argument(
         "--average", metavar="NAME", help="an average that the run keeps instead of its parameters: ema, ..."
     )
@@ -151,7 +155,10 @@ def train(options: argparse.Namespace, settings: list[str]) -> None:
     if options.distributed:
         import jax
 
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise UsageError(f"--distributed: this is no process of a cluster that JAX knows ({error})") from error
     from wsm_jax.train import train as run_training
 
     run_training(
@@ -195,7 +202,13 @@ def merge(options: argparse.Namespace, settings: list[str]) -> None:
         if options.verify:
             print("verified: samples of every leaf agree with a sum in float64")
         if fitted := record.get("fit"):
-            print(f"{record['curve']}: loss on {fitted['split']} {fitted['loss']:.4f}, before {fitted['before']:.4f}")
+            start = "mean of the whole window" if "chosen" in fitted else f"{fitted['start']} weights"
+            print(
+                f"{record['curve']} x {record['count']}: loss on {fitted['split']} {fitted['loss']:.4f}; {start} "
+                f"{fitted['before']:.4f}, last checkpoint {fitted['last_checkpoint']:.4f}"
+            )
+            if fitted["loss"] > fitted["last_checkpoint"]:
+                print("wsm: warning: the last checkpoint alone is better than this merge", file=sys.stderr)
 
 
 def weights(options: argparse.Namespace, settings: list[str]) -> None:
@@ -279,8 +292,10 @@ def report(options: argparse.Namespace, settings: list[str]) -> None:
 
     runs = [Run(path) for path in options.runs]
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    output = Path(options.output or runs[0].path / "report")
+    output.mkdir(parents=True, exist_ok=True)  # what cannot be written is not computed
     result = comparison.compare(runs[0], runs[1:], learned=options.learned, say=say)
-    folder = report_lib.write(result, options.output or runs[0].path / "report")
+    folder = report_lib.write(result, output)
     if options.json:
         print(json.dumps(report_lib.to_json(result), indent=2))
         return

@@ -28,6 +28,7 @@ class Row:
     Attributes:
       name: what it is.
       group: ``raw``, ``merge`` (at the decay's window), ``chosen`` (on validation), ``learned`` or ``decay``.
+      curve: of the merge or decay; "" for the raw checkpoint and learned weights.
       window: steps of the window or of the decay; 0 for the raw checkpoint.
       test: evaluation on the test split.
       difference: test loss minus the raw checkpoint's, paired by document.
@@ -38,6 +39,7 @@ class Row:
 
     name: str
     group: str
+    curve: str
     window: int
     test: Evaluation
     difference: Difference
@@ -57,7 +59,9 @@ class Comparison:
       windows: curve -> [(window in steps, validation loss)], the candidates.
       chosen: (curve, count) of the candidate with the lowest validation loss.
       series: [(step, validation loss)] of the mean over the decay's window, along the run.
+      references: name -> validation loss of the last checkpoint and of each real decay.
       rates: name -> [(step, learning rate)].
+      labels: what each of ``decays`` is called: its curve, with the run's name where another one has the same.
       branch_step: where the decays start.
       count: checkpoints in a window as long as the decay.
     """
@@ -70,6 +74,7 @@ class Comparison:
     chosen: tuple[str, int]
     series: list[tuple[int, float]]
     rates: dict[str, list[tuple[int, float]]]
+    labels: tuple[str, ...]
     branch_step: int
     count: int
 
@@ -113,25 +118,36 @@ def compare(
     test = evaluate.run_evaluator(base, "test")
     raw_params = checkpoints.load_tree(whole.paths[-1])
     raw = test(raw_params)
-    rows = [_row("constant rate, last checkpoint", "raw", 0, raw, raw, base, 0, 0.0)]
+    rows = [_row("constant rate, last checkpoint", "raw", "", 0, raw, raw, base, 0, 0.0)]
     for curve in DECAYS:
         rows.append(_merge_row(base, curve, count, "merge", test, raw))
     rows.append(_merge_row(base, chosen[0], chosen[1], "chosen", test, raw))
     if learned:
         rows.append(_learned_row(base, count, test, raw, say))
     references = {"constant rate": validate(raw_params).loss}
-    for run in decays:
+    labels = _labels(decays)
+    for run, label in zip(decays, labels, strict=True):
         params = checkpoints.load_tree(evaluate.checkpoint_path(run, step=run.plan.steps))
         seconds = sum(record["seconds"] for record in run.metrics("train"))
         extra = (run.plan.steps - branch_step) * base.plan.tokens_per_step
-        name = f"real decay, {run.config.schedule.curve}"
-        rows.append(_row(name, "decay", run.plan.steps - branch_step, test(params), raw, run, extra, seconds))
+        name, curve = f"real decay, {label}", run.config.schedule.curve
+        rows.append(_row(name, "decay", curve, run.plan.steps - branch_step, test(params), raw, run, extra, seconds))
         references[name] = validate(params).loss
 
     say("following the merge along the run")
     series = _series(base, count, first, validate)
-    rates = {"constant": _rates(base)} | {run.config.schedule.curve: _rates(run) for run in decays}
-    return Comparison(base, tuple(decays), tuple(rows), windows, references, chosen, series, rates, branch_step, count)
+    rates = {"constant": _rates(base)} | {label: _rates(run) for run, label in zip(decays, labels, strict=True)}
+    return Comparison(
+        base, tuple(decays), tuple(rows), windows, references, chosen, series, rates, labels, branch_step, count
+    )
+
+
+def _labels(decays: Sequence[Run]) -> tuple[str, ...]:
+    curves = [run.config.schedule.curve for run in decays]
+    return tuple(
+        curve if curves.count(curve) == 1 else f"{curve} ({run.path.name})"
+        for run, curve in zip(decays, curves, strict=True)
+    )
 
 
 def _check(base: Run, decays: Sequence[Run]) -> int:
@@ -165,10 +181,19 @@ def _check(base: Run, decays: Sequence[Run]) -> int:
 
 
 def _row(
-    name: str, group: str, window: int, test: Evaluation, raw: Evaluation, run: Run, extra: int, seconds: float
+    name: str,
+    group: str,
+    curve: str,
+    window: int,
+    test: Evaluation,
+    raw: Evaluation,
+    run: Run,
+    extra: int,
+    seconds: float,
 ) -> Row:
     difference = evaluate.paired_difference(test, raw)
-    return Row(name, group, window, test, difference, run.plan.steps * run.plan.tokens_per_step, extra, seconds)
+    tokens = run.plan.steps * run.plan.tokens_per_step
+    return Row(name, group, curve, window, test, difference, tokens, extra, seconds)
 
 
 def _merge_row(base: Run, curve: str, count: int, group: str, test: evaluate.Evaluator, raw: Evaluation) -> Row:
@@ -177,7 +202,7 @@ def _merge_row(base: Run, curve: str, count: int, group: str, test: evaluate.Eva
     merged = jax.block_until_ready(offline.merge_checkpoints(window.paths, coefficients.merge_weights(curve, count)))
     seconds = time.perf_counter() - clock
     label = "merge" if group == "merge" else "merge chosen on validation:"
-    return _row(f"{label} {curve}", group, count * window.interval, test(merged), raw, base, 0, seconds)
+    return _row(f"{label} {curve}", group, curve, count * window.interval, test(merged), raw, base, 0, seconds)
 
 
 def _learned_row(base: Run, count: int, test: evaluate.Evaluator, raw: Evaluation, say: Callable[[str], None]) -> Row:
@@ -187,7 +212,7 @@ def _learned_row(base: Run, count: int, test: evaluate.Evaluator, raw: Evaluatio
     merged = jax.block_until_ready(offline.merge_checkpoints(window.paths, weights))
     seconds = time.perf_counter() - clock
     name = "merge learned on validation"
-    return _row(name, "learned", count * window.interval, test(merged), raw, base, 0, seconds)
+    return _row(name, "learned", "", count * window.interval, test(merged), raw, base, 0, seconds)
 
 
 def _series(base: Run, count: int, first: int, validate: evaluate.Evaluator) -> list[tuple[int, float]]:

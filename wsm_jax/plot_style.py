@@ -29,6 +29,16 @@ CURVE_COLOURS: dict[str, str] = {
     "ema": "#009E73",
 }
 CURVE_MARKERS = dict(zip(CURVE_COLOURS, "osDv<>^", strict=True))
+# Of real decays, so that they can be told apart in print too.
+CURVE_DASHES: dict[str, Any] = {
+    "linear": (0, (5, 2)),
+    "cosine": (0, (2, 1.5)),
+    "minus_sqrt": (0, (6, 1.5, 1, 1.5)),
+    "square": (0, (8, 3)),
+    "exponential": (0, (1, 1)),
+    "inverse_sqrt": (0, (4, 1.5, 1, 1.5, 1, 1.5)),
+    "ema": (0, (3, 4)),
+}
 CURVE_LABELS = {c: c for c in CURVE_COLOURS} | {"minus_sqrt": "1-sqrt", "inverse_sqrt": "inverse sqrt", "ema": "EMA"}
 RAW, GREY = "#000000", "#666666"
 WIDTH = 7.0  # inches
@@ -115,15 +125,18 @@ def curve_of(name: str) -> str:
 
 
 def label(name: str, pattern: str) -> str:
-    """A bare curve name spelt out in ``pattern``; any other name as it is."""
-    return pattern.format(CURVE_LABELS[name]) if name in CURVE_LABELS else name
+    """A bare curve name spelt out in ``pattern``; in any other name the curve is spelt as in all figures."""
+    curve = curve_of(name)
+    return (
+        pattern.format(CURVE_LABELS[name]) if name in CURVE_LABELS else name.replace(curve, CURVE_LABELS.get(curve, ""))
+    )
 
 
 def look(name: str, *, real: bool = False, other: str = RAW) -> dict[str, Any]:
     """Colour and marker of the curve in a name, dashed and hollow for a real decay; ``other`` without a curve."""
     curve = curve_of(name)
     look = {"color": CURVE_COLOURS.get(curve, other), "marker": CURVE_MARKERS.get(curve, "o")}
-    return look | ({"linestyle": "--", "markerfacecolor": "white"} if real and curve else {})
+    return look | ({"linestyle": CURVE_DASHES[curve], "markerfacecolor": "white"} if real and curve else {})
 
 
 def steps_axis(axes: Axes, tokens_per_step: int | None = None, ticks: Sequence[float] | None = None) -> None:

@@ -160,14 +160,14 @@ def loss_figure(
         if len(train) and axes is panels[0]:
             in_view.append((steps, style.smooth(losses)))
             axes.plot(*in_view[-1], color="#9A9A9A", linewidth=1.0, zorder=1.5, label="training, smoothed")
-            axes.plot(steps, losses, color="#DADADA", linewidth=0.5, zorder=1)
+            axes.plot(steps, losses, color="#DADADA", linewidth=0.5, zorder=1, label="training")
         style.branch_line(axes, branch_step)
         style.steps_axis(axes, tokens_per_step)
         side = 0.02 * (end - start) or 1.0
         axes.set(
             xlim=(start - side, end + side), ylim=style.around(np.concatenate([y[x >= settled] for x, y in in_view]))
         )
-    panels[0].set_ylabel("loss (nats per token)")
+    panels[0].set_ylabel("validation loss (nats per token)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
     return figure
@@ -233,7 +233,7 @@ def gains_figure(rows: Sequence[Mapping[str, Any]], *, title: str | None = None)
             middle, colour = row["difference"], style.look(row["name"])["color"]
             reach = np.nan_to_num([[middle - row["low"]], [row["high"] - middle]])
             axes.errorbar(middle, line, xerr=reach, fmt="oDs^v"[index % 5], color=colour, markersize=4.5, capsize=2.5)
-            ticks[line] = row["name"], f"{middle:+.4f}".replace("-", "−")
+            ticks[line] = style.label(row["name"], "{}"), f"{middle:+.4f}".replace("-", "−")
     axes.set(ylim=(lines - 0.4, -0.6), xlabel="difference to the raw checkpoint (nats per token; negative is better)")
     axes.set_yticks(list(ticks), [name for name, _ in ticks.values()])
     right = axes.secondary_yaxis("right")

@@ -96,10 +96,10 @@ def findings(result: Comparison) -> list[str]:
     ]
     pairs = []
     for decay in by_group["decay"]:
-        same = next(row for row in by_group["merge"] if row.name.split()[-1] == decay.name.split()[-1])
+        same = next(row for row in by_group["merge"] if row.curve == decay.curve)
         if decay.difference.loss < 0:
             share = same.difference.loss / decay.difference.loss
-            pairs.append(f"{same.name.split()[-1]} {share:.0%}")
+            pairs.append(f"{decay.name.removeprefix('real decay, ')} {share:.0%}")
     if pairs:
         lines.append(f"Share of each real decay's gain that the merge emulating it recovers: {', '.join(pairs)}.")
     if gain > 0:
@@ -109,7 +109,7 @@ def findings(result: Comparison) -> list[str]:
             (by_group["chosen"][0], "the merge chosen on validation"),
         ):
             lines.append(
-                f"{how[0].upper()}{how[1:]} ({row.name.split()[-1]}, {row.window} steps) changes it by "
+                f"{how[0].upper()}{how[1:]} ({row.curve}, {row.window} steps) changes it by "
                 f"{row.difference.loss:+.4f}: {-row.difference.loss / gain:.0%} of the decay's gain."
             )
     return lines
@@ -141,8 +141,8 @@ def _figures(result: Comparison) -> dict[str, tuple[Any, str]]:
         "constant": [(r["step"], r["loss"]) for r in base.metrics("validation")],
         f"mean of {count}": result.series,
         **{
-            f"decay, {run.config.schedule.curve}": [(r["step"], r["loss"]) for r in run.metrics("validation")]
-            for run in result.decays
+            f"decay, {label}": [(r["step"], r["loss"]) for r in run.metrics("validation")]
+            for run, label in zip(result.decays, result.labels, strict=True)
         },
     }
     # Neither evaluation.interval="" nor a short decay leaves a validation to draw.
@@ -150,7 +150,7 @@ def _figures(result: Comparison) -> dict[str, tuple[Any, str]]:
     train = [(r["step"], r["loss"]) for r in base.metrics("train")]
     gains = [
         {
-            "name": row.name.split()[-1],
+            "name": row.name.removeprefix("real decay, ") if row.group == "decay" else row.curve or row.group,
             "group": GROUPS[row.group],
             "difference": row.difference.loss,
             "low": row.difference.interval[0],
@@ -215,9 +215,9 @@ def _markdown(result: Comparison, captions: dict[str, str]) -> str:
         "",
         f"Test split: {raw['tokens']:,} tokens, {raw['documents']:,} documents; "
         "intervals are over documents, paired with the last checkpoint of the constant-rate run (one training seed).",
-        f"A window counts count x interval: {result.count} checkpoints x {interval} steps = the decay's "
-        f"{result.count * interval}; the oldest lies {(result.count - 1) * interval} steps before the newest, so the "
-        "emulated decay stops one interval early.",
+        f"A window counts count x interval: {result.count} checkpoints x {interval} steps {_equal(result)}; the oldest "
+        f"lies {(result.count - 1) * interval} steps before the newest, so the emulated decay stops one interval "
+        "early.",
         "Curve and window of the chosen merge are those with the lowest validation loss.",
         "",
         *findings(result),
@@ -236,6 +236,14 @@ def _markdown(result: Comparison, captions: dict[str, str]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _equal(result: Comparison) -> str:
+    """How the window of equal length compares with the decay."""
+    window, decay = result.count * result.base.plan.merge_interval, result.base.plan.steps - result.branch_step
+    if window == decay:
+        return f"= the decay's {decay}"
+    return f"= {window}, the multiple of the interval that is nearest to the decay's {decay}"
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
