@@ -192,26 +192,32 @@ def goal_table(found: list[Goal]) -> Table:
 @plot_style.styled_figure
 def figure(records: list[Record]) -> Figure:
     """Seconds of whole processes; rate and peak memory by number of inputs; precision."""
-    made = Figure(figsize=(plot_style.WIDTH, 7.4))
+    made = Figure(figsize=(plot_style.WIDTH, 8.0))
+    made.get_layout_engine().set(w_pad=0.08)  # type: ignore[union-attr]
     (seconds, rate), (memory, precision) = made.subplots(2, 2)
     _seconds(seconds, records)
     sizes = list(dict.fromkeys(r["size"] for r in find(records)))
-    for size, format, cache in dict.fromkeys((r["size"], r["format"], r["cache"]) for r in find(records)):
-        same = find(records, size=size, format=format, cache=cache)
+    cases = dict.fromkeys((r["size"], r["format"], r["cache"], r["machine"]["cpu"]) for r in find(records))
+    named: set[str] = set()
+    for size, format, cache, cpu in cases:
+        same = [r for r in find(records, size=size, format=format, cache=cache) if r["machine"]["cpu"] == cpu]
         look = {"color": COLOURS[format], "marker": MARKERS[format], "linestyle": LINES[cache]}
         look |= {} if size == sizes[-1] else {"markerfacecolor": "white"}
         label = f"{size}, {format}, {cache}"
         if rates := sorted((r["count"], _rate(r)) for r in find(same, contender=ENGINE)):
             rate.plot(*zip(*rates, strict=True), **look)
         if peaks := sorted((r["count"], max(r["peak_rss"]) / 1e9) for r in find(same, contender=OURS)):
-            memory.plot(*zip(*peaks, strict=True), label=label, **look)
+            memory.plot(*zip(*peaks, strict=True), label="_" + label if label in named else label, **look)
+            named.add(label)
     for contender, cache, colour in ((READ, "cold", plot_style.GREY), (MEMORY, "warm", plot_style.RAW)):
         if found := find(records, contender=contender, cache=cache):
             look = {"color": colour, "linestyle": LINES[cache], "linewidth": 0.9}
             rate.axhline(median(map(_rate, found)), label=f"{contender}, {cache}: median of all cases", **look)
     for peer, marker in zip(PEERS, "xP*", strict=True):
-        if points := [(r["count"], max(r["peak_rss"]) / 1e9) for r in find(records, contender=peer)]:
-            memory.plot(*zip(*points, strict=True), color="#999999", marker=marker, linestyle="", label=peer)
+        for place, r in enumerate(find(records, contender=peer, cache="warm")):
+            at = r["count"] * (1.0 if r["size"] == sizes[0] else 1.12), max(r["peak_rss"]) / 1e9
+            memory.plot(*at, color="#999999", marker=marker, linestyle="", label="_" * (place > 0) + f"{peer}, warm")
+            memory.annotate(r["size"], at, (5, -2), textcoords="offset points", fontsize=6, color=plot_style.GREY)
     for dtype, colour in (("float32", "#0072B2"), ("bfloat16", "#D55E00")):
         rows = [r for r in records if r["kind"] == "precision" and r["dtype"] == dtype]
         for name, line in (("float32_result", "-"), ("same_dtype_result", "--"), ("same_dtype_sum", ":")):
@@ -225,14 +231,13 @@ def figure(records: list[Record]) -> Figure:
     for axes in (rate, memory, precision):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    for axes in (rate, precision):
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(
-                fontsize=6,
-                handlelength=3.2,
-                loc="upper center",
-                bbox_to_anchor=(0.5, -0.17),
-                ncols=1 if axes is rate else 2,
-            )
+            axes.legend(fontsize=6, handlelength=3.2, loc="lower right" if axes is rate else "center right")
+    handles, labels = memory.get_legend_handles_labels()
+    title = "upper right and lower left; a line joins what was measured on one model of processor"
+    small = {"fontsize": 6.5, "title_fontsize": 7, "handlelength": 3.2}
+    made.legend(handles, labels, title=title, loc="outside lower center", ncols=4, **small)
     for axes in (rate, memory):
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
         axes.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "25" else "")
@@ -244,19 +249,24 @@ def _rate(record: Record) -> float:
 
 
 def _seconds(axes: Axes, records: list[Record]) -> None:
-    """Bars of whole processes, at the smallest number of inputs of each size."""
+    """Bars of whole processes, where there is a peer."""
     shown = [r for r in find(records, format="safetensors") if r["contender"] in (OURS, *PEERS)]
-    shown = [r for r in shown if r["count"] == min(s["count"] for s in shown if s["size"] == r["size"])]
+    beside = {(r["size"], r["count"], r["cache"]) for r in shown if r["contender"] in PEERS}
+    shown = [r for r in shown if (r["size"], r["count"], r["cache"]) in beside]
     groups = list(dict.fromkeys((r["size"], r["count"], r["cache"]) for r in shown))
+    ticks: dict[float, str] = {}
     for place, r in enumerate(shown):
         at = place + 1.2 * groups.index((r["size"], r["count"], r["cache"]))
-        colour = COLOURS["safetensors"] if r["contender"] == OURS else "#999999"
-        axes.barh(at, median(r["seconds"]), color=colour, height=0.8)
-        axes.annotate(r["contender"], (0, at), (-3, 0), textcoords="offset points", ha="right", va="center", fontsize=7)
+        ticks[at] = r["contender"]
+        axes.barh(at, median(r["seconds"]), color=COLOURS["safetensors"] if r["contender"] == OURS else "#999999")
         if r["contender"] == OURS:  # the first of its group
-            axes.annotate(f"{r['size']} x{r['count']}, page cache {r['cache']}", (0, at - 0.9), va="center", fontsize=7)
-    last = len(shown) - 1 + 1.2 * (len(groups) - 1)
-    axes.set(xlabel="seconds, output written", title="whole processes, safetensors", yticks=[], ylim=(last + 0.7, -1.5))
+            axes.annotate(
+                f"{r['size']} x{r['count']}, page cache {r['cache']}", (0, at - 0.95), va="center", fontsize=6
+            )
+    axes.set(xlabel="seconds, output written", title="whole processes, safetensors", ylim=(max(ticks) + 0.7, -1.5))
+    axes.set_yticks(list(ticks), list(ticks.values()), fontsize=6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
 
 
 def report(path: Path) -> None:

@@ -146,7 +146,7 @@ def present(records: list[Record]) -> Page:
 @plot_style.styled_figure
 def figure(table: Seeds) -> Figure:
     """Panels as the paper's: gains along the run, merges of a decay by count, the decay from a merge over time."""
-    made = Figure(figsize=(plot_style.WIDTH, 2.7))
+    made = Figure(figsize=(plot_style.WIDTH, 2.9))
     along_run, merged, decayed = made.subplots(1, 3)
     real = {"color": figures.REAL, "marker": "^", "linestyle": "--"}
     merge = {"color": figures.MERGED, "marker": "o"}
@@ -156,7 +156,7 @@ def figure(table: Seeds) -> Figure:
     along_run.axhline(0.0, color=plot_style.RAW, linewidth=0.8)
     along_run.set_xticks(ENDS)
     along_run.margins(y=0.25)
-    along_run.set(title="along the run", xlabel="intervals trained", ylabel="test loss minus raw, bits per byte")
+    along_run.set(title="along the run", xlabel="intervals trained", ylabel="minus raw, bits per byte")
     plain = (REAL, DECAY, END)
     behind = [table.minus((DECAYED_MERGED, n, END), plain) for n in COUNTS]
     figures.line(merged, COUNTS, behind, **merge, label="decay, then merge")
@@ -164,7 +164,7 @@ def figure(table: Seeds) -> Figure:
     merged.set_xscale("log")
     merged.set_xticks(COUNTS, [str(n) for n in COUNTS])
     merged.minorticks_off()
-    merged.set(title="decay, then merge", xlabel="checkpoints merged", ylabel="test loss minus decay")
+    merged.set(title="decay, then merge", xlabel="checkpoints merged", ylabel="minus decay, bits per byte")
     there = range(BRANCH + EVERY, END + 1, EVERY)
     first = {REAL: (RAW, 1, BRANCH), MERGED_DECAYED: (MERGED, DECAY, BRANCH)}
     for arm, look, label in ((REAL, real, "real decay"), (MERGED_DECAYED, merge, "merge, then decay")):
@@ -174,6 +174,8 @@ def figure(table: Seeds) -> Figure:
     decayed.set(title="merge, then decay", xlabel="intervals trained", ylabel="test loss, bits per byte")
     for axes in (along_run, merged, decayed):
         axes.legend()
+    low, high = decayed.get_ylim()
+    decayed.set_ylim(low, high + 0.25 * (high - low))  # room for the legend
     return made
 
 

@@ -169,7 +169,7 @@ def figure(table: Seeds) -> Figure:
         axes.set(title=title, xlabel="intervals since the first training")
         axes.legend(loc="upper right")
     low, high = panels[0].get_ylim()
-    panels[0].set_ylim(low, high + 0.4 * (high - low))  # room for the legends
+    panels[0].set_ylim(low, high + 0.55 * (high - low))  # room for the legends
     panels[0].set_ylabel("test loss, bits per byte")
     return made
 

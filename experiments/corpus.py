@@ -26,23 +26,30 @@ from wsm_jax.errors import UsageError
 from wsm_jax.run import write_json
 
 SOURCES = """\
-The folder of --data holds gzipped JSON lines, one object a line, under these names (each with .jsonl.gz):
+The folder of --data holds gzipped JSON lines, one object a line, under these names (each with .jsonl.gz); behind the
+fields the number of records that the committed results come from:
 
-  text/stable/english_novels   {text}                100 English novels (public domain)
-  text/stable/eltec_novels     {text}                ELTeC-eng, plain text (public domain)
-  text/stable/peps             {text}                Python enhancement proposals (public domain, CC0)
-  text/anneal/openstax         {text}                OpenStax textbooks, chapters (CC BY 3.0)
-  text/anneal/d2l              {text}                Dive into Deep Learning, English (CC BY-SA 4.0)
-  text/anneal/stacks_project   {text}                the Stacks Project, LaTeX (GFDL 1.2)
-  anneal_qa/gsm8k_train        {question, answer}    GSM8K, training part (MIT)
-  anneal_qa/math_train4500     {problem, solution}   MATH, test part without MATH-500 (MIT)
-  anneal_qa/mbpp_train         {text, code}          MBPP, tasks 601 to 974 (CC BY 4.0)
-  eval/gsm8k_test              {question, answer}    GSM8K, test part (MIT)
-  eval/math500                 {problem, solution}   MATH-500 (MIT)
-  eval/humaneval               {prompt, canonical_solution}   HumanEval (MIT)
-  eval/mmlu_pro_test           {question, options, answer}    MMLU-Pro, test part (Apache-2.0)
+  text/stable/english_novels  {text} 98      100 English novels (public domain)
+                                             github.com/computationalstylistics/100_english_novels
+  text/stable/eltec_novels    {text} 89      ELTeC-eng, plain text (public domain), github.com/COST-ELTeC/ELTeC-eng
+  text/stable/peps            {text} 703     Python enhancement proposals (public domain, CC0), github.com/python/peps
+  text/anneal/openstax        {text} 1611    OpenStax textbooks, chapters (CC BY 3.0), openstax.org
+  text/anneal/d2l             {text} 191     Dive into Deep Learning, English (CC BY-SA 4.0), github.com/d2l-ai/d2l-en
+  text/anneal/stacks_project  {text} 117     the Stacks Project, LaTeX (GFDL 1.2), github.com/stacks/stacks-project
+  anneal_qa/gsm8k_train       {question, answer} 7473   GSM8K, training part (MIT)
+                                             github.com/openai/grade-school-math
+  anneal_qa/math_train4500    {problem, solution} 4500  MATH, test part without MATH-500 (MIT)
+                                             github.com/hendrycks/math
+  anneal_qa/mbpp_train        {text, code} 374          MBPP, tasks 601 to 974 (CC BY 4.0)
+                                             github.com/google-research/google-research/tree/master/mbpp
+  eval/gsm8k_test             {question, answer} 1319   GSM8K, test part (MIT)
+  eval/math500                {problem, solution} 500   MATH-500 (MIT), huggingface.co/datasets/HuggingFaceH4/MATH-500
+  eval/humaneval              {prompt, canonical_solution} 164   HumanEval (MIT), github.com/openai/human-eval
+  eval/mmlu_pro_test          {question, options, answer} 12032  MMLU-Pro, test part (Apache-2.0)
+                                             huggingface.co/datasets/TIGER-Lab/MMLU-Pro
 
-Other fields are ignored; other text under the same names and fields serves as well.
+Other fields are ignored; other text under the same names and fields serves as well. Whether yours is what the pages are
+of is told by the hash of the data that each of them names.
 """
 PASSAGE = 2048  # characters, about
 LETTERS = "ABCDEFGHIJ"

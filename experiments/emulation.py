@@ -106,7 +106,7 @@ def present(records: list[Record]) -> Page:
         f"windows of the first four columns are {DECAY} intervals long, the best window is chosen on validation. "
         f"{source(records)} All runs, also the decays and the cosine, have the peak rate {records[0]['peak_lr']:g} "
         "that tuning chose for WSM; a cosine tuned by itself might take another. The full cosine goes from the end of "
-        f"the warm-up to the end, its merges hold {ALL} checkpoints.",
+        f"the warm-up to the end, its merges reach over {ALL} intervals.",
         "",
         *markdown_table(rows),
         "",

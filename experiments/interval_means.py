@@ -227,8 +227,11 @@ def figure(tables: dict[str, Table]) -> Figure:
             axes.errorbar(x, [m for m, _ in found], [h for _, h in found], label=_name(snapshot, curve, False), **look)
         for curve in CURVES:
             mean, _ = interval(table.of((REAL, curve, DECAY, False)))
-            label = f"real decay, {plot_style.CURVE_LABELS[curve]}"
-            axes.axhline(mean, color=plot_style.CURVE_COLOURS[curve], linestyle="--", linewidth=0.9, label=label)
+            label, dashes = (
+                f"real decay, {plot_style.CURVE_LABELS[curve]}",
+                {"linestyle": plot_style.CURVE_DASHES[curve]},
+            )
+            axes.axhline(mean, color=plot_style.CURVE_COLOURS[curve], linewidth=0.9, label=label, **dashes)
         axes.set_xscale("log")
         axes.set_xticks(COUNTS, [str(count) for count in COUNTS])
         axes.minorticks_off()

@@ -169,7 +169,7 @@ def present(records: list[Record]) -> Page:
         "",
         "![Loss of each average minus that of the parameters as they are, along the run](gains.png)",
     ]
-    return Page(lines, {"gains": figure(table)})
+    return Page(lines, {"gains": figure(table, first["interval"])})
 
 
 def claims(table: Table) -> list[list[str]]:
@@ -210,7 +210,7 @@ def _minus(table: Table, rate: float, share: float, first: str, second: str) -> 
 
 
 @plot_style.styled_figure
-def figure(table: Table) -> Figure:
+def figure(table: Table, interval_steps: int) -> Figure:
     """A panel for each rate: minus raw against the share of the run, with intervals over seeds."""
     made = Figure(figsize=(plot_style.WIDTH, 2.9))
     panels = made.subplots(1, len(table.rates), sharey=True, squeeze=False)[0]
@@ -223,11 +223,13 @@ def figure(table: Table) -> Figure:
             found = [interval(table.of(rate, share, arm)) for share in there]
             x = [share + 0.012 * (place - 2) for share in there]  # side by side
             y, error = [mean for mean, _ in found], [half for _, half in found]
-            axes.errorbar(x, y, error, color=colour, marker=marker, label=arm, capsize=2, elinewidth=0.8)
+            label = arm if arm in (EMA, SWA) else f"LAWA, every {int(arm.split()[-1]) * interval_steps} steps"
+            axes.errorbar(x, y, error, color=colour, marker=marker, label=label, capsize=2, elinewidth=0.8)
         axes.axhline(0.0, color=plot_style.RAW, linewidth=0.8)
         axes.set(title=f"peak rate {rate:g}", xlabel="share of the run", xticks=SHARES)
         axes.set_yscale("symlog", linthresh=0.01)
-    panels[0].set_ylabel("test loss minus raw, nats a token")
+        axes.axhspan(-0.01, 0.01, color="#F2F2F2", zorder=0)
+    panels[0].set_ylabel("test loss minus raw, nats a token\n(grey: linear, outside logarithmic)")
     handles, labels = panels[0].get_legend_handles_labels()
     made.legend(handles, labels, loc="outside lower center", ncols=5)
     return made

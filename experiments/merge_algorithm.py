@@ -23,6 +23,7 @@ from experiments.seeds import Seeds, plus_minus, source, unswitched
 from experiments.training import SEEDS, matrix_of, rates
 from wsm_jax import plot_style, tuning
 from wsm_jax.checkpoints import PARAMS
+from wsm_jax.errors import UsageError
 from wsm_jax.merging import selection
 from wsm_jax.merging.recipe import Recipe, make_recipe
 from wsm_jax.merging.selection import MEAN, POINT
@@ -81,6 +82,8 @@ def present(records: list[Record]) -> Page:
     raw, real = (RAW, "", 1), (REAL, "minus_sqrt", matrix.DECAY)
     of = {name: [r for r in records if r["optimizer"] == name] for name in OPTIMIZERS}
     tables = {name: Seeds(rows, "arm", "curve", "count") for name, rows in of.items() if rows}
+    if ADAMW not in tables:
+        raise UsageError(f"the page compares with AdamW, but there are pieces of {', '.join(tables)} only")
     table = tables[ADAMW]
     arms = {"real decay, 1-sqrt": real}
     for curve in MERGED:

@@ -92,7 +92,7 @@ def claims(table: Seeds) -> list[list[str]]:
 @plot_style.styled_figure
 def figure(table: Seeds) -> Figure:
     """Loss minus raw against the window, a line for each curve; real decays dashed."""
-    made = Figure(figsize=(plot_style.WIDTH * 0.75, 3.2))
+    made = Figure(figsize=(plot_style.WIDTH, 3.2))
     axes, raw = made.subplots(), (RAW, "", 1)
     for curve in MERGED:
         gains, colour = [table.minus((MERGE, curve, n), raw) for n in COUNTS], plot_style.CURVE_COLOURS[curve]
@@ -100,7 +100,8 @@ def figure(table: Seeds) -> Figure:
         figures.line(axes, COUNTS, gains, color=colour, **look)
         if curve in CURVES:
             mean, _ = interval(table.minus((REAL, curve, matrix.DECAY), raw))
-            axes.axhline(mean, color=colour, linestyle="--", linewidth=0.9)
+            dashes = {"linestyle": plot_style.CURVE_DASHES[curve], "linewidth": 0.9}
+            axes.axhline(mean, color=colour, label=f"real decay, {plot_style.CURVE_LABELS[curve]}", **dashes)
     axes.axhline(0.0, color=plot_style.RAW, linewidth=0.8)
     # As much room above no merge as below: what merges lose with old checkpoints is in the table.
     lowest = min(interval(table.minus((MERGE, curve, n), raw))[0] for curve in MERGED for n in COUNTS)
@@ -108,8 +109,8 @@ def figure(table: Seeds) -> Figure:
     axes.set_xscale("log")
     axes.set_xticks(COUNTS, [str(n) for n in COUNTS])
     axes.minorticks_off()
-    axes.set(xlabel="checkpoints merged (dashed: real decays of 16)", ylabel="test loss minus raw, bits per byte")
-    axes.legend(ncols=2)
+    axes.set(xlabel=f"checkpoints merged (real decays: {matrix.DECAY})", ylabel="test loss minus raw, bits per byte")
+    made.legend(loc="outside right upper")
     return made
 
 

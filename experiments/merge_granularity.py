@@ -103,18 +103,18 @@ def explained(columns: list[list[float]], y: list[float]) -> float:
 @plot_style.styled_figure
 def figure(table: Seeds) -> Figure:
     """Loss minus raw against the spacing."""
-    made = Figure(figsize=(plot_style.WIDTH * 0.75, 2.8))
+    made = Figure(figsize=(plot_style.WIDTH * 0.75, 3.1))
     axes = made.subplots()
-    for w, colour, marker in zip(WINDOWS, ("#9ECAE1", "#4292C6", "#08519C"), "osD", strict=True):
+    for place, (w, colour, marker) in enumerate(zip(WINDOWS, ("#9ECAE1", "#4292C6", "#08519C"), "osD", strict=True)):
         there = [a for a in APART if a < w]
         gains = [table.minus((w // a, a), ONE) for a in there]
-        figures.line(axes, there, gains, color=colour, marker=marker, label=f"window of {w}")
+        x = [a * 1.05 ** (place - 1) for a in there]  # side by side
+        figures.line(axes, x, gains, color=colour, marker=marker, label=f"window of {w} intervals")
     axes.set_xscale("log")
     axes.set_xticks(APART, [str(a) for a in APART])
     axes.minorticks_off()
     axes.set(xlabel="intervals between the merged checkpoints", ylabel="test loss minus raw, bits per byte")
-    axes.margins(y=0.2)
-    axes.legend(loc="upper center", ncols=3)
+    made.legend(loc="outside lower center", ncols=3)
     return made
 
 

@@ -144,7 +144,12 @@ def main(experiment: Experiment) -> int:
         return status
     files = [options.output / name / "records.jsonl" for name in chosen]
     records = [record for file in files for record in run.read_jsonl(file)]
-    _write(experiment.present(records), records, options.results)
+    try:
+        page = experiment.present(records)
+    except cli.UsageError as error:
+        print(f"{experiment.name}: {error}", file=sys.stderr)
+        return 2
+    _write(page, records, options.results)
     print(f"written: {options.results}/README.md, records.jsonl and figures")
     return 0
 
@@ -172,8 +177,13 @@ def _parse(experiment: Experiment) -> tuple[argparse.Namespace, list[str]]:
     if options.parallel < 1:
         parser.error(f"--parallel={options.parallel} must be at least 1")
     options.output = options.output or Path("runs") / experiment.name / options.scale
-    options.results = options.results or Path("results") / experiment.name / options.scale
+    options.results = options.results or results_root() / experiment.name / options.scale
     return options, settings
+
+
+def results_root() -> Path:
+    """Folder of all pages, from which the rates that tuning found are read too."""
+    return Path(os.environ.get("WSM_EXPERIMENT_RESULTS", "results"))
 
 
 def _do(experiment: Experiment, folder: Path, piece: str, told: Any, settings: list[str]) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from configs import matrix
 from experiments.intervals import CLAIMS, HOLDS
-from experiments.protocol import publish
+from experiments.protocol import publish, results_root
 from wsm_jax.errors import UsageError
 from wsm_jax.report import markdown_table
 from wsm_jax.run import read_jsonl
@@ -29,7 +29,6 @@ NAMES = (
     "trajectory",
     "cost",
 )
-RESULTS = Path("results")
 
 
 def pages(results: Path, scale: str) -> dict[str, str]:
@@ -111,11 +110,17 @@ def report(results: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write() -> None:
+    """Writes the report of the pages that are there."""
+    results = results_root()
+    publish(results / "REPORT.md", report(results))
+    print(f"written: {results}/REPORT.md")
+
+
 def main() -> int:
-    """Writes the report."""
+    """The command."""
     argparse.ArgumentParser("python -m experiments.report", description=(__doc__ or "").split("\n")[0]).parse_args()
-    publish(RESULTS / "REPORT.md", report(RESULTS))
-    print(f"written: {RESULTS}/REPORT.md")
+    write()
     return 0
 
 

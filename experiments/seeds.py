@@ -63,10 +63,15 @@ def source(records: Sequence[Record]) -> str:
     seconds = sum({record["piece"]: record["piece_seconds"] for record in records}.values())
     return (
         f"{first['parameters']:,} parameters, {len({r['seed'] for r in records})} seeds, mean ± 95% (Student's t over "
-        f"seeds, differences paired); `{first['command']}`; {machines(records)}; config {first['config_hash']}, data "
+        f"seeds, differences paired); `{command(records)}`; {machines(records)}; config {first['config_hash']}, data "
         f"{first['data_hash'][:12]}; "
         f"{seconds / 60:.0f} minutes of processes, with any shared runs that were missing." + documents(records)
     )
+
+
+def command(records: Sequence[Record]) -> str:
+    """What makes the page, where its pieces were perhaps done by several commands with ``--only``."""
+    return records[0]["command"].split(" --only=")[0]
 
 
 def machines(records: Sequence[Record]) -> str:

@@ -22,7 +22,7 @@ from configs import matrix
 from experiments import corpus, protocol
 from experiments.jobs import ADAMW, BRANCH, JOBS, LION, MUON, OPTIMIZERS, WSD, WSM
 from experiments.protocol import Experiment, Page, Record
-from experiments.seeds import machines
+from experiments.seeds import command, machines
 from experiments.trajectories import Trajectory, along, window
 from wsm_jax import checkpoints
 from wsm_jax.errors import UsageError
@@ -35,7 +35,6 @@ SEEDS = (0, 1, 2)
 SEED_SCALES = {scale: {f"seed{seed}": seed for seed in SEEDS} for scale in matrix.SIZES}
 WEIGHTS = {"novels": 0.8, "peps": 0.2, "textbooks": 0.4, "mathematics": 0.2, "solutions": 0.4}
 MEGABYTES = {"small": 6.0, "medium": 12.0, "gpu": 36.0, "tiny": 1.0}  # of each domain
-RESULTS = Path("results")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,16 +122,25 @@ class Matrix:
 
     def sources(self) -> "Sources":
         """Where the text of both phases is, made now if it is not there."""
-        asked = os.environ.get("WSM_EXPERIMENT_DATA")
-        data = Path(asked or "../shared/data")
         place = self.root.parent.parent / "corpus" / self.scale
-        if data.is_dir():
+        if data := text_folder():
             corpus.build(data, place, MEGABYTES[self.scale])
-        elif asked:
-            raise UsageError(f"WSM_EXPERIMENT_DATA={asked} is no folder")
         elif not (place / "corpus.json").is_file():  # it may have been built elsewhere and copied here
             return Sources("stdlib", "", "")
         return Sources(*(corpus.mixture(place, phase, WEIGHTS) for phase in corpus.PHASES))
+
+
+def text_folder() -> Path | None:
+    """The folder of text that $WSM_EXPERIMENT_DATA names, or ../shared/data; None where there is none.
+
+    Raises:
+      UsageError: the folder that is named is not there.
+    """
+    asked = os.environ.get("WSM_EXPERIMENT_DATA")
+    folder = Path(asked or "../shared/data")
+    if asked and not folder.is_dir():
+        raise UsageError(f"WSM_EXPERIMENT_DATA={asked} is no folder")
+    return folder if folder.is_dir() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +168,7 @@ def rates(scale: str, optimizer: str = ADAMW) -> dict[str, float]:
     Raises:
       UsageError: it was not run.
     """
-    file = RESULTS / "tuning" / scale / "records.jsonl"
+    file = protocol.results_root() / "tuning" / scale / "records.jsonl"
     records = read_jsonl(file)
     if not records:
         raise UsageError(f"{file} is not there; run python -m experiments.tuning --scale={scale}")
@@ -229,7 +237,7 @@ def present(records: list[Record]) -> Page:
     lines = [
         "# The training runs that the experiments share",
         "",
-        f"{first['parameters']:,} parameters; `{first['command'].split(' --only=')[0]}`; {machines(records)}; "
+        f"{first['parameters']:,} parameters; `{command(records)}`; {machines(records)}; "
         f"{total / 60:.0f} minutes of processes, where a run was not there before.",
         "",
         *markdown_table(rows),

@@ -11,6 +11,7 @@ goes back on the one before it, and how far each point is from the end of the de
 import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -129,9 +130,18 @@ def figure(records: list[Record]) -> Figure:
         rows = [r for r in records if r["arm"] == arm]
         x, y = ([r[name] for r in rows] for name in "xy")
         axes.plot(x, y, color=colour, marker=marker, linestyle=line, label=label, linewidth=0.9)
+        if arm == MERGE:
+            named, left = {str(r["count"]): (r["x"], r["y"]) for r in rows}, True
+        else:
+            start = "oldest" if arm == CONSTANT else "branch"
+            named, left = {start: (x[0], y[0]), "end": (x[-1], y[-1])}, arm == REAL
+        for text, place in named.items():
+            side: Any = {"xytext": (-5, 3), "ha": "right"} if left else {"xytext": (5, 3)}
+            axes.annotate(text, place, textcoords="offset points", fontsize=7, color=colour, **side)
     shares = records[0]["shares"]
     axes.set(xlabel=f"first component ({shares[0]:.0%} of the variance)", ylabel=f"second ({shares[1]:.0%})")
-    axes.legend()
+    axes.legend(loc="upper center")
+    axes.margins(x=0.08)
     return made
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from configs import matrix
-from experiments import corpus, domains, protocol
-from experiments.intervals import CLAIMS, HOLDS, claimed, interval, shown
+from experiments import corpus, domains, figures, protocol
+from experiments.intervals import CLAIMS, HOLDS, claimed, shown
 from experiments.jobs import EXTRA, WSD, WSM
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source, unswitched
@@ -100,6 +100,8 @@ def present(records: list[Record]) -> Page:
         HOLDS,
         "",
         "![Loss of both arms along the tokens since the switch](figure3.png)",
+        "",
+        "Bits per byte; bars are 95% intervals of the difference over seeds.",
     ]
     return Page(lines, {"figure3": figure(table)})
 
@@ -171,19 +173,30 @@ def phases(table: Seeds) -> dict[str, list[str]]:
 
 @plot_style.styled_figure
 def figure(table: Seeds) -> Figure:
-    """Mean loss against intervals since the switch: before merge, WSD, merges."""
-    made = Figure(figsize=(plot_style.WIDTH, 3.2))
-    axes = made.subplots()
-    blues = ("#9ECAE1", "#6BAED6", "#2171B5", "#08306B")
+    """Against intervals since the switch: the mean loss, and by text the loss minus that before the merge."""
+    texts = phases(table)
+    made = Figure(figsize=(plot_style.WIDTH, 2.4 * -(-(1 + len(texts)) // 2) + 0.4))
+    panels = made.subplots(-(-(1 + len(texts)) // 2), 2, sharex=True).ravel()
+    blues = ("#9ECAE1", "#4292C6", "#2171B5", "#08306B")
     looks = {(RAW, 1): (plot_style.RAW, "s", "before merge"), (WSD, 0): ("#D55E00", "^", "WSD, 1-sqrt decay")}
-    looks |= {(MERGE, n): (c, "o", f"merge {n}") for n, c in zip(COUNTS, blues, strict=True)}
-    for (arm, count), (colour, marker, label) in looks.items():
+    looks |= {(MERGE, n): (c, m, f"merge {n}") for n, c, m in zip(COUNTS, blues, "ovDP", strict=True)}
+    for place, ((arm, count), (colour, marker, label)) in enumerate(looks.items()):
         there = [s for s in range(EVERY, END + EXTRA + 1, EVERY) if (arm, count, s, True) in table]
-        found = [interval(table.of((arm, count, s, True))) for s in there]
-        axes.plot(there, [mean for mean, _ in found], color=colour, marker=marker, label=label)
-    axes.axvline(END, color=plot_style.GREY, linewidth=0.8, linestyle=":", label="end of the decay")
-    axes.set(xlabel="intervals since the switch", ylabel="test loss, bits per byte, mean over domains")
-    made.legend(loc="outside right upper")
+        look = {"color": colour, "marker": marker, "label": label}
+        panels[0].plot(there, [table.mean((arm, count, s, True)) for s in there], **look)
+        for axes, names in zip(panels[1:], texts.values(), strict=False):
+            gains = [table.minus((arm, count, s, True), (RAW, 1, s, True), "domains", names) for s in there]
+            figures.line(axes, [s + 0.15 * (place - 2.5) for s in there], gains, **look)  # side by side
+    titles = ["mean over domains", *(TEXTS[phase] for phase in texts)]
+    for place, (axes, title) in enumerate(zip(panels, titles, strict=False)):
+        axes.axvline(END, color=plot_style.GREY, linewidth=0.8, linestyle=":", label="end of the decay")
+        axes.set(title=title, ylabel="minus before merge" if place else "test loss, bits per byte")
+        axes.set_xticks(range(EVERY, END + EXTRA + 1, EVERY))
+    for axes in panels[len(titles) :]:
+        axes.remove()
+    for axes in panels[len(titles) - 2 : len(titles)]:
+        axes.set_xlabel("intervals since the switch")
+    made.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return made
 
 

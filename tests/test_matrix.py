@@ -24,6 +24,7 @@ from experiments import (
     merge_algorithm,
     merge_duration,
     merge_granularity,
+    protocol,
     readme,
     report,
     training,
@@ -70,7 +71,7 @@ def runs(data, store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("matrix")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WSM_EXPERIMENT_DATA", str(data))
-        patch.setattr(training, "RESULTS", folder / "results")
+        patch.setenv("WSM_EXPERIMENT_RESULTS", str(folder / "results"))
         settings = (
             "--config.data.tokenizer=bpe:300",
             "--config.data.validation_fraction=0.2",
@@ -172,7 +173,7 @@ def test_shared_runs_are_trained_once(runs):
 
 
 def test_without_the_rates_the_command_is_named(runs, monkeypatch, tmp_path):
-    monkeypatch.setattr(training, "RESULTS", tmp_path)
+    monkeypatch.setenv("WSM_EXPERIMENT_RESULTS", str(tmp_path))
     with pytest.raises(UsageError, match=r"python -m experiments\.tuning --scale=tiny"):
         training.rates("tiny")
 
@@ -309,7 +310,7 @@ def test_the_report_and_the_readme_take_the_pages_up(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", PAGES)
 def test_an_experiment_from_its_runs_to_its_page(runs, experiment):
-    file = training.RESULTS / "tuning" / "tiny" / "records.jsonl"
+    file = protocol.results_root() / "tuning" / "tiny" / "records.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     found = {jobs.ADAMW: RATE, jobs.LION: RATE / 10, jobs.MUON: RATE}
     both = [
