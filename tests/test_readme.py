@@ -38,8 +38,12 @@ def place(demo_run, tmp_path_factory):
 
 def shortened(command: str) -> list[str]:
     """The command as it stands, with the steps and sizes of the short demo."""
-    for long, short in {"1600": "40", "1200": "30", "10x40": "10x1", "--every=400": "--every=10"}.items():
+    steps = {"1480": "37", "1520": "38", "1560": "39", "1600": "40", "1200": "30"}
+    names = {"10x40": "10x1", "10x25-at-1000": "10x2-at-20", "--every=400": "--every=10"}
+    for long, short in {**steps, **names}.items():
         command = command.replace(long, short)
+    # As a shell would: runs/{a,b} is runs/a runs/b.
+    command = re.sub(r"(\S*)\{(\S+)\}", lambda m: " ".join(m[1] + part for part in m[2].split(",")), command)
     arguments = shlex.split(command)
     if "--config=configs/tiny.py" in arguments:
         arguments += [
