@@ -1,11 +1,18 @@
-"""A stop that one of two processes is asked for is a stop of both, at the same step."""
+"""A stop that one of two processes is asked for is a stop of both, at the same step; and what a chip can do."""
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from wsm_jax import chips
+from wsm_jax.signals import StopSignals
 
 PROCESS = """
 import os, signal, sys, time
@@ -44,3 +51,25 @@ def test_two_processes_stop_at_the_same_step():
     assert [process.returncode for process in started] == [0, 0], outcomes
     first, second = (int(re.findall(r"stopped after (\d+)", printed)[0]) for printed, _ in outcomes)
     assert 5 <= first == second < 599
+
+
+def test_a_second_interrupt_is_obeyed_at_once():
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGINT)
+        assert signals.stopping(1)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("cpu", None),
+    ],
+)
+def test_the_peak_rate_of_an_accelerator(kind, peak):
+    assert chips.peak_flops(types.SimpleNamespace(device_kind=kind)) == peak

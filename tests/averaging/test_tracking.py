@@ -6,8 +6,10 @@ import shutil
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from tests.runs import (
     BRANCH,
@@ -274,6 +276,18 @@ def test_evaluating_an_average(means, capsys, monkeypatch):
     assert "has an item 'swa'; they have ema, mean, params" in run_cli("--average=swa")[1]
     assert "--average goes with a step" in run_cli("--average=ema", "--merged=x")[1]
     assert not os.listdir(means.path / "merged") if (means.path / "merged").exists() else True
+
+
+def test_an_average_is_merged_in_another_dtype_and_format(averaged, tmp_path):
+    """--item, --dtype and --format reach the merge."""
+    options = ["--curve=linear", "--count=2", "--item=ema", "--dtype=bfloat16", "--format=safetensors"]
+    assert cli.main(["merge", f"--run={averaged.path}", *options, f"--output={tmp_path / 'out'}"]) == 0
+    last = STEPS // INTERVAL * INTERVAL
+    paths = [averaged.merge_stream / str(step) for step in (last - INTERVAL, last)]
+    wanted = merge_checkpoints(paths, [0.5, 0.5], item="ema", dtype="bfloat16")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert found["final_norm.scale"].dtype == wanted["final_norm"]["scale"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found["final_norm.scale"], wanted["final_norm"]["scale"])
 
 
 def test_a_schedule_free_run_saves_and_evaluates_its_average(tiny):

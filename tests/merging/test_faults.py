@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -199,11 +198,23 @@ def test_an_overflow_of_a_narrow_dtype_is_seen(tmp_path, dtype):
     refused(tmp_path, paths, "leaf a overflows", weights=[1.0, 1.0])
 
 
+def test_integers_of_64_bits_are_read_whole(tmp_path):
+    checkpoints.save_tree(tmp_path / "0", {"n": np.asarray([2**40 + 5]), "w": np.ones(2, np.float32)})
+    found = checkpoints.load_tree(tmp_path / "0")
+    assert (found["n"].dtype, int(found["n"][0])) == (np.int64, 2**40 + 5)
+    assert found["w"].dtype == np.float32
+
+
+def test_what_bfloat16_cannot_hold_overflows(tmp_path):
+    paths = save_all(tmp_path, [{"a": jnp.full(3, 3.3895e38, jnp.bfloat16)} for _ in range(2)])
+    refused(tmp_path, paths, "leaf a overflows", weights=[0.5, 0.503])
+
+
 def test_what_a_tree_cannot_hold_is_told(tmp_path):
     (tmp_path / "0").mkdir()
     one = np.ones(2, np.float32)
     save_file({"x": one, "x.y": one}, tmp_path / "0" / "model.safetensors")
-    refused(tmp_path, [tmp_path / "0"] * 2, "leaf x.y lies inside another leaf|leaf x/y lies inside", form="orbax")
+    refused(tmp_path, [tmp_path / "0"] * 2, "leaf x/y and another one lie in each other", form="orbax")
     (tmp_path / "1").mkdir()
     save_file(
         {"x": one, "empty": np.ones((0, 5), np.float32), "flat": np.ones((5, 0), np.float32)},
@@ -297,14 +308,13 @@ def test_two_merges_cannot_write_the_same_output(tmp_path):
 MERGE = """
 import sys, wsm_jax
 paths = sys.argv[2:]
-print("ready", flush=True)
 wsm_jax.merge_checkpoints(paths, [1 / len(paths)] * len(paths), sys.argv[1])
 """
 
 
 @pytest.mark.parametrize("form", ["orbax", "safetensors"])
 def test_a_killed_merge_leaves_nothing_that_looks_whole_and_can_be_repeated(tmp_path, form):
-    """Kills at several moments, from the start of the merge to shortly before its end."""
+    """Kills at several moments between the claim of the folder and the end of the merge."""
     trees = [{"a": np.random.default_rng(i).standard_normal((3000, 3000), np.float32)} for i in range(4)]
     (tmp_path / "in").mkdir()
     if form == "orbax":
@@ -315,26 +325,43 @@ def test_a_killed_merge_leaves_nothing_that_looks_whole_and_can_be_repeated(tmp_
             path.mkdir()
             save_file(value, path / "model.safetensors")
     out = tmp_path / "merged" / "out"
+    place = out.parent / ".out.merging"
     command = [sys.executable, "-c", MERGE, str(out), *map(str, paths)]
-    killed = 0
-    chosen = random.Random(0)
-    for delay in (0.0, 0.1, 0.2, 0.3, 0.4, 0.6):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert process.stdout is not None and process.stdout.readline()
-        deadline = time.time() + 60
-        while not (tmp_path / "merged").exists() and process.poll() is None and time.time() < deadline:
+
+    def started():
+        """A merge that has just claimed its folder, which removes what an earlier one left in it."""
+        shutil.rmtree(out, ignore_errors=True)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "leftover").touch()
+        process = subprocess.Popen(command)
+        while (place / "leftover").exists():
+            assert process.poll() is None
             time.sleep(0.001)
-        time.sleep(delay * chosen.random())
+        return process
+
+    process, clock = started(), time.perf_counter()
+    assert process.wait() == 0
+    whole = time.perf_counter() - clock
+    killed = 0
+    for share in (0.0, 0.2, 0.4, 0.6, 0.8, 0.95):
+        process = started()
+        time.sleep(share * whole)
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        if out.exists():  # it was done before
-            shutil.rmtree(out)
+        assert process.wait() in (0, -signal.SIGKILL)
+        if out.exists():  # it was done before, and is whole
+            assert os.listdir(out.parent) == ["out"]
+            with storage.open_sources([out]) as (source,):
+                values = np.empty(9_000_000, np.float32)
+                source.read("a", 0, values)
+            np.testing.assert_allclose(
+                values[:9000], np.mean([t["a"].ravel()[:9000] for t in trees], axis=0), atol=1e-6
+            )
             continue
+        assert process.returncode == -signal.SIGKILL
+        assert os.listdir(out.parent) == [place.name]
         killed += 1
-        whole = [p for p in (tmp_path / "merged").rglob("*") if p.is_dir() and checkpoints.is_checkpoint(p)]
-        assert not whole
-        assert not [p for p in os.listdir(tmp_path / "merged") if not p.startswith(".")]
-    assert killed
+    assert killed >= 2
+    shutil.rmtree(out, ignore_errors=True)
     record = wsm_jax.merge_checkpoints(paths, [0.25] * 4, out, verify=True)
     assert os.listdir(tmp_path / "merged") == ["out"]
     assert json.dumps(record)

@@ -13,6 +13,7 @@ import wsm_jax
 from tests.merging.trees import bits, flat, save_all, tree
 from wsm_jax import UsageError, checkpoints
 from wsm_jax.merging import offline, plan, zarr
+from wsm_jax.merging.leaves import Leaf
 
 CURVES = sorted(wsm_jax.DECAYS)
 
@@ -53,6 +54,21 @@ def test_bits_do_not_depend_on_how_leaves_are_cut_and_packed(
         patch.setattr(plan, "GROUP", group)
         cut = wsm_jax.merge_checkpoints(paths, weights, memory=memory)
     assert bits(cut) == bits(wsm_jax.merge_checkpoints(paths, weights)) == bits(wsm_jax.merge(trees, weights))
+
+
+@given(
+    memory=st.integers(1 << 14, 1 << 28),
+    merges=st.integers(1, 40),
+    inputs=st.integers(1, 64),
+    sizes=st.lists(st.integers(1, 1 << 22), min_size=1, max_size=3),
+)
+def test_no_group_holds_more_than_its_worker_may(memory, merges, inputs, sizes):
+    """Memory depends on neither the number of inputs nor the size of a leaf: at the least it is that of one piece."""
+    leaves = {f"l{i}": Leaf((size,), np.dtype(np.float32)) for i, size in enumerate(sizes)}
+    vectors = [{path: np.full(inputs, 1 / inputs) for path in leaves}] * merges
+    groups = plan.make_plan(leaves, dict.fromkeys(leaves, "average"), vectors, inputs, memory=memory)
+    assert max(group.bytes_held for group in groups) <= max(memory, plan.PIECE * (4 + 8 * merges))
+    assert sum(s.stop - s.start for group in groups for s in group.segments) == sum(sizes)
 
 
 def test_many_at_once_agree_with_one_to_rounding(tmp_path):
