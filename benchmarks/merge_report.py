@@ -252,7 +252,7 @@ def _seconds(axes: Axes, records: list[Record]) -> None:
     """Bars of whole processes, where there is a peer."""
     shown = [r for r in find(records, format="safetensors") if r["contender"] in (OURS, *PEERS)]
     beside = {(r["size"], r["count"], r["cache"]) for r in shown if r["contender"] in PEERS}
-    shown = [r for r in shown if (r["size"], r["count"], r["cache"]) in beside]
+    shown = [r for r in shown if (r["size"], r["count"], r["cache"]) in beside] or shown
     groups = list(dict.fromkeys((r["size"], r["count"], r["cache"]) for r in shown))
     ticks: dict[float, str] = {}
     for place, r in enumerate(shown):

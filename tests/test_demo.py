@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsm_jax import DECAYS, Run, UsageError, checkpoints, comparison, merge_checkpoints, merge_weights, report
+from wsm_jax import DECAYS, Run, UsageError, checkpoints, cli, comparison, merge_checkpoints, merge_weights, report
 from wsm_jax.config_flags import with_fields
 from wsm_jax.evaluate import Difference, checkpoint_path, paired_difference, run_evaluator
 
@@ -189,7 +189,7 @@ def test_runs_that_are_no_decays_of_the_first_are_refused(demo_run, store):
         run.config = with_fields(run.config, **fields)
         return run
 
-    assert comparison._check(constant, [decay]) == step
+    assert comparison.check(constant, [decay]) == step
     with pytest.raises(UsageError, match=r"decay-linear has schedule\.name='cosine'; a real decay is a cooldown"):
         comparison.compare(constant, [changed(schedule__name="cosine")])
     for fields in ({"seed": 7}, {"batch_size": 2 * constant.config.batch_size}):
@@ -197,9 +197,9 @@ def test_runs_that_are_no_decays_of_the_first_are_refused(demo_run, store):
             comparison.compare(constant, [changed(**fields)])
     stranger = changed()
     stranger.facts["branch_from"] = f"{demo_run / 'other'}@{step}"
-    assert comparison._check(constant, [stranger]) == step  # its parent may have been moved here
+    assert comparison.check(constant, [stranger]) == step  # its parent may have been moved here
     shutil.copytree(demo_run / "constant", demo_run / "other", ignore=shutil.ignore_patterns("checkpoints"))
-    assert comparison._check(constant, [stranger]) == step  # a copy
+    assert comparison.check(constant, [stranger]) == step  # a copy
     facts = {**constant.facts, "config_hash": "another"}
     (demo_run / "other" / "run.json").write_text(json.dumps(facts))
     with pytest.raises(UsageError, match=r"was branched from .*other, not from .*constant"):
@@ -224,7 +224,8 @@ def test_a_report_without_validations_and_of_one_document(demo_run, store, tmp_p
 def row_of(result, group, difference, curve="linear", name=None):
     """A row of the comparison with another difference."""
     row = next(row for row in result.rows if row.group == group and (group == "raw" or row.curve == curve or name))
-    test = dataclasses.replace(row.test, nats=row.test.nats + difference / len(row.test.nats))
+    raw = result.rows[0].test
+    test = dataclasses.replace(raw, nats=raw.nats + difference * raw.tokens)
     return dataclasses.replace(row, test=test, difference=Difference(difference, 0.01), name=name or row.name)
 
 
@@ -242,12 +243,43 @@ def test_findings_state_the_share_of_the_decay_that_merging_recovers(demo_run, s
     text = report.findings(dataclasses.replace(result, rows=tuple(rows)))
     assert "by -0.2000 nats a token" in text[0]
     assert text[1] == "Share of each real decay's gain that the merge emulating it recovers: linear 50%."
-    assert re.search(
-        r"picked on test \(\w+, \d+ steps\) changes it by -0\.1[02]00: (50|60)% of the decay's gain", text[2]
-    )
+    assert re.search(r"picked on test \(cosine, \d+ steps\) changes it by -0\.1200: 60% of the decay's gain", text[2])
     assert re.search(r"chosen on validation \(ema, \d+ steps\) changes it by -0\.1500: 75% of", text[3])
     worse = report.findings(dataclasses.replace(result, rows=(*rows[:-1], row_of(result, "decay", 0.01))))
     assert len(worse) == 1  # of a decay that gains nothing there is no share
+
+
+def test_losses_that_cannot_be_compared_are_not(demo_run, store):
+    constant, stale = Run(demo_run / "constant"), Run(demo_run / "constant")
+    stale.facts["data_hash"] = "0" * 64
+    with pytest.raises(UsageError, match="have changed since it was trained"):
+        run_evaluator(stale, "test")
+    linear, cosine = (Run(demo_run / f"decay-{curve}") for curve in ("linear", "cosine"))
+    step = cosine.facts["branch_step"]
+    cosine.facts["branch_step"] = step + 1
+    with pytest.raises(UsageError, match=rf"must be branched at one step, they start at \[{step}, {step + 1}\]"):
+        comparison.compare(constant, [linear, cosine])
+    linear.facts["data_hash"] = "0" * 64
+    with pytest.raises(UsageError, match=r"decay-linear was trained on other data than .*constant"):
+        comparison.compare(constant, [linear])
+
+
+def test_a_run_that_is_not_done_is_not_compared(demo_run, store, tmp_path):
+    linear = Run(shutil.copytree(demo_run / "decay-linear", tmp_path / "short"))
+    for step in checkpoints.complete_steps(linear.resume_stream):
+        shutil.rmtree(linear.resume_stream / str(step))
+    with pytest.raises(UsageError, match=r"short is at step 0 of \d+; finish it first"):
+        comparison.compare(Run(demo_run / "constant"), [linear])
+
+
+def test_a_report_with_learned_weights(demo_run, store, tmp_path, capsys):
+    runs = [str(demo_run / name) for name in ("constant", "decay-linear")]
+    assert cli.main(["report", *runs, "--learned", "--json", f"--output={tmp_path / 'report'}"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    (row,) = [row for row in rows if row["group"] == "learned"]
+    assert (row["window"], row["extra_tokens"]) == (10, 0) and np.isfinite(row["difference"])
+    assert "merge learned on validation" in (tmp_path / "report" / "report.md").read_text()
+    assert (tmp_path / "report" / "gains.png").is_file()
 
 
 def test_two_decays_of_one_curve_are_told_apart(demo_run, store, tmp_path):
@@ -255,6 +287,8 @@ def test_two_decays_of_one_curve_are_told_apart(demo_run, store, tmp_path):
     again = Run(shutil.copytree(decay.path, tmp_path / "again"))
     result = comparison.compare(constant, [decay, again])
     assert result.labels == ("linear (decay-linear)", "linear (again)")
+    namesake = Run(shutil.copytree(decay.path, tmp_path / "other" / "again"))
+    assert len(set(comparison._labels([again, namesake, decay]))) == 3
     assert [row.name for row in result.rows if row.group == "decay"] == [f"real decay, {x}" for x in result.labels]
     assert set(result.references) == {"constant rate", *(f"real decay, {x}" for x in result.labels)}
     assert set(result.rates) == {"constant", *result.labels}

@@ -1,6 +1,7 @@
 """The paper's tables and figures on a tiny model: corpus, shared runs, windows that reach into a branch, pages."""
 
 import gzip
+import importlib
 import json
 import math
 import os
@@ -305,6 +306,23 @@ def test_the_report_and_the_readme_take_the_pages_up(tmp_path):
     assert "| a is better | -0.1 ± 0.05 | holds | 1 | [training](results/training/tiny) |" in lines
     assert "| a is better | -0.1 ± 0.05 | holds | 1 | [gap](results/gap/small) |" in lines
     assert "all of `--scale=small` took 120 minutes" in lines[0]
+
+
+ROOT = pathlib.Path(__file__).parent.parent
+COMMITTED = sorted(file.parent for file in (ROOT / "results").glob("*/*/records.jsonl"))
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
+def test_a_committed_page_is_what_its_records_give(folder):
+    experiment = importlib.import_module(f"experiments.{folder.parent.name}").EXPERIMENT
+    page = experiment.present(run.read_jsonl(folder / "records.jsonl"))
+    assert "\n".join(page.lines) + "\n" == (folder / "README.md").read_text()
+    assert {f"{name}.{form}" for name in page.figures for form in ("png", "svg")} <= {p.name for p in folder.iterdir()}
+
+
+def test_the_committed_report_is_what_the_pages_give():
+    assert len(COMMITTED) > 10
+    assert report.report(ROOT / "results") == (ROOT / "results" / "REPORT.md").read_text()
 
 
 @pytest.mark.slow

@@ -160,17 +160,30 @@ def test_a_run_that_saved_nothing_is_begun_anew_with_whatever_configuration(tmp_
     assert (Run(tmp_path).config.seed, Run(tmp_path).facts["data_hash"]) == (1, "another")
 
 
+@pytest.mark.parametrize("what", ["merge", "records"])
+def test_a_run_without_checkpoints_is_still_one_that_was_made(tmp_path, what):
+    """They are what is removed to free a disk; its records and merges are of its configuration."""
+    begin(tmp_path, settings(), FACTS)
+    if what == "merge":
+        (tmp_path / "merged" / "linear-4x10-at-100").mkdir(parents=True)
+    else:
+        (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 10, "loss": 3.0}\n')
+    with pytest.raises(UsageError, match="was made with seed=0, now it is 1"):
+        begin(tmp_path, settings(seed=1), FACTS)
+
+
 def test_states_that_are_kept_for_ever_are_so_whatever_a_later_command_says(folder):
-    for now, kept in (([50], [50]), ([], [50]), ([20, 70], [20, 50, 70])):
-        begin(folder, settings(), {**FACTS, "branch_points": now})
-        assert Run(folder).facts == {**FACTS, "branch_points": kept}
+    for now, kept in (("50steps", [50]), ("", [50]), ("20steps,70steps", [20, 50, 70])):
+        found = run_lib.resumed_plan(folder, settings(checkpoint=CheckpointConfig(branch_points=now)))
+        begin(folder, settings(), {**FACTS, "branch_points": list(found.branch_points)})
+        assert list(found.branch_points) == Run(folder).facts["branch_points"] == kept
+        assert set(kept) <= set(found.resume_steps())  # those that are still to come are saved
 
 
 def test_the_branch_points_of_a_run_of_an_earlier_version_are_those_of_its_configuration(folder):
     write_json(folder / "config.json", to_dict(settings(checkpoint=CheckpointConfig(branch_points="30steps"))))
     write_json(folder / "run.json", {name: value for name, value in FACTS.items() if name != "branch_points"})
-    begin(folder, settings(), FACTS)
-    assert Run(folder).facts["branch_points"] == [30]
+    assert run_lib.resumed_plan(folder, settings(checkpoint=CheckpointConfig(branch_points=""))).branch_points == (30,)
 
 
 def test_one_process_at_a_time_holds_a_run(tmp_path):

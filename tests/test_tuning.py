@@ -248,3 +248,14 @@ def test_eight_devices_learn_what_one_learns(tiny, reference):
     one = tuning.learn(reference, select(reference, 8), steps=20)
     np.testing.assert_allclose(eight["weights"], one.weights, atol=1e-4)
     np.testing.assert_allclose(eight["losses"], one.losses, rtol=1e-5)
+
+
+def test_a_search_over_interval_means_alone(tiny, capsys):
+    """Nothing but means is in the merge stream; the end of the run is there as a full state."""
+    fields = {"duration": "12steps", "checkpoint__snapshot": "mean", "checkpoint__branch_points": ""}
+    run = tiny.run("means-only", evaluation__interval="", **fields)
+    status, out, err = wsm(capsys, "merge", f"--run={run.path}", "--curve=search", "--count=2")
+    assert status == 0, err
+    params = checkpoints.load_tree(run.resume_stream / "12", "params")
+    loss = run_evaluator(run, "validation", limit_tokens=run.config.evaluation.tokens)(params).loss
+    assert f"last checkpoint {loss:.4f}" in out

@@ -75,18 +75,27 @@ def parse_params(path: str, config: Config) -> Run | None:
     if config.optimizer.name == optimizer.SCHEDULE_FREE:
         raise UsageError(f"--params_from does not go with optimizer.name={optimizer.SCHEDULE_FREE}")
     checkpoints.choose_item(path)
-    folders = (folder for folder in Path(path).absolute().parents if (folder / "run.json").is_file())
-    origin = next((Run(folder) for folder in folders), None)
-    # The shapes, which check_params compares, do not tell how many heads there are.
-    if origin is not None and origin.config.model.heads != config.model.heads:
-        raise UsageError(
-            f"--params_from={path} is of a model with model.heads={origin.config.model.heads}, now it is "
-            f"{config.model.heads}"
-        )
+    origin = origin_of(path)
+    if origin is not None:
+        check_heads(path, origin, config)
     return origin
 
 
-def check_params(path: str, params: Any) -> None:
+def origin_of(path: str | Path) -> Run | None:
+    """The run in whose folder the checkpoint at ``path`` lies."""
+    folders = (folder for folder in Path(path).resolve().parents if (folder / "run.json").is_file())
+    return next((Run(folder) for folder in folders), None)
+
+
+def check_heads(path: str | Path, origin: Run, config: Config) -> None:
+    """Raises UsageError for another number of attention heads, which the shapes of the leaves do not tell."""
+    if origin.config.model.heads != config.model.heads:
+        raise UsageError(
+            f"{path} is of a model with model.heads={origin.config.model.heads}, not {config.model.heads} as here"
+        )
+
+
+def check_params(path: str | Path, params: Any) -> None:
     """Raises UsageError where the checkpoint at ``path`` has not the leaves of ``params``, by its metadata."""
     shapes = [
         {sharding.path_name(place): leaf.shape for place, leaf in jax.tree_util.tree_leaves_with_path(tree)}
@@ -95,7 +104,7 @@ def check_params(path: str, params: Any) -> None:
     for name in sorted({*shapes[0], *shapes[1]}):
         there, wanted = (found.get(name, "missing") for found in shapes)
         if there != wanted:
-            raise UsageError(f"--params_from={path}: leaf {name} is {there}, in the model {wanted}")
+            raise UsageError(f"{path}: leaf {name} is {there}, in the model {wanted}")
 
 
 def check_tokenizer(parent: Run, corpus: Corpus) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
 
@@ -225,16 +226,24 @@ def abstract_tree(path: str | os.PathLike, item: str | None = None) -> Any:
 def load_tree(path: str | os.PathLike, item: str | None = None, abstract: Any = None) -> Any:
     """The stored tree, placed as ``abstract`` says (default: whole, on the first local device).
 
+    By default integers of 64 bits come back as NumPy arrays where JAX would cut them (without jax_enable_x64).
+
     Raises:
       UsageError: no complete checkpoint, no such item, or data that cannot be read.
     """
     root, name = _require(path), choose_item(path, item)
-    abstract = abstract_tree(path, item) if abstract is None else abstract
+    abstract = jax.tree.map(_uncut, abstract_tree(path, item)) if abstract is None else abstract
     _check_chunks(path, item)
     try:
         return _orbax().load(root, abstract, checkpointable_name=name)
     except Exception as error:
         raise UsageError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _uncut(leaf: Any) -> Any:
+    """What makes Orbax load a leaf in its own dtype."""
+    cut = hasattr(leaf, "dtype") and jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype
+    return np.broadcast_to(np.empty((), leaf.dtype), leaf.shape) if cut and leaf.dtype.kind in "iu" else leaf
 
 
 def _check_chunks(path: str | os.PathLike, item: str | None) -> None:

@@ -274,6 +274,8 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> None:
     item = options.average or checkpoints.PARAMS
     path = evaluate_lib.checkpoint_path(run, step=options.step, merged=options.merged, item=item)
     evaluator = evaluate_lib.run_evaluator(run, options.split)
+    if options.merged:
+        evaluate_lib.check_fits(run, path)
     params = checkpoints.load_tree(path, item)
     figures = {"checkpoint": str(path), "item": item, "split": options.split, **evaluator(params).summary()}
     if options.json:
@@ -293,6 +295,7 @@ def report(options: argparse.Namespace, settings: list[str]) -> None:
     runs = [Run(path) for path in options.runs]
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     output = Path(options.output or runs[0].path / "report")
+    comparison.check(runs[0], runs[1:])
     output.mkdir(parents=True, exist_ok=True)  # what cannot be written is not computed
     result = comparison.compare(runs[0], runs[1:], learned=options.learned, say=say)
     folder = report_lib.write(result, output)

@@ -96,7 +96,7 @@ def compare(
     Raises:
       UsageError: runs that cannot be compared, naming the run.
     """
-    branch_step = _check(base, decays)
+    branch_step = check(base, decays)
     interval, last = base.plan.merge_interval, base.plan.steps
     count = round((last - branch_step) / interval)
     if last % interval or count < 2:
@@ -143,14 +143,22 @@ def compare(
 
 
 def _labels(decays: Sequence[Run]) -> tuple[str, ...]:
+    """What tells the decays apart: the curve, else the run's name beside it, else its whole path."""
     curves = [run.config.schedule.curve for run in decays]
+    names = [f"{curve} ({run.path.resolve().name})" for run, curve in zip(decays, curves, strict=True)]
+    paths = [f"{curve} ({run.path.resolve()})" for run, curve in zip(decays, curves, strict=True)]
     return tuple(
-        curve if curves.count(curve) == 1 else f"{curve} ({run.path.name})"
-        for run, curve in zip(decays, curves, strict=True)
+        next((label for label, all_ in ((curve, curves), (name, names)) if all_.count(label) == 1), path)
+        for curve, name, path in zip(curves, names, paths, strict=True)
     )
 
 
-def _check(base: Run, decays: Sequence[Run]) -> int:
+def check(base: Run, decays: Sequence[Run]) -> int:
+    """The step where the decays begin.
+
+    Raises:
+      UsageError: runs that cannot be compared, naming the run.
+    """
     if base.config.schedule.name != "constant":
         raise UsageError(f"{base.path} has schedule.name={base.config.schedule.name!r}; the first run must be constant")
     if not decays:

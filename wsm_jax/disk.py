@@ -1,5 +1,6 @@
 """How much room trees, folders and streams take, and whether the disk has it."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Collection, Iterable
@@ -19,8 +20,13 @@ def tree_bytes(tree: Any) -> int:
 
 
 def disk_bytes(directory: str | os.PathLike) -> int:
-    """Bytes of the files under ``directory``; 0 where there is none."""
-    return sum(path.stat().st_size for path in Path(directory).rglob("*") if path.is_file())
+    """Bytes of the files under ``directory``; 0 where there is none. What goes meanwhile does not count."""
+    total = 0
+    for folder, _, files in os.walk(directory):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.path.getsize(os.path.join(folder, name))
+    return total
 
 
 def check_disk(directory: str | os.PathLike, needed: int, advice: str = "choose another disk") -> None:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from wsm_jax import checkpoints, sharding
+from wsm_jax import branch, checkpoints, sharding
 from wsm_jax.data.pipeline import evaluation_batches
 from wsm_jax.data.tokens import Corpus, TokenStore, prepare
 from wsm_jax.errors import UsageError
@@ -201,6 +201,15 @@ def run_evaluator(run: Run, split: str, *, batch_size: int = 0, limit_tokens: in
         batch_size=batch_size or run.config.evaluation.batch_size,
         limit_tokens=limit_tokens,
     )
+
+
+def check_fits(run: Run, path: Path) -> None:
+    """Raises UsageError where the parameters at ``path``, which may lie elsewhere, are not of the model of ``run``."""
+    branch.check_params(path, checkpoints.abstract_tree(checkpoint_path(run)))
+    if origin := branch.origin_of(path):
+        branch.check_heads(path, origin, run.config)
+        if origin.facts["data"]["tokenizer_hash"] != run.facts["data"]["tokenizer_hash"]:
+            raise UsageError(f"{path} is of {origin.path}, which has another tokenizer than {run.path}")
 
 
 def checkpoint_path(

@@ -179,7 +179,10 @@ def _figures(result: Comparison) -> dict[str, tuple[Any, str]]:
             plots.weights_figure(list(DECAYS), count),
             f"Merge weights of {count} checkpoints and the decays they emulate (the paper's Figure 2).",
         ),
-        "gains": (plots.gains_figure(gains), "Test loss minus that of the last constant-rate checkpoint."),
+        "gains": (
+            plots.gains_figure(gains),
+            "Test loss minus that of the last constant-rate checkpoint; bars: 95% over documents, one seed.",
+        ),
         "windows": (
             plots.window_figure(result.windows, references=result.references, tokens_per_step=tokens),
             "Validation loss of the merges over their windows.",

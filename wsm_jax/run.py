@@ -110,7 +110,7 @@ class Run:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         if not (self.path / "config.json").is_file():
-            inside = sorted(self.path.glob("*/config.json"))
+            inside = sorted(self.path.glob("*/run.json"))
             hint = f"did you mean {inside[0].parent}?" if inside else f"wsm train --run={path} makes one"
             raise UsageError(f"{path} is not a run directory: it has no config.json ({hint})")
         self.config = config_lib.from_dict(read_json(self.path / "config.json"))
@@ -172,7 +172,7 @@ def claimed(path: Path) -> Iterator[None]:
 def begin(path: Path, config: Config, facts: dict[str, Any]) -> None:
     """Writes config.json and run.json, or checks that the run that is there is the same one.
 
-    Of a run that goes on, ``branch_points`` in run.json only grows: a state that was to be kept for ever is.
+    Of a run that goes on, ``branch_points`` in run.json may change, see :func:`resumed_plan`.
 
     Raises:
       UsageError: the folder holds a run whose configuration differs, naming the first field.
@@ -180,10 +180,8 @@ def begin(path: Path, config: Config, facts: dict[str, Any]) -> None:
     if _has_begun(path):
         check_same(path, config, facts)
         saved = read_json(path / "run.json")
-        before = saved.get("branch_points", plan(Run(path).config).branch_points)
-        kept = sorted({*before, *facts["branch_points"]})
-        if kept != saved.get("branch_points"):
-            write_json(path / "run.json", {**saved, "branch_points": kept})
+        if saved.get("branch_points") != facts["branch_points"]:
+            write_json(path / "run.json", {**saved, "branch_points": facts["branch_points"]})
         return
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / "run.json", facts)
@@ -216,10 +214,32 @@ def check_config(path: Path, config: Config) -> None:
             )
 
 
+def resumed_plan(path: str | os.PathLike, config: Config) -> Plan:
+    """The plan of ``config`` with the branch points that the run at ``path`` was ever given.
+
+    A state that was to be kept for ever is kept, also when a later command does not name it.
+
+    Raises:
+      UsageError: as :func:`plan`.
+    """
+    made = plan(config)
+    if not _has_begun(Path(path)):
+        return made
+    run = Run(path)
+    before = run.facts.get("branch_points", run.plan.branch_points)
+    return dataclasses.replace(made, branch_points=tuple(sorted({*before, *made.branch_points})))
+
+
 def _has_begun(path: Path) -> bool:
-    """Whether there is a run with something to lose; one that saved nothing, e.g. as its data did not fit, has not."""
-    streams = (resume_stream(path), merge_stream(path))
-    return (path / "config.json").is_file() and any(map(checkpoints.complete_steps, streams))
+    """Whether there is a run with something to lose: a checkpoint, a merge or records of its training.
+
+    One that came no further than its first files, e.g. because its data did not fit, has nothing.
+    """
+    if not (path / "config.json").is_file():
+        return False
+    saved = any(map(checkpoints.complete_steps, (resume_stream(path), merge_stream(path))))
+    trained = any(record["kind"] == "train" for record in read_jsonl(path / "metrics.jsonl"))
+    return saved or trained or any((path / "merged").glob("*"))
 
 
 def check_same(path: Path, config: Config, facts: dict[str, Any]) -> None:

@@ -65,13 +65,15 @@ def train(
     """
     directory = Path(directory)
     say = _silent if quiet or jax.process_index() else _say
-    plan = run_lib.plan(config)
+    plan = run_lib.resumed_plan(directory, config)
     metrics_lib.check_trackers(config.log)
     # A branch that has a state of its own goes on from it: the parent may have let go of the one it started from.
     started = bool(checkpoints.complete_steps(run_lib.resume_stream(directory)))
     parent, branch_step = branch_lib.parse_branch(branch_from, need_state=not started) if branch_from else (None, None)
+    departing: list[str] = []
     if parent is not None and branch_step is not None:
-        for field in branch_lib.check_branch(parent, branch_step, config):
+        departing = branch_lib.check_branch(parent, branch_step, config)
+        for field in departing:
             say(f"note: {field} differs from the parent's, so the branch reads other tokens")
     origin = branch_lib.parse_params(params_from, config) if params_from and not started else None
     schedule = schedules.from_config(config, branch_step)
@@ -91,8 +93,7 @@ def train(
         corpus = tokens.prepare(config.data, progress=not quiet)
     if parent is not None:
         branch_lib.check_tokenizer(parent, corpus)
-        changed = parent.facts["data_hash"] != corpus.hash
-        if changed and parent.config.data == config.data:
+        if parent.facts["data_hash"] != corpus.hash and not departing:
             say(f"note: the documents have changed since {parent.path}, so the branch reads other tokens")
     if origin is not None:
         branch_lib.check_tokenizer(origin, corpus)
@@ -133,7 +134,7 @@ def train(
             run_lib.resume_stream(directory),
             mergeable=False,
             keep=config.checkpoint.resume_keep,
-            keep_steps=Run(directory).facts["branch_points"],
+            keep_steps=plan.branch_points,
         )
         merge = checkpoints.Stream(run_lib.merge_stream(directory), mergeable=True, keep=config.checkpoint.merge_keep)
         stack.enter_context(resume)
@@ -255,12 +256,19 @@ def _load(stream: checkpoints.Stream, step: int, abstract: train_state.TrainStat
     """The full state at ``step``; the step itself is the checkpoint's name.
 
     Raises:
-      UsageError: an item that the run needs is not there.
+      UsageError: an item that the run needs is not there, or has another form.
     """
     items = train_state.items(abstract)
     if missing := set(items) - set(checkpoints.item_names(stream.directory / str(step))):
         raise UsageError(f"{stream.directory / str(step)} has no {', '.join(sorted(missing))}: not a state of this run")
-    items = stream.load(step, items)
+    try:
+        items = stream.load(step, items)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"{stream.directory / str(step)} cannot be loaded as a state of this run ({type(error).__name__}: "
+            f"{reason}); states that an earlier version saved with optimizer.weight_decay=0 have another form"
+        ) from error
     return {"averages": {}, **items, "step": jax.device_put(jnp.asarray(step, jnp.int32), abstract["step"].sharding)}
 
 

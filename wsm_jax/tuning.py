@@ -183,16 +183,17 @@ def make_request(options: argparse.Namespace, *, say: Say = lambda _: None) -> R
     name = options.name or selection.default_name(options.curve, window)
     storage.check_free(command.output_path(options, run, name))
     found = _learned if options.curve == "learned" else _searched
-    newest = window.paths[-1]
+    split, limit = options.fit_split or "validation", run.config.evaluation.tokens
+    newest = recipe.end_point(run, window.steps[-1]) if snapshot == MEAN else window.paths[-1]
+    last_loss = None
+    if newest:  # what no merge at all gives
+        params = checkpoints.load_tree(newest, options.item or PARAMS)
+        last_loss = evaluate.run_evaluator(run, split, limit_tokens=limit)(params).loss
     rule, window, fit = found(options, run, window, say)
     request = command.window_request(options, run, rule, {name: window})
     command.warn_of_warmup(run, [window])
     merge = request.merges[name]
-    split, limit = options.fit_split or "validation", run.config.evaluation.tokens
-    newest_loss = evaluate.run_evaluator(run, split, limit_tokens=limit)(
-        checkpoints.load_tree(newest, options.item or PARAMS)
-    ).loss
-    fit = {"split": split, "limit_tokens": limit, "last_checkpoint": newest_loss, **fit}
+    fit = {"split": split, "limit_tokens": limit, "last_checkpoint": last_loss, **fit}
     merges = {name: dataclasses.replace(merge, record={**merge.record, "fit": fit})}
     return dataclasses.replace(request, merges=merges)
 

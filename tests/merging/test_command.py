@@ -103,6 +103,7 @@ def test_a_curve_over_inputs_that_are_not_oldest_first_is_refused(reference, tmp
     assert f"{paths[1]} comes after {paths[0]}, but a curve takes the oldest first" in capsys.readouterr().err
     assert cli.main(options) == 0  # equal weights know no order
     command.check_order(["a/step9", "b/step3", "a/step9", "a/step10/", "plain"])  # two series, and a repetition
+    command.check_order(["runs/seed2", "runs/seed1"])  # numbers, but no steps
     with pytest.raises(UsageError, match="a/step9 comes after a/step10"):
         command.check_order(["a/step10", "a/step9"])
 
@@ -165,6 +166,10 @@ def test_a_merge_that_lies_elsewhere_is_evaluated_by_its_path(reference, tmp_pat
     capsys.readouterr()
     assert cli.main(["eval", f"--run={reference.path}", f"--merged={tmp_path / 'mine'}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["checkpoint"] == str(tmp_path / "mine")
+    wide = jax.tree.map(lambda x: np.concatenate([x, x], axis=-1), checkpoints.load_tree(tmp_path / "mine"))
+    checkpoints.save_tree(tmp_path / "wide", wide)
+    assert cli.main(["eval", f"--run={reference.path}", f"--merged={tmp_path / 'wide'}"]) == 2
+    assert f"{tmp_path / 'wide'}: leaf " in capsys.readouterr().err
     assert cli.main(["eval", f"--run={reference.path}", "--merged=nowhere"]) == 2
     assert f"{reference.path} has no merge 'nowhere', and no such folder is there" in capsys.readouterr().err
 

@@ -55,7 +55,6 @@ def test_safetensors(tmp_path, capsys):
     assert (facts["format"], facts["elements"], facts["dtypes"]) == ("safetensors", 6, {"float16": 1})
 
 
-@pytest.mark.xdist_group("train")
 def test_a_record_that_is_no_json_is_named(tmp_path, capsys):
     save_file({"w": np.ones(2, np.float32)}, tmp_path / "model.safetensors")
     (tmp_path / "merge.json").write_text("not ours")
@@ -63,6 +62,7 @@ def test_a_record_that_is_no_json_is_named(tmp_path, capsys):
     assert f"{tmp_path}/merge.json: cannot be read as JSON" in capsys.readouterr().err
 
 
+@pytest.mark.xdist_group("train")
 def test_a_run(reference, capsys):
     facts = inspect(reference.path)
     assert (facts["kind"], facts["steps"], facts["merge_steps"][-1]) == ("run", reference.plan.steps, facts["steps"])

@@ -174,7 +174,9 @@ def check_order(paths: Iterable[str]) -> None:
     """
     last: dict[str, tuple[int, str]] = {}
     for path in paths:
-        name = re.fullmatch(r"(.*?)(\d+)/*", path, re.DOTALL)
+        name = re.fullmatch(
+            r"(.*?(?:^|/|step|steps|checkpoint|ckpt|iter|epoch)[-_]?)(\d+)/*", path, re.DOTALL | re.IGNORECASE
+        )
         if name is None:
             continue
         before = last.get(name[1])
@@ -262,7 +264,9 @@ def merge_run(options: argparse.Namespace) -> Request:
 def warn_of_warmup(run: Run, windows: Iterable[Window]) -> None:
     """Says on stderr which windows hold checkpoints of the warm-up: the papers' weights are for a constant rate."""
     end = schedules.warmup_end(run.config, run.facts["branch_step"])
-    if early := {step for window in windows for step in window.steps if step < end}:
+    # A mean holds the parameters over the whole interval before its step.
+    first = {w: w.interval - 1 if w.snapshot == MEAN else 0 for w in windows}
+    if early := {step for w in windows for step in w.steps if step - first[w] < end}:
         steps = f"step {min(early)} lies" if len(early) == 1 else f"steps {min(early)} to {max(early)} lie"
         print(f"wsm: warning: {steps} in the warm-up of {run.path}, which ends at step {end}", file=sys.stderr)
 

@@ -171,8 +171,7 @@ def execute(
             total = add(total, group.weights[:, first : first + group.batch], stack).block_until_ready()
         dtype = dtypes[group.segments[0].path]
         merged = np.asarray(total if dtype == np.float32 else _cast(total, dtype))
-        as_wide = merged.dtype in (np.float32, jnp.bfloat16)  # what float32 holds, they hold
-        finite = np.asarray(total) if as_wide else merged
+        finite = merged if dtype == np.float32 else merged.astype(np.float32)  # the cast may overflow too
         if not np.isfinite(finite[:, : group.used]).all():
             _blame(sources, group, finite, names)
         return merged

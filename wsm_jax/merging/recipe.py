@@ -93,7 +93,7 @@ def window_recipe(
     parts = len(paths) // window.count
     last = max(vector[-1] for vector in (weights.values() if isinstance(weights, dict) else [weights]))
     if last:
-        paths.append(_end_point(run, window.steps[-1], rule.name, last))
+        paths.append(_needed_end_point(run, window.steps[-1], rule.name, last))
         items.append(PARAMS)
 
     def layout(vector: Vector) -> Vector:
@@ -102,11 +102,17 @@ def window_recipe(
     return Recipe(tuple(paths), tuple(items), _each(layout, weights))
 
 
-def _end_point(run: Run, step: int, rule: str, weight: float) -> Path:
-    """The checkpoint that holds the parameters at ``step``: of the merge stream, else a full state."""
+def end_point(run: Run, step: int) -> Path | None:
+    """The checkpoint that holds the parameters at ``step``: of the merge stream, else a full state, else None."""
     for stream in (run.merge_stream, run.resume_stream):
         if checkpoints.is_checkpoint(stream / str(step)) and PARAMS in checkpoints.item_names(stream / str(step)):
             return stream / str(step)
+    return None
+
+
+def _needed_end_point(run: Run, step: int, rule: str, weight: float) -> Path:
+    if there := end_point(run, step):
+        return there
     ending = ", ".join(name for name, curve in DECAYS.items() if curve(1.0) == 0)
     states = ", ".join(map(str, checkpoints.complete_steps(run.resume_stream))) or "none"
     raise UsageError(

@@ -187,9 +187,11 @@ def _claim(folder: Path, output: Path) -> int:
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         os.close(lock)
         raise UsageError(f"{output} is being written by another merge; wait for it or choose another name") from error
+    except OSError:
+        pass  # a file system without locks
     for leftover in folder.iterdir():
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     return lock
@@ -253,8 +255,6 @@ def _nested(leaves: Mapping[str, Leaf]) -> dict[str, Any]:
         for parent in parents:
             node = node.setdefault(parent, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict) or name in node:
-            raise UsageError(
-                f"leaf {path} lies inside another leaf, which a tree cannot hold; merge into {SAFETENSORS}"
-            )
+            raise UsageError(f"leaf {path} and another one lie in each other, as no tree can; merge into {SAFETENSORS}")
         node[name] = leaf
     return tree
