@@ -1,5 +1,6 @@
 """Records of several seeds as tables: values by seed of whatever identifies an arm, and where they come from."""
 
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -71,7 +72,7 @@ def source(records: Sequence[Record]) -> str:
 
 def command(records: Sequence[Record]) -> str:
     """What makes the page, where its pieces were perhaps done by several commands with ``--only``."""
-    return records[0]["command"].split(" --only=")[0]
+    return re.sub(r" --(only|parallel|results|output)[= ]\S+", "", records[0]["command"])
 
 
 def machines(records: Sequence[Record]) -> str:
