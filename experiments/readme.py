@@ -123,18 +123,35 @@ def speed_section(records: list[dict[str, Any]]) -> list[str]:
 
 
 def paper_section(results: Path, scales: list[str]) -> list[str]:
-    """The claims of the paper's tables and figures, as the page of each experiment has them, and what all took."""
-    seconds = sum(report.seconds(results, scales[0]).values())
+    """The claims of the paper's tables and figures at every scale, as the page of each experiment has them."""
+    took = {scale: sum(report.seconds(results, scale).values()) / 60 for scale in scales}
     lines = [
         "Test loss in bits per byte, mean over domains, first arm minus second, 95% intervals over seeds, paired; "
         "a claim *holds* where the interval lies below zero. Protocol, all figures and provenance are in "
-        f"[results/REPORT.md](results/REPORT.md); all of `--scale={scales[0]}` took {seconds / 60:.0f} minutes of "
-        "processes, two at a time.",
+        "[results/REPORT.md](results/REPORT.md).",
+        "",
     ]
+    for scale, minutes in took.items():
+        lines.append(
+            f"* `{scale}`: {report.measures(results, scale)} {minutes:.0f} minutes of processes, two at a time."
+        )
+    rows: dict[tuple[str, str], dict[str, list[str]]] = {}
     for scale in scales:
-        claims = report.claims(report.pages(results, scale), f"results/{{name}}/{scale}")
-        lines += ["", f"At `--scale={scale}`: {report.measures(results, scale)}", "", *markdown_table(claims)]
-    return lines
+        for name, page in report.pages(results, scale).items():
+            for cells in report.claims({name: page}, "{name}")[1:]:
+                rows.setdefault((name, _alike(cells[0])), {})[scale] = cells
+    table = [["claim", *scales, "the paper", "page"]]
+    for (name, alike), found in rows.items():
+        texts = {cells[0] for cells in found.values()}
+        cells = [f"{c[1]}, {c[2]}" if (c := found.get(scale)) else "–" for scale in scales]
+        paper = next(iter(found.values()))[3]
+        table.append([texts.pop() if len(texts) == 1 else alike, *cells, paper, f"[{name}](results/{name})"])
+    return [*lines, "", *markdown_table(table)]
+
+
+def _alike(claim: str) -> str:
+    """A claim without what was chosen or counted at a scale, which stands in parentheses."""
+    return re.sub(r" \([^()]*\)", "", claim)
 
 
 def averages_section(records: list[dict[str, Any]]) -> list[str]:

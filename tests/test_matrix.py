@@ -302,10 +302,14 @@ def test_the_report_and_the_readme_take_the_pages_up(tmp_path):
     assert "[trajectory]" not in text  # those are of distances
     assert "\n1,234 parameters. Lengths are in intervals of 20 steps; a step is 8 sequences of 128 tokens" in text
     lines = readme.paper_section(tmp_path, ["small", "tiny"])
-    assert "| a is better | -0.1 ± 0.05 | holds | 1 | [gap](results/gap/tiny) |" not in lines
-    assert "| a is better | -0.1 ± 0.05 | holds | 1 | [training](results/training/tiny) |" in lines
-    assert "| a is better | -0.1 ± 0.05 | holds | 1 | [gap](results/gap/small) |" in lines
-    assert "all of `--scale=small` took 120 minutes" in lines[0]
+    assert "| claim | small | tiny | the paper | page |" in lines
+    assert "| a is better | -0.1 ± 0.05, holds | -0.1 ± 0.05, holds | 1 | [training](results/training) |" in lines
+    assert "| a is better | -0.1 ± 0.05, holds | – | 1 | [gap](results/gap) |" in lines
+    assert "its real decay is the last 16. 120 minutes of processes, two at a time." in "\n".join(lines)
+    other = (tmp_path / "training" / "tiny" / "README.md").read_text()
+    (tmp_path / "training" / "small" / "README.md").write_text(other.replace("a is better", "a (12) is better"))
+    lines = readme.paper_section(tmp_path, ["small", "tiny"])  # what was chosen differs, the claim does not
+    assert "| a is better | -0.1 ± 0.05, holds | -0.1 ± 0.05, holds | 1 | [training](results/training) |" in lines
 
 
 ROOT = pathlib.Path(__file__).parent.parent
