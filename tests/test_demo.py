@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -12,7 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsm_jax import DECAYS, Run, UsageError, checkpoints, cli, comparison, merge_checkpoints, merge_weights, report
+from wsm_jax import (
+    DECAYS,
+    Run,
+    UsageError,
+    checkpoints,
+    cli,
+    comparison,
+    merge_checkpoints,
+    merge_weights,
+    report,
+    tuning,
+)
 from wsm_jax.config_flags import with_fields
 from wsm_jax.evaluate import Difference, checkpoint_path, paired_difference, run_evaluator
 
@@ -28,6 +40,12 @@ def wsm(*arguments, **options):
 @pytest.fixture(scope="module")
 def result(demo_run):
     return json.loads((demo_run / "report" / "table.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def linear(demo_run, store):
+    """The constant run beside its linear decay."""
+    return comparison.compare(Run(demo_run / "constant"), [Run(demo_run / "decay-linear")])
 
 
 def test_the_table_has_a_row_for_everything(demo_run, result):
@@ -206,15 +224,13 @@ def test_runs_that_are_no_decays_of_the_first_are_refused(demo_run, store):
         comparison.compare(constant, [stranger])
 
 
-def test_a_report_without_validations_and_of_one_document(demo_run, store, tmp_path, monkeypatch):
-    runs = [Run(demo_run / name) for name in ("constant", "decay-linear")]
-    result = comparison.compare(runs[0], runs[1:])
+def test_a_report_without_validations_and_of_one_document(linear, tmp_path, monkeypatch):
     nan = float("nan")
-    rows = [dataclasses.replace(r, difference=Difference(r.difference.loss, nan)) for r in result.rows]
+    rows = [dataclasses.replace(r, difference=Difference(r.difference.loss, nan)) for r in linear.rows]
     monkeypatch.setattr(
         Run, "metrics", lambda self, kind=None: [] if kind != "train" else [{"step": 1, "loss": 2.0, "seconds": 1.0}]
     )
-    folder = report.write(dataclasses.replace(result, rows=tuple(rows)), tmp_path / "report")
+    folder = report.write(dataclasses.replace(linear, rows=tuple(rows)), tmp_path / "report")
     found = json.loads((folder / "table.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert found["rows"][1]["difference_stderr"] is None
     assert (folder / "loss.png").is_file() and (folder / "gains.svg").is_file()
@@ -229,23 +245,21 @@ def row_of(result, group, difference, curve="linear", name=None):
     return dataclasses.replace(row, test=test, difference=Difference(difference, 0.01), name=name or row.name)
 
 
-def test_findings_state_the_share_of_the_decay_that_merging_recovers(demo_run, store):
-    runs = [Run(demo_run / name) for name in ("constant", "decay-linear")]
-    result = comparison.compare(runs[0], runs[1:])
-    chosen = dataclasses.replace(row_of(result, "chosen", -0.15, name="merge chosen on validation: ema"), curve="ema")
+def test_findings_state_the_share_of_the_decay_that_merging_recovers(linear):
+    chosen = dataclasses.replace(row_of(linear, "chosen", -0.15, name="merge chosen on validation: ema"), curve="ema")
     rows = [
-        row_of(result, "raw", 0.0),
-        row_of(result, "merge", -0.10),
-        row_of(result, "merge", -0.12, "cosine"),
+        row_of(linear, "raw", 0.0),
+        row_of(linear, "merge", -0.10),
+        row_of(linear, "merge", -0.12, "cosine"),
         chosen,
-        row_of(result, "decay", -0.20),
+        row_of(linear, "decay", -0.20),
     ]
-    text = report.findings(dataclasses.replace(result, rows=tuple(rows)))
+    text = report.findings(dataclasses.replace(linear, rows=tuple(rows)))
     assert "by -0.2000 nats a token" in text[0]
     assert text[1] == "Share of each real decay's gain that the merge emulating it recovers: linear 50%."
     assert re.search(r"picked on test \(cosine, \d+ steps\) changes it by -0\.1200: 60% of the decay's gain", text[2])
     assert re.search(r"chosen on validation \(ema, \d+ steps\) changes it by -0\.1500: 75% of", text[3])
-    worse = report.findings(dataclasses.replace(result, rows=(*rows[:-1], row_of(result, "decay", 0.01))))
+    worse = report.findings(dataclasses.replace(linear, rows=(*rows[:-1], row_of(linear, "decay", 0.01))))
     assert len(worse) == 1  # of a decay that gains nothing there is no share
 
 
@@ -272,7 +286,8 @@ def test_a_run_that_is_not_done_is_not_compared(demo_run, store, tmp_path):
         comparison.compare(Run(demo_run / "constant"), [linear])
 
 
-def test_a_report_with_learned_weights(demo_run, store, tmp_path, capsys):
+def test_a_report_with_learned_weights(demo_run, store, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tuning, "learn", functools.partial(tuning.learn, steps=10))
     runs = [str(demo_run / name) for name in ("constant", "decay-linear")]
     assert cli.main(["report", *runs, "--learned", "--json", f"--output={tmp_path / 'report'}"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
@@ -296,11 +311,9 @@ def test_two_decays_of_one_curve_are_told_apart(demo_run, store, tmp_path):
     assert "real decay, linear (again)" in (folder / "report.md").read_text()
 
 
-def test_a_decay_that_the_interval_does_not_divide_is_not_said_to_be_equal(demo_run, store):
-    runs = [Run(demo_run / name) for name in ("constant", "decay-linear")]
-    result = comparison.compare(runs[0], runs[1:])
-    decay = result.base.plan.steps - result.branch_step
-    assert f"= the decay's {decay}" in report._markdown(result, {})
-    odd = dataclasses.replace(result, branch_step=result.branch_step - 1)
+def test_a_decay_that_the_interval_does_not_divide_is_not_said_to_be_equal(linear):
+    decay = linear.base.plan.steps - linear.branch_step
+    assert f"= the decay's {decay}" in report._markdown(linear, {})
+    odd = dataclasses.replace(linear, branch_step=linear.branch_step - 1)
     text = report._markdown(odd, {})
     assert f"= {decay}, the multiple of the interval that is nearest to the decay's {decay + 1}" in text

@@ -66,8 +66,13 @@ def test_two_processes_train_one_run(tiny):
     records = [[(r["step"], r["loss"]) for r in run.metrics("train")] for run in (two, four)]
     assert [step for step, _ in records[0]] == [step for step, _ in records[1]] == [1, 2, 3, 4, 5, 6]
     np.testing.assert_allclose([x for _, x in records[0]], [x for _, x in records[1]], rtol=1e-5)
-    # And they go on together from where they stopped.
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_together_from_where_they_stopped(tiny):
+    fields = {**SIX_STEPS, "checkpoint__branch_points": "3steps"}
+    two = two_processes(tiny, "going-on", **fields)
     (two.path / "checkpoints" / "resume" / "6").rename(two.path / "gone")
-    again = two_processes(tiny, "two-processes", **fields)
+    again = two_processes(tiny, "going-on", **fields)
     assert checkpoints.complete_steps(again.resume_stream) == [3, 6]
     assert again.metrics("start")[-1]["step"] == 3
