@@ -1,16 +1,13 @@
 """Training on two processes of two devices each is training on four devices: the same numbers, one set of files."""
 
 import json
-import socket
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 import pytest
 
 from tests.runs import SIX_STEPS
+from tests.two_processes import two_processes
 from wsm_jax import Run, checkpoints
 from wsm_jax.config import to_dict
 
@@ -29,33 +26,17 @@ train(from_dict(json.loads(sys.argv[3])), sys.argv[4], quiet=True)
 """
 
 
-def two_processes(tiny, name, **fields):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+def run_both(tiny, name, **fields):
     settings = json.dumps(to_dict(tiny.config(**fields)))
     environment = {**tiny.environment, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(port), str(index), settings, str(tiny.folder / name)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    with ThreadPoolExecutor(len(started)) as pool:  # both are read, so that neither waits for a full pipe
-        outcomes = list(pool.map(subprocess.Popen.communicate, started))
-    failed = [errors[-4000:] for process, (_, errors) in zip(started, outcomes, strict=True) if process.returncode]
-    assert not failed, "\n\n".join(failed)
+    two_processes(PROCESS, settings, tiny.folder / name, environment=environment)
     return Run(tiny.folder / name)
 
 
 def test_two_processes_train_one_run(tiny):
     fields = {**SIX_STEPS, "log__interval": "1steps", "checkpoint__branch_points": "3steps"}
     four = tiny.finish("four-devices", devices=4, **fields)
-    two = two_processes(tiny, "two-processes", **fields)
+    two = run_both(tiny, "two-processes", **fields)
     assert checkpoints.complete_steps(two.merge_stream) == checkpoints.complete_steps(four.merge_stream) == [3, 6]
     assert checkpoints.complete_steps(two.resume_stream) == [3, 6]
     for step in ("3", "6"):
@@ -71,8 +52,8 @@ def test_two_processes_train_one_run(tiny):
 @pytest.mark.slow
 def test_two_processes_go_on_together_from_where_they_stopped(tiny):
     fields = {**SIX_STEPS, "checkpoint__branch_points": "3steps"}
-    two = two_processes(tiny, "going-on", **fields)
+    two = run_both(tiny, "going-on", **fields)
     (two.path / "checkpoints" / "resume" / "6").rename(two.path / "gone")
-    again = two_processes(tiny, "going-on", **fields)
+    again = run_both(tiny, "going-on", **fields)
     assert checkpoints.complete_steps(again.resume_stream) == [3, 6]
     assert again.metrics("start")[-1]["step"] == 3

@@ -3,14 +3,11 @@
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import types
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.two_processes import two_processes
 from wsm_jax import chips
 from wsm_jax.signals import StopSignals
 
@@ -32,24 +29,8 @@ print("stopped after", step)
 
 
 def test_two_processes_stop_at_the_same_step():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(port), str(index)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    with ThreadPoolExecutor(len(started)) as pool:
-        outcomes = list(pool.map(subprocess.Popen.communicate, started))
-    assert [process.returncode for process in started] == [0, 0], outcomes
-    first, second = (int(re.findall(r"stopped after (\d+)", printed)[0]) for printed, _ in outcomes)
+    outcomes = two_processes(PROCESS, environment={**os.environ, "JAX_PLATFORMS": "cpu"})
+    first, second = (int(re.findall(r"stopped after (\d+)", printed)[0]) for printed in outcomes)
     assert 5 <= first == second < 599
 
 

@@ -130,15 +130,17 @@ def train(
             if jax.process_index() == 0:
                 stack.enter_context(run_lib.claimed(directory))
                 run_lib.begin(directory, config, facts)
-        resume = checkpoints.Stream(
-            run_lib.resume_stream(directory),
-            mergeable=False,
-            keep=config.checkpoint.resume_keep,
-            keep_steps=plan.branch_points,
+        resume = stack.enter_context(
+            checkpoints.Stream(
+                run_lib.resume_stream(directory),
+                mergeable=False,
+                keep=config.checkpoint.resume_keep,
+                keep_steps=plan.branch_points,
+            )
         )
-        merge = checkpoints.Stream(run_lib.merge_stream(directory), mergeable=True, keep=config.checkpoint.merge_keep)
-        stack.enter_context(resume)
-        stack.enter_context(merge)
+        merge = stack.enter_context(
+            checkpoints.Stream(run_lib.merge_stream(directory), mergeable=True, keep=config.checkpoint.merge_keep)
+        )
         if resume.steps:
             state = _load(resume, resume.steps[-1], abstract)
             say(f"resuming {directory} at step {resume.steps[-1]}")

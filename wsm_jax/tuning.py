@@ -182,14 +182,15 @@ def make_request(options: argparse.Namespace, *, say: Say = lambda _: None) -> R
     window = selection.select(run, count, last_step=options.last_step, interval=interval, snapshot=snapshot)
     name = options.name or selection.default_name(options.curve, window)
     storage.check_free(command.output_path(options, run, name))
-    found = _learned if options.curve == "learned" else _searched
     split, limit = options.fit_split or "validation", run.config.evaluation.tokens
     newest = recipe.end_point(run, window.steps[-1]) if snapshot == MEAN else window.paths[-1]
-    last_loss = None
-    if newest:  # what no merge at all gives
-        params = checkpoints.load_tree(newest, options.item or PARAMS)
-        last_loss = evaluate.run_evaluator(run, split, limit_tokens=limit)(params).loss
-    rule, window, fit = found(options, run, window, say)
+    validate = evaluate.run_evaluator(run, split, limit_tokens=limit)
+    # What no merge at all gives. Without an end point a search over means is refused, as some curves need it.
+    last_loss = validate(checkpoints.load_tree(newest, options.item or PARAMS)).loss if newest else None
+    if options.curve == "learned":
+        rule, window, fit = _learned(options, run, window, say)
+    else:
+        rule, window, fit = _searched(options, run, window, validate, say)
     request = command.window_request(options, run, rule, {name: window})
     command.warn_of_warmup(run, [window])
     merge = request.merges[name]
@@ -237,12 +238,12 @@ def _learned(options: argparse.Namespace, run: Run, window: Window, say: Say) ->
     return Rule("learned", by_count=lambda _: fit.weights), window, record
 
 
-def _searched(options: argparse.Namespace, run: Run, window: Window, say: Say) -> tuple[Rule, Window, dict[str, Any]]:
+def _searched(
+    options: argparse.Namespace, run: Run, window: Window, validate: Evaluator, say: Say
+) -> tuple[Rule, Window, dict[str, Any]]:
     counts = sorted(
         {max(round(window.count * share), 2) for share in WINDOW_SHARES if window.count > 1} | {window.count}
     )
-    tokens = run.config.evaluation.tokens
-    validate = evaluate.run_evaluator(run, options.fit_split or "validation", limit_tokens=tokens)
     reads = {"item": options.item or PARAMS, "weight_decay_aware": options.weight_decay_aware}
     losses = search(run, window, counts, validate, say=say, **reads, **command.reading(options))
     curve, count = min(losses, key=lambda key: losses[key])

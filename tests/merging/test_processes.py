@@ -2,16 +2,15 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import wsm_jax
 from tests.merging.trees import bits, save_all
+from tests.two_processes import two_processes
 from wsm_jax import checkpoints
 
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
@@ -134,34 +133,16 @@ else:
 """
 
 
-def two_processes(*arguments):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    # Gloo prints to the same stream from threads of its own: unbuffered, our lines would be torn by its.
-    env = environment(XLA_FLAGS="--xla_force_host_platform_device_count=2", PYTHONUNBUFFERED="")
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(port), str(i), *map(str, arguments)],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    with ThreadPoolExecutor(len(started)) as pool:  # both are read, so that neither waits for a full pipe
-        outcomes = list(pool.map(subprocess.Popen.communicate, started))
-    failed = [errors[-4000:] for process, (_, errors) in zip(started, outcomes, strict=True) if process.returncode]
-    assert not failed, "\n\n".join(failed)  # of both: one that waits may wait for one that died
-    return [printed for printed, _ in outcomes]
+def run_both(*arguments):
+    env = environment(XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    return two_processes(PROCESS, *arguments, environment=env)
 
 
 @pytest.mark.parametrize("form", ["orbax", "safetensors"])
 def test_two_processes_each_read_and_write_their_part(tmp_path, form):
     trees = [large(i) for i in range(3)]
     paths = save_all(tmp_path, trees)
-    printed = two_processes(tmp_path / "out", form, *paths)
+    printed = run_both(tmp_path / "out", form, *paths)
     wsm_jax.merge_checkpoints(paths, [0.2, 0.3, 0.5], tmp_path / "alone", form=form)
     if form == "orbax":
         assert bits(checkpoints.load_tree(tmp_path / "out")) == bits(checkpoints.load_tree(tmp_path / "alone"))
@@ -183,7 +164,7 @@ def test_two_processes_each_read_and_write_their_part(tmp_path, form):
 
 def test_an_error_in_one_process_is_an_error_in_all(tmp_path):
     paths = save_all(tmp_path, [large(i) for i in range(3)])
-    first, second = two_processes(tmp_path / "out", "fail", *paths)
+    first, second = run_both(tmp_path / "out", "fail", *paths)
     for printed, own, others in ((first, 4, 3), (second, 3, 4)):
         assert printed.count("error: disk on fire") == own, (first, second)
         assert len(re.findall(r"error: process [01] failed; see its message", printed)) == others, (first, second)
