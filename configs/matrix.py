@@ -23,7 +23,10 @@ from wsm_jax.config import (
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Shape and numerics of the model, sequences in a step, steps in the run, threads that read ahead."""
+    """Shape and numerics of the model, sequences in a step, steps in the run, threads that read ahead.
+
+    ``snapshot`` is what a checkpoint holds in the jobs that do not say it themselves.
+    """
 
     layers: int
     d_model: int
@@ -35,6 +38,7 @@ class Size:
     compute_dtype: str = "float32"
     attention: str = "blocks"
     workers: int = 0
+    snapshot: str = "both"
 
 
 SIZES = {
@@ -52,6 +56,7 @@ SIZES = {
         compute_dtype="bfloat16",
         attention="xla",
         workers=2,
+        snapshot="point",
     ),
     "tiny": Size(layers=1, d_model=32, heads=2, context=32, batch_size=4, steps=128),  # to try the pipeline
 }
@@ -84,7 +89,7 @@ def get_config(name: str = "small") -> Config:
             merge_interval=f"{interval}steps",
             resume_interval=f"{size.steps // 4}steps",
             branch_points=f"{size.steps - DECAY * interval}steps",
-            snapshot="both",
+            snapshot=size.snapshot,
         ),
         evaluation=EvaluationConfig(interval="", tokens=16384, batch_size=max(16, size.batch_size)),
         log=LogConfig(interval="20steps"),

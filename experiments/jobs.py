@@ -49,7 +49,8 @@ class Job:
     batch: int = 1
 
 
-_POINTS_ONLY = ("checkpoint.snapshot=point",)  # where nothing reads the means over intervals
+# Where nothing reads the means over intervals, and where something does; the others save what their size says.
+_POINTS_ONLY, _BOTH = ("checkpoint.snapshot=point",), ("checkpoint.snapshot=both",)
 
 
 def _decay(curve: str, *, parent: str = "stable", start: int = BRANCH, end: int = END, **more: Any) -> Job:
@@ -59,8 +60,8 @@ def _decay(curve: str, *, parent: str = "stable", start: int = BRANCH, end: int 
 
 JOBS = {
     "stable": Job(end=BRANCH, keep=POINTS),
-    "constant": Job((), "stable", BRANCH),
-    "switched": Job((), "stable", BRANCH, END + EXTRA, switch=True),
+    "constant": Job(_BOTH, "stable", BRANCH),
+    "switched": Job(_BOTH, "stable", BRANCH, END + EXTRA, switch=True),
     "switched-minus_sqrt": _decay("minus_sqrt", switch=True),  # the paper's
     **{f"decay-{curve}": _decay(curve) for curve in CURVES},
     "cosine": Job(("schedule.name=cosine", *_POINTS_ONLY)),
