@@ -39,6 +39,7 @@ from wsm_jax.train import train
 
 Record = dict[str, Any]
 Key = TypeVar("Key", bound=Hashable)
+PARALLEL = "pieces at a time (default: 2); on an accelerator 1, or more with XLA_PYTHON_CLIENT_PREALLOCATE=false"
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -164,7 +165,7 @@ def _parse(experiment: Experiment) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--scale", default=scales[0], choices=scales, help=f"default: {scales[0]}")
     parser.add_argument("--output", type=Path, help=f"folder of the runs (default: runs/{experiment.name}/SCALE)")
     parser.add_argument("--results", type=Path, help=f"folder of the page (default: results/{experiment.name}/SCALE)")
-    parser.add_argument("--parallel", type=int, default=2, help="pieces at a time; 1 on an accelerator (default: 2)")
+    parser.add_argument("--parallel", type=int, default=2, help=PARALLEL)
     parser.add_argument("--only", default="", help="comma-separated pieces; default: all of the scale")
     parser.add_argument("--piece", default="", help=argparse.SUPPRESS)
     parser.add_argument("--cores", default="", help=argparse.SUPPRESS)

@@ -133,7 +133,8 @@ def paper_section(results: Path, scales: list[str]) -> list[str]:
     ]
     for scale, minutes in took.items():
         lines.append(
-            f"* `{scale}`: {report.measures(results, scale)} {minutes:.0f} minutes of processes, two at a time."
+            f"* `{scale}`: {report.measures(results, scale)} {minutes:.0f} minutes of processes, "
+            f"{'three or four at a time on an H100' if scale == 'gpu' else 'two at a time on two cores'}."
         )
     rows: dict[tuple[str, str], dict[str, list[str]]] = {}
     for scale in scales:
@@ -154,29 +155,42 @@ def _alike(claim: str) -> str:
     return re.sub(r" \([^()]*\)", "", claim)
 
 
-def averages_section(records: list[dict[str, Any]]) -> list[str]:
-    """What each average adds to a training step, and what it holds, by model."""
-    models = list(dict.fromkeys(r["model"] for r in records))
-    found = {(r["model"], r["variant"]): r for r in records}
-    names = [name for name in dict.fromkeys(r["variant"] for r in records) if name != "none"]
-    shapes = [next(r for r in records if r["model"] == name) for name in models]
-    heads = [f"{r['parameters'] / 1e6:.1f}M at {r['tokens_per_step']:,} tokens a step" for r in shapes]
-    rows = [["average", *(f"{head}, {what}" for head in heads for what in ("× none", "MB held"))]]
-    for name in names:
-        cells = []
-        for model in models:
-            record = found[model, name]
-            cells += [f"{statistics.median(record['ratios']):.3f}", f"{record['bytes_held'] / 1e6:,.1f}"]
+def averages_section(runs: list[list[dict[str, Any]]]) -> list[str]:
+    """What each average adds to a training step, by run of the benchmark, and what it holds, by model."""
+    firsts = [records[0] for records in runs]
+    models = list(dict.fromkeys(first["model"] for first in firsts))
+    found = [{record["variant"]: record for record in records} for records in runs]
+    heads = [f"{_processor(r)}, {_size(r)} at {r['tokens_per_step']:,} tokens a step: × none" for r in firsts]
+    heads += [f"MB held at {_size(next(r for r in firsts if r['model'] == model))}" for model in models]
+    rows = [["average", *heads]]
+    for name in found[0]:
+        if name == "none":
+            continue
+        cells = [f"{statistics.median(by_name[name]['ratios']):.3f}" for by_name in found]
+        held = [next(by_name[name] for by_name in found if by_name[name]["model"] == model) for model in models]
+        cells += [f"{record['bytes_held'] / 1e6:,.1f}" for record in held]
         rows.append(["none, measured again" if name == "none again" else name, *cells])
-    rounds = ", ".join(str(len(r["ratios"])) for r in shapes)
+    rounds = ", ".join(str(len(first["ratios"])) for first in firsts)
+    commands = [re.sub(r" --output=\S+", "", f"python {first['benchmark']}") for first in firsts]
+    machines = "; ".join(dict.fromkeys(f"{r['machine']}, jax {r['versions']['jax']}" for r in firsts))
     return [
-        f"What an average adds to a training step (medians of {rounds} interleaved rounds) and the memory it holds, on "
-        f"{shapes[0]['machine']} (`{'`, `'.join('python ' + r['benchmark'] for r in shapes)}`); *none, measured again* "
-        "is the noise. An average reads and writes its copies of the parameters whatever the batch is, so the ratio "
-        "falls with the tokens in a step.",
+        f"What an average adds to a training step (medians of {rounds} interleaved rounds) and the memory it holds "
+        f"(`{'`, `'.join(commands)}`; {machines}); *none, measured again* is the noise. An average reads and writes "
+        "its copies of the parameters whatever the batch is, so the ratio falls with the tokens in a step.",
         "",
         *markdown_table(rows),
     ]
+
+
+def _processor(record: dict[str, Any]) -> str:
+    """The accelerator of a record, or how many cores."""
+    if record["platform"] == "cpu":
+        return f"{re.findall(r'[0-9]+ (?:CPU )?cores', record['machine'])[-1]}".replace("CPU ", "")
+    return record["machine"].partition(",")[0].partition(" x ")[2].removeprefix("NVIDIA ").split()[0]
+
+
+def _size(record: dict[str, Any]) -> str:
+    return f"{record['parameters'] / 1e6:.1f}M" if record["parameters"] < 10e6 else f"{record['parameters'] / 1e6:.0f}M"
 
 
 def means_section(records: list[dict[str, Any]]) -> list[str]:
@@ -275,7 +289,8 @@ def render(text: str) -> str:
         text = _replace(text, name, section(read_jsonl(file)) if file.is_file() else [])
     scales = [scale for scale in matrix.SIZES if report.pages(EXPERIMENTS, scale)]
     text = _replace(text, "paper", paper_section(EXPERIMENTS, scales) if scales else [])
-    averages = [r for model in ("tiny", "gpt2_small") for r in read_jsonl(benchmarks / f"averaging-{model}.jsonl")]
+    names = [f"averaging-{model}{platform}.jsonl" for platform in ("-gpu", "") for model in ("tiny", "gpt2_small")]
+    averages = [records for name in names if (records := read_jsonl(benchmarks / name))]
     return _replace(text, "averages", averages_section(averages) if averages else [])
 
 

@@ -17,7 +17,7 @@ from configs import matrix
 from experiments import domains, protocol
 from experiments.jobs import ADAMW, CURVES, LION, MUON, OPTIMIZERS, WSD, WSM
 from experiments.protocol import Experiment, Page, Record
-from experiments.seeds import machines
+from experiments.seeds import command, machines
 from experiments.training import best, matrix_of
 from experiments.trajectories import window
 from wsm_jax import plot_style
@@ -77,7 +77,7 @@ def present(records: list[Record]) -> Page:
         "# The peak rate of each arm",
         "",
         f"Validation loss, bits per byte, mean over the domains trained on; {first['parameters']:,} parameters, "
-        f"seed {SEED}; `{first['command']}`; {machines(records)}; data {first['data_hash'][:12]}. Settings "
+        f"seed {SEED}; `{command(records)}`; {machines(records)}; data {first['data_hash'][:12]}. Settings "
         f"of the optimizers: {given}.",
         "",
         *markdown_table(rows),
