@@ -8,8 +8,8 @@ of 2 to 32 checkpoints. Beside the picture of one seed, figures that say the sam
 goes back on the one before it, and how far each point is from the end of the decay.
 """
 
-import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from wsm_jax.report import markdown_table
 
 COUNTS = (2, 4, 8, 16, 32)
 CONSTANT, REAL, MERGE = "constant", "decay", "merge"
+BLOCK = 2**20  # parameters
 
 
 def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
@@ -49,14 +50,13 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
     paths, items, weights = recipe.union(chosen)
     for name, merged in offline.merge_many(paths, weights, item=items):
         points[MERGE, runs.steps, int(name)] = _flat(merged)
-    keys, stacked = list(points), np.stack(list(points.values()))
-    coordinates, shares = components(stacked)
-    end = stacked[keys.index((REAL, runs.steps, 1))]
-    away = np.linalg.norm(stacked - end, axis=1)
-    back = {
-        arm: turning([x for (name, step, _), x in points.items() if name == arm and step > branch])
-        for arm in (CONSTANT, REAL)
+    keys, products = list(points), inner_products(list(points.values()))
+    coordinates, shares = components(products)
+    away = distances(products, keys.index((REAL, runs.steps, 1)))
+    order = {
+        arm: [i for i, (name, step, _) in enumerate(keys) if name == arm and step > branch] for arm in (CONSTANT, REAL)
     }
+    back = {arm: turning(products[np.ix_(places, places)]) for arm, places in order.items()}
     facts = {"branch_step": branch, "shares": shares, "peak_lr": rate, **protocol.provenance(constant)}
     return [
         {
@@ -72,20 +72,37 @@ def _flat(tree: object) -> np.ndarray:
     return np.concatenate([np.asarray(leaf, np.float32).ravel() for leaf in jax.tree.leaves(tree)])
 
 
-def components(points: np.ndarray) -> tuple[np.ndarray, list[float]]:
-    """The first two principal components of [points, parameters]: [points, 2], and the share of variance of each."""
-    centred = points - points.mean(axis=0)
-    values, vectors = np.linalg.eigh(np.asarray(centred @ centred.T, np.float64))  # points are few, parameters many
+def inner_products(points: Sequence[np.ndarray]) -> np.ndarray:
+    """Of all pairs of points, float64 [points, points]; everything below follows from them.
+
+    Points are few and parameters many, so this holds no copy of all points, only blocks of them.
+    """
+    total = np.zeros((len(points), len(points)))
+    for start in range(0, points[0].size, BLOCK):
+        block = np.stack([point[start : start + BLOCK] for point in points]).astype(np.float64)
+        total += block @ block.T
+    return total
+
+
+def components(products: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    """The first two principal components of such points: [points, 2], and the share of variance of each."""
+    middle = products.mean(axis=0)
+    values, vectors = np.linalg.eigh(products - middle - middle[:, None] + middle.mean())
     first = [-1, -2]
     share = values[first] / values.sum()
     return vectors[:, first] * np.sqrt(np.maximum(values[first], 0.0)), [float(s) for s in share]
 
 
-def turning(path: list[np.ndarray]) -> float:
+def distances(products: np.ndarray, end: int) -> np.ndarray:
+    """How far each point is from the one of number ``end``: [points]."""
+    squares = products.diagonal() + products[end, end] - 2 * products[end]
+    return np.sqrt(np.maximum(squares, 0.0))
+
+
+def turning(products: np.ndarray) -> float:
     """The mean cosine between one displacement and the next: -1 goes back, 0 turns, 1 goes straight on."""
-    steps = [b - a for a, b in itertools.pairwise(path)]
-    cosines = [a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in itertools.pairwise(steps)]
-    return float(np.mean(cosines))
+    steps = np.diff(np.diff(products, axis=0), axis=1)  # inner products of the displacements
+    return float(np.mean(steps.diagonal(1) / np.sqrt(steps.diagonal()[:-1] * steps.diagonal()[1:])))
 
 
 def present(records: list[Record]) -> Page:

@@ -235,18 +235,29 @@ def test_one_factor_that_is_all_there_is_explains_all():
 
 def test_a_path_that_goes_straight_on_or_back():
     there, aside = np.asarray([1.0, 0.0, 0.0]), np.asarray([0.0, 2.0, 0.0])
-    assert trajectory.turning([0 * there, there, 2 * there]) == pytest.approx(1.0)
-    assert trajectory.turning([0 * there, there, 0 * there]) == pytest.approx(-1.0)
-    assert trajectory.turning([0 * there, there, there + aside]) == pytest.approx(0.0)
+    for path, cosine in (
+        ([0 * there, there, 2 * there], 1),
+        ([0 * there, there, 0 * there], -1),
+        ([0 * there, there, there + aside], 0),
+    ):
+        assert trajectory.turning(trajectory.inner_products(path)) == pytest.approx(cosine)
 
 
 def test_principal_components_keep_the_distances_in_a_plane():
     random = np.random.default_rng(0)
     plane = random.standard_normal((7, 2)) @ np.linalg.qr(random.standard_normal((50, 2)))[0].T + 3.0
-    coordinates, shares = trajectory.components(plane)
+    products = trajectory.inner_products(list(plane))
+    coordinates, shares = trajectory.components(products)
     assert sum(shares) == pytest.approx(1.0) and shares[0] >= shares[1]
     between = [np.linalg.norm(x[:, None] - x[None], axis=-1) for x in (plane, coordinates)]
     np.testing.assert_allclose(between[0], between[1], atol=1e-6)
+    np.testing.assert_allclose(trajectory.distances(products, 3), between[0][3], atol=1e-6)
+
+
+def test_inner_products_do_not_depend_on_the_blocks(monkeypatch):
+    points = np.random.default_rng(0).standard_normal((3, 10)).astype(np.float32)
+    monkeypatch.setattr(trajectory, "BLOCK", 4)
+    np.testing.assert_allclose(trajectory.inner_products(list(points)), points @ points.T, rtol=1e-5)
 
 
 def test_seeds_are_paired():
