@@ -54,7 +54,7 @@ SIZES = {
         steps=1024,
         tokenizer="bpe:16384",
         compute_dtype="bfloat16",
-        attention="cudnn",  # 1.8 times as fast a step as xla on an H100
+        attention="cudnn",  # needs a GPU; xla runs anywhere and is slower there
         workers=2,
         snapshot="point",
     ),
