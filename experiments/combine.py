@@ -116,7 +116,9 @@ def present(records: list[Record]) -> Page:
         ("merge, then decay", then_decayed, "0.3 points lower"),
     ):
         claims.append(claimed(f"{name}: better than the decay alone", table.minus(key, real), paper))
-        claims.append(claimed(f"{name}: better than the better of decay and merge", table.minus(key, alone)))
+        claims.append(
+            claimed(f"{name}: better than the better of the decay and the merge of {DECAY}", table.minus(key, alone))
+        )
     lines = [
         "# Merge and decay, one in the place of the other and both together (Figure 5, finding 3)",
         "",
@@ -135,8 +137,8 @@ def present(records: list[Record]) -> Page:
         "",
         *markdown_table(claims),
         "",
-        f"The better of decay and merge, by validation, is the {alone[0]}. Finding 3 (both together add nothing) would "
-        f"be contradicted by a combination that is better than it. {HOLDS}",
+        f"The better of the decay and the merge of {DECAY}, by validation, is the {alone[0]}. Finding 3 (both together "
+        f"add nothing) would be contradicted by a combination that is better than it. {HOLDS}",
         "",
         "![Along the run; decay then merge; merge then decay](combine.png)",
     ]

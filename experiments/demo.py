@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.environment import KEPT_HEAP
+from experiments.environment import tuned
 from wsm_jax import cli, config_flags, run
 
 CONFIG = Path(__file__).parent.parent / "configs" / "demo.py"
@@ -53,7 +53,7 @@ def main() -> int:
     options, overrides = parser.parse_known_args()
     output = options.output or Path("runs") / f"demo-{options.seed}"
     stages: dict[str, float] = {}
-    environment = {"GLIBC_TUNABLES": KEPT_HEAP, **os.environ}
+    environment = {**tuned(), **os.environ}
     todo = commands(output, options.seed, overrides)
     for number, command in enumerate(todo, 1):
         print(f"\n[{number}/{len(todo)}] wsm {' '.join(command)}", file=sys.stderr, flush=True)

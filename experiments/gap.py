@@ -89,7 +89,8 @@ def present(records: list[Record]) -> Page:
     add("merge of the same curve and length", equal, _words(equal))
     for way, key in best.items():
         add(way, key, _words(key))
-    claims, plain = [CLAIMS], best[PLAIN]
+    plain = best[PLAIN]
+    claims = [CLAIMS, claimed("the plain merge is better than the real decay", table.minus(plain, real), digits=5)]
     for way in WAYS[1:]:
         claims.append(claimed(f"{way}: better than the plain merge", table.minus(best[way], plain), digits=5))
     chosen = {

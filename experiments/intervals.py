@@ -27,7 +27,9 @@ HOLDS = "A claim *holds* where the 95% interval of the difference, paired by see
 
 def claimed(claim: str, values: Sequence[float], paper: str = "–", digits: int = 4) -> list[str]:
     """A row of a table of claims; ``paper``: what the paper has for it, scores where higher is better."""
-    return [claim, shown(values, digits), verdict(values), paper]
+    mean, half = interval(values)
+    close = round(abs(mean), digits) == round(half, digits)  # the verdict shows in one digit more
+    return [claim, shown(values, digits + close), verdict(values), paper]
 
 
 def verdict(values: Sequence[float]) -> str:

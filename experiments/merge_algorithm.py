@@ -131,7 +131,8 @@ def present(records: list[Record]) -> Page:
         f"Test loss in bits per byte, mean over all domains, lower is better, {matrix.DECAY} intervals after the "
         f"switch; the number of checkpoints is chosen on validation, but fixed for SWA, LAWA and learned weights, and "
         f"the latter are fitted on the validation text. {source(records)}{unswitched(records)} Peak rates "
-        f"of the constant run and of the 1-sqrt decay: {chosen}. *No merge* and *real decay*: of the same optimizer.",
+        f"of the constant run and of the 1-sqrt decay: {chosen}."
+        + (" *No merge* and *real decay*: of the same optimizer." if others else ""),
         "",
         *markdown_table(rows),
         "",

@@ -54,7 +54,7 @@ def present(records: list[Record]) -> Page:
         rows.append([str(apart), *cells, f"{PAPER[apart]:.2f}"])
     claims = [CLAIMS]
     for first, second in itertools.pairwise([(16, 1), (8, 2), (4, 4), (2, 8)]):
-        claim = f"{first[0]} × {first[1]} is better than {second[0]} × {second[1]}"
+        claim = f"{first[0]} checkpoints at a spacing of {first[1]} are better than {second[0]} at {second[1]}"
         paper = f"{PAPER[first[1]]:.2f} against {PAPER[second[1]]:.2f}"
         claims.append(claimed(claim, table.minus(first, second), paper))
     lines = [
@@ -74,17 +74,21 @@ def present(records: list[Record]) -> Page:
         "explains, alone and after the other ones (the three are linked, duration = interval × count, so two of them "
         "always say all):",
         "",
-        *markdown_table(variance(table)),
+        *markdown_table(variance(table, SHAPES)),
+        "",
+        f"The same without the windows of {WINDOWS[-1]}, which reach further back than is good for these runs:",
+        "",
+        *markdown_table(variance(table, [(n, a) for n, a in SHAPES if n * a < WINDOWS[-1]])),
         "",
         "![Loss by spacing, a line for each window](granularity.png)",
     ]
     return Page(lines, {"granularity": figure(table)})
 
 
-def variance(table: Seeds) -> list[list[str]]:
-    """Header and rows: factor, its share alone, and what it adds to each of the others."""
-    y = [statistics.fmean(table.minus(shape, ONE)) for shape in SHAPES]
-    x = {name: [math.log(factor(*shape)) for shape in SHAPES] for name, factor in FACTORS.items()}
+def variance(table: Seeds, shapes: list[tuple[int, int]]) -> list[list[str]]:
+    """Header and rows: factor, its share alone, and what it adds to each of the others, between these shapes."""
+    y = [statistics.fmean(table.minus(shape, ONE)) for shape in shapes]
+    x = {name: [math.log(factor(*shape)) for shape in shapes] for name, factor in FACTORS.items()}
     alone = {name: explained([values], y) for name, values in x.items()}
     rows = [["factor", "alone", *(f"added to {name}" for name in x)]]
     for name in x:

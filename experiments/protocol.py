@@ -27,8 +27,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.environment import KEPT_HEAP
-from wsm_jax import cli, config_flags, evaluate, plot_style, run
+from experiments.environment import tuned
+from wsm_jax import cli, config_flags, evaluate, memory, plot_style, run
 from wsm_jax.checkpoints import PARAMS
 from wsm_jax.evaluate import Evaluation, Evaluator
 from wsm_jax.merging import offline
@@ -85,7 +85,9 @@ def evaluated(recipes: Mapping[Key, Recipe], evaluators: Mapping[str, Evaluator]
     """What each recipe's merge gives on every split; all merges come from one pass over what they read."""
     keys = {f"{number}": key for number, key in enumerate(recipes)}
     paths, items, weights = recipe_lib.union({number: recipes[key] for number, key in keys.items()})
-    merges = offline.merge_many(paths, weights, item=items)
+    # A piece beside others has its share of the memory as it has of the cores.
+    share = len(os.sched_getaffinity(0)) / (os.cpu_count() or 1)
+    merges = offline.merge_many(paths, weights, item=items, room=int(0.8 * share * memory.free()))
     return {
         keys[name]: {split: evaluator(params) for split, evaluator in evaluators.items()} for name, params in merges
     }
@@ -129,7 +131,7 @@ def main(experiment: Experiment) -> int:
         os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
         return _do(experiment, options.output / options.piece, options.piece, pieces[options.piece], settings)
     command_line = " ".join(["python -m experiments." + experiment.name, *sys.argv[1:]])
-    environment = {"GLIBC_TUNABLES": KEPT_HEAP, **os.environ, "WSM_EXPERIMENT_COMMAND": command_line}
+    environment = {**tuned(), **os.environ, "WSM_EXPERIMENT_COMMAND": command_line}
     chosen = options.only.split(",") if options.only else list(pieces)
     done = [name for name in chosen if (options.output / name / "records.jsonl").is_file()]
     if other := [name for name in done if _settings(options.output / name) != settings]:

@@ -67,8 +67,7 @@ def demo_section(results: list[dict[str, Any]], seconds: list[dict[str, float]])
         "",
         "![Loss of the constant-rate run, its merge along the run, and three real decays](results/demo/loss.png)",
         "",
-        "Seed 0, loss on validation: the merged curve is what an anneal would give at that point of the run, had it "
-        "been done.",
+        "Seed 0, loss on validation: the merged curve estimates what an anneal at that point would have given.",
     ]
 
 
@@ -101,13 +100,13 @@ def speed_section(records: list[dict[str, Any]]) -> list[str]:
     rows = [["training step", "tokens/s", "CPU-s a step", *(f"× {peer['variant']}" for peer in peers)]]
     for record in records:
         rates = record["tokens_per_second"]
-        ratios = (statistics.median(a / b for a, b in zip(rates, p["tokens_per_second"], strict=True)) for p in peers)
+        ratios = [[a / b for a, b in zip(rates, p["tokens_per_second"], strict=True)] for p in peers]
         rows.append(
             [
                 record["variant"],
                 f"{statistics.median(rates):,.0f}",
                 f"{statistics.median(record['cpu_seconds_per_step']):.2f}",
-                *(f"{ratio:.2f}" for ratio in ratios),
+                *(f"{statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})" for r in ratios),
             ]
         )
     shape, machine = records[0]["shape"], records[0]["machine"]
@@ -116,7 +115,7 @@ def speed_section(records: list[dict[str, Any]]) -> list[str]:
         f"batch {shape['batch_size']}, vocabulary {shape['vocab_size']:,}, float32, on {shape['threads']} cores of "
         f"{machine['cpu']}, {len(records[0]['tokens_per_second'])} interleaved rounds "
         "(`python benchmarks/train_step.py --peer_python=…`; [records](benchmarks/results/train_step.jsonl)), medians; "
-        "× is the median of the ratios within the rounds:",
+        "× is the median of the ratios within the rounds, and from the lowest to the highest:",
         "",
         *markdown_table(rows),
     ]
@@ -126,9 +125,12 @@ def paper_section(results: Path, scales: list[str]) -> list[str]:
     """The claims of the paper's tables and figures at every scale, as the page of each experiment has them."""
     took = {scale: sum(report.seconds(results, scale).values()) / 60 for scale in scales}
     lines = [
-        "Test loss in bits per byte, mean over domains, first arm minus second, 95% intervals over seeds, paired; "
-        "a claim *holds* where the interval lies below zero. Protocol, all figures and provenance are in "
-        "[results/REPORT.md](results/REPORT.md).",
+        "Test loss in bits per byte, lower is better, first arm minus second, 95% intervals over three seeds, paired; "
+        "a claim *holds* where the interval lies below zero. Of so many some come out by chance: the ones that differ "
+        "between the sizes say least. *The paper*: what it has for the claim, where it has figures scores, higher is "
+        "better. Means over nine domains on the pages with the switch (`wsd_vs_wsm`, `merge_algorithm`), over the two "
+        "of the stable text on the others. *–*: no such row, or no such figure in the paper. Protocol, all figures and "
+        "provenance are in [results/REPORT.md](results/REPORT.md).",
         "",
     ]
     for scale, minutes in took.items():
@@ -137,14 +139,18 @@ def paper_section(results: Path, scales: list[str]) -> list[str]:
             f"{'three or four at a time on an H100' if scale == 'gpu' else 'two at a time on two cores'}."
         )
     rows: dict[tuple[str, str], dict[str, list[str]]] = {}
+    pages = {scale: report.pages(results, scale) for scale in scales}
     for scale in scales:
-        for name, page in report.pages(results, scale).items():
+        for name, page in pages[scale].items():
             for cells in report.claims({name: page}, "{name}")[1:]:
                 rows.setdefault((name, _alike(cells[0])), {})[scale] = cells
     table = [["claim", *scales, "the paper", "page"]]
-    for (name, alike), found in rows.items():
+    for (name, alike), found in sorted(rows.items(), key=lambda row: report.NAMES.index(row[0][0])):
         texts = {cells[0] for cells in found.values()}
-        cells = [f"{c[1]}, {c[2]}" if (c := found.get(scale)) else "–" for scale in scales]
+        cells = [
+            f"{c[1]}, {c[2]}" if (c := found.get(scale)) else "–" if name in pages[scale] else "not run"
+            for scale in scales
+        ]
         paper = next(iter(found.values()))[3]
         table.append([texts.pop() if len(texts) == 1 else alike, *cells, paper, f"[{name}](results/{name})"])
     return [*lines, "", *markdown_table(table)]
@@ -166,7 +172,8 @@ def averages_section(runs: list[list[dict[str, Any]]]) -> list[str]:
     for name in found[0]:
         if name == "none":
             continue
-        cells = [f"{statistics.median(by_name[name]['ratios']):.3f}" for by_name in found]
+        ratios = [by_name[name]["ratios"] for by_name in found]
+        cells = [f"{statistics.median(r):.3f} ({min(r):.2f} to {max(r):.2f})" for r in ratios]
         held = [next(by_name[name] for by_name in found if by_name[name]["model"] == model) for model in models]
         cells += [f"{record['bytes_held'] / 1e6:,.1f}" for record in held]
         rows.append(["none, measured again" if name == "none again" else name, *cells])
@@ -175,8 +182,9 @@ def averages_section(runs: list[list[dict[str, Any]]]) -> list[str]:
     machines = "; ".join(dict.fromkeys(f"{r['machine']}, jax {r['versions']['jax']}" for r in firsts))
     return [
         f"What an average adds to a training step (medians of {rounds} interleaved rounds) and the memory it holds "
-        f"(`{'`, `'.join(commands)}`; {machines}); *none, measured again* is the noise. An average reads and writes "
-        "its copies of the parameters whatever the batch is, so the ratio falls with the tokens in a step.",
+        f"(`{'`, `'.join(commands)}`; {machines}); in parentheses from the lowest round to the highest; *none, "
+        "measured again* is the noise. An average reads and writes its copies of the parameters whatever the batch is, "
+        "so the ratio should fall with the tokens in a step; no model was measured at two batches.",
         "",
         *markdown_table(rows),
     ]
@@ -244,7 +252,7 @@ def merge_section(records: list[dict[str, Any]]) -> list[str]:
     """Merging beside its peers: whole processes, seconds and peak memory; and what was asked for and is not met."""
     merges = [r for r in records if r["kind"] == "merge"]
     contenders = ("wsm merge", "mergekit", "AveragedModel", "plain loop")
-    rows = [["inputs, float32", "page cache", *(f"{name}, s (GB)" for name in contenders), "processor"]]
+    rows = [["inputs, float32", "page cache", *(f"{name}, s (GB)" for name in contenders), "rounds", "processor"]]
     cases = dict.fromkeys((r["size"], r["count"], r["cache"]) for r in merges if r["contender"] in contenders[1:])
     for size, count, cache in cases:
         key = {"format": "safetensors", "size": size, "count": count, "cache": cache}
@@ -253,18 +261,15 @@ def merge_section(records: list[dict[str, Any]]) -> list[str]:
             f"{statistics.median(r['seconds']):.1f} ({max(r['peak_rss']) / 1e9:.2f})" if (r := found.get(name)) else "–"
             for name in contenders
         ]
-        rows.append([f"{size} × {count}", cache, *cells, next(iter(found.values()))["machine"]["cpu"]])
+        own = found["wsm merge"]
+        processor = f"{own['machine']['cores']} cores of {own['machine']['cpu']}"
+        rows.append([f"{size} × {count}", cache, *cells, str(len(own["seconds"])), processor])
     goals = [r for r in records if r["kind"] == "goal"]
-    sizes: dict[str, list[str]] = {}
-    for r in merges:
-        sizes.setdefault(f"{r['machine']['cores']} cores of {r['machine']['cpu']}", []).append(r["size"])
-    where = "; ".join(f"{', '.join(dict.fromkeys(own))} on {machine}" for machine, own in sizes.items())
     missed = [goal for goal in goals if goal["met"] is False]
     return [
-        "Merging safetensors folders, whole processes with the output written, seconds (peak resident memory), "
-        f"interleaved, {where} "
-        "(`python benchmarks/merge.py --peer_python=…`; [records](benchmarks/results/merge.jsonl), "
-        "[figure](benchmarks/results/merge.png)):",
+        "Merging safetensors folders, whole processes with the output written, seconds (peak resident memory), medians "
+        "of interleaved rounds (`python benchmarks/merge.py --peer_python=…`; "
+        "[records](benchmarks/results/merge.jsonl), [figure](benchmarks/results/merge.png)):",
         "",
         *markdown_table(rows),
         "",

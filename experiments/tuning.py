@@ -72,13 +72,15 @@ def present(records: list[Record]) -> Page:
         if rates:
             edge = f" (at the edge of the grid: {', '.join(edges)})" if edges else ""
             chosen.append(f"{name} {found[WSM]:g} for WSM and {found[WSD]:g} for WSD{edge}")
-    given = "; ".join(f"{name} {', '.join(settings)}" for name, settings in OPTIMIZERS.items() if settings)
+    given = "; ".join(
+        f"{name} {', '.join(OPTIMIZERS[name])}" for name, rates in there.items() if rates and OPTIMIZERS[name]
+    )
     lines = [
         "# The peak rate of each arm",
         "",
         f"Validation loss, bits per byte, mean over the domains trained on; {first['parameters']:,} parameters, "
-        f"seed {SEED}; `{command(records)}`; {machines(records)}; data {first['data_hash'][:12]}. Settings "
-        f"of the optimizers: {given}.",
+        f"seed {SEED}; `{command(records)}`; {machines(records)}; data {first['data_hash'][:12]}."
+        + (f" Settings of the optimizers: {given}." if given else ""),
         "",
         *markdown_table(rows),
         "",

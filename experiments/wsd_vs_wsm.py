@@ -87,7 +87,8 @@ def present(records: list[Record]) -> Page:
     lines = [
         "# WSD against WSM (Table 1, Figure 3)",
         "",
-        f"Test loss in bits per byte, lower is better, {END} intervals after the switch. {source(records)}"
+        f"Test loss in bits per byte, lower is better, {END} intervals after the switch where a row does not "
+        f"say otherwise. {source(records)}"
         f"{unswitched(records)} Peak rate {first['peak_lr']:g} (WSM) and {first['wsd_peak_lr']:g} (WSD).",
         "",
         *markdown_table(rows),
@@ -120,6 +121,12 @@ def claims(table: Seeds, wsm: tuple, picked: tuple) -> list[list[str]]:
             f"{PAPER[WSM]} against {PAPER[WSD]}, picked on test, 6% more tokens",
         ),
         *_apart(names, "the same", lambda group: table.minus(wsm, wsd[True], "domains", group)),
+        *_alike(table, names, wsm, wsd[True]),
+        (
+            f"WSM with {END} checkpoints, as long a window as the decay, is better than WSD",
+            table.minus((MERGE, END, END, True), wsd[True]),
+            "–",
+        ),
         (
             f"WSM with {STORED} checkpoints, the room of WSD's full state, is better than WSD",
             table.minus((SPARSE, STORED, END, True), wsd[True]),
@@ -131,6 +138,7 @@ def claims(table: Seeds, wsm: tuple, picked: tuple) -> list[list[str]]:
             "the same, at 17 against 16",
         ),
         ("a merge is better than no merge", table.minus(wsm, (RAW, 1, END, True)), "63.63 against 60.33"),
+        ("WSD is better than no merge", table.minus(wsd[True], (RAW, 1, END, True)), "62.67 against 60.33"),
         (
             f"without the switch, on its text, the merge ({plain[1]} checkpoints) is better than the decay",
             without,
@@ -157,6 +165,17 @@ def _apart(
 ) -> list[tuple[str, list[float], str]]:
     """A claim for the text of each phase by itself."""
     return [(f"{claim} on {TEXTS[phase]} alone", values(group), "–") for phase, group in names.items()]
+
+
+def _alike(
+    table: Seeds, names: dict[str, list[str]], first: tuple, second: tuple
+) -> list[tuple[str, list[float], str]]:
+    """The claim of the text that is trained on, both phases weighted alike; none where nothing was switched."""
+    if "anneal" not in names:
+        return []
+    both = [table.minus(first, second, "domains", names[phase]) for phase in ("stable", "anneal")]
+    claim = "the same on the text before and after the switch, weighted alike, without the benchmarks"
+    return [(claim, [(a + b) / 2 for a, b in zip(*both, strict=True)], "–")]
 
 
 def _larger(with_switch: list[float], without: list[float]) -> list[float]:

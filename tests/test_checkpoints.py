@@ -19,6 +19,7 @@ import tensorstore
 from tests.runs import ROOT, TEMPORARY, assert_same_bits
 from wsm_jax import UsageError, checkpoints, disk
 from wsm_jax.checkpoints import Stream, complete_steps
+from wsm_jax.merging import storage
 
 pytest_plugins = ["tests.runs"]
 
@@ -55,6 +56,16 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     shapes = checkpoints.abstract_tree(path)
     assert (shapes["a"]["kernel"].shape, shapes["b"].dtype) == ((4, 8), jnp.int32)
     assert disk.tree_bytes(shapes) == 4 * 8 * 4 + 3 * 4
+
+
+def test_a_run_that_goes_on_another_way_drops_what_it_makes_anew(tmp_path):
+    write(tmp_path, [10, 20, 30])
+    with Stream(tmp_path, mergeable=True, drop_after=20) as stream:
+        assert stream.steps == complete_steps(tmp_path) == [10, 20]
+        stream.save(30, {"params": tree(7)})
+    assert complete_steps(tmp_path) == [10, 20, 30]
+    assert_same_bits(checkpoints.load_tree(tmp_path / "30"), tree(7))
+    assert not [name for name in os.listdir(tmp_path) if not name.isdigit()]
 
 
 def test_a_saved_step_is_not_written_again(tmp_path):
@@ -133,6 +144,35 @@ def test_the_merge_stream_is_float32_uncompressed_and_in_chunks_of_64_MB(tmp_pat
         assert metadata.get("compressor") is None
         assert not {"zstd", "blosc", "gzip"} & {str(codec.get("name")) for codec in metadata.get("codecs", [])}
     assert disk.disk_bytes(tmp_path) >= disk.tree_bytes(params)  # zeros would shrink to nothing
+
+
+SHAPES = {"layers": (6, 16, 40), "wide_layers": (3, 8, 8, 32), "tall": (300, 8), "wide": (8, 300), "long": (4001,)}
+
+
+def save_small_chunks(folder: str) -> None:
+    """A merge checkpoint with arrays far larger than its chunks, replicated over all devices."""
+    checkpoints.CHUNK_BYTES = 4000
+    everywhere = jax.sharding.NamedSharding(
+        jax.make_mesh((jax.device_count(),), ("data",)), jax.sharding.PartitionSpec()
+    )
+    params = {name: jax.device_put(jnp.ones(shape), everywhere) for name, shape in SHAPES.items()}
+    with Stream(folder, mergeable=True) as stream:
+        stream.save(1, {"params": params})
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_every_chunk_of_the_merge_stream_is_a_range_of_its_leaf(tmp_path, devices):
+    code = f"from tests.test_checkpoints import save_small_chunks; save_small_chunks({str(tmp_path)!r})"
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | flags, check=True)
+    with storage.open_sources([tmp_path / "1"], None) as (source,):
+        assert {path: (leaf.shape, leaf.quantum) for path, leaf in source.leaves.items()} == {
+            name: (shape, 1) for name, shape in SHAPES.items()
+        }
+    layouts = {name: stored(tmp_path / "1", name).chunk_layout.read_chunk.shape for name in SHAPES}
+    chunks = {name: tuple(int(size or 0) for size in shape or ()) for name, shape in layouts.items()}
+    assert chunks["layers"] == (1, 16, 40) and chunks["wide_layers"] == (1, 8, 8, 32)
+    assert chunks["wide"] == (8, 300) and chunks["tall"][1] == 8 and chunks["tall"][0] * 8 * 4 <= 4000
 
 
 # --- what a kill leaves ----------------------------------------------------------------------------------------------

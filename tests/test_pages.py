@@ -33,7 +33,7 @@ def test_the_report_and_the_readme_take_the_pages_up(tmp_path):
     lines = readme.paper_section(tmp_path, ["small", "tiny"])
     assert "| claim | small | tiny | the paper | page |" in lines
     assert "| a is better | -0.1 ± 0.05, holds | -0.1 ± 0.05, holds | 1 | [training](results/training) |" in lines
-    assert "| a is better | -0.1 ± 0.05, holds | – | 1 | [gap](results/gap) |" in lines
+    assert "| a is better | -0.1 ± 0.05, holds | not run | 1 | [gap](results/gap) |" in lines
     assert "its real decay is the last 16. 120 minutes of processes, two at a time on two cores." in "\n".join(lines)
     other = (tmp_path / "training" / "tiny" / "README.md").read_text()
     (tmp_path / "training" / "small" / "README.md").write_text(other.replace("a is better", "a (12) is better"))

@@ -1,5 +1,6 @@
 """Weights fitted to held-out data of a real run: never worse than the start, what is recorded, what is refused."""
 
+import dataclasses
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import pytest
 from tests.runs import assert_same_bits
 from wsm_jax import Run, UsageError, checkpoints, cli, merge, merge_checkpoints, merge_weights, sharding, tuning
 from wsm_jax.decay import DECAYS
-from wsm_jax.evaluate import run_evaluator
+from wsm_jax.evaluate import model_and_data, run_evaluator
 from wsm_jax.merging import inspection, learned, weighting
 from wsm_jax.merging.selection import select
 
@@ -33,6 +34,14 @@ def validate(reference):
 @pytest.fixture(scope="module")
 def searched(reference, validate):
     return tuning.search(reference, select(reference, 8), [2, 8], validate)
+
+
+def test_a_run_of_a_gpu_is_evaluated_elsewhere(reference):
+    """cuDNN computes the same attention as any other implementation, and only GPUs have it."""
+    elsewhere = Run(reference.path)
+    elsewhere.config.model = dataclasses.replace(elsewhere.config.model, attention="cudnn", compute_dtype="bfloat16")
+    model, _ = model_and_data(elsewhere)
+    assert model.config.attention == "xla" and model.config.compute_dtype == "bfloat16"
 
 
 def test_a_search_finds_the_losses_of_the_merges_one_by_one(reference, validate, searched):

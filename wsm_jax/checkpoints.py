@@ -2,13 +2,14 @@
 
 A *stream* is a folder with one complete checkpoint a step. A run has two: ``resume`` holds everything needed to go on,
 for the last few steps and the branch points; ``merge`` holds only the parameters, float32, uncompressed, as plain files
-of at most 64 MB, so that a merge can read any part of them at the disk's speed. Orbax writes to a temporary name and
-renames, so a folder named by a step is whole.
+of at most 64 MB or one layer, so that a merge can read any part of them at the disk's speed. Orbax writes to a
+temporary name and renames, so a folder named by a step is whole.
 """
 
 import functools
 import json
 import logging as stdlib_logging
+import math
 import os
 import shutil
 import warnings
@@ -53,16 +54,27 @@ def _context(mergeable: bool) -> Any:
     if mergeable:
         context.array.saving.use_compression = False
         context.array.saving.use_ocdbt = False
+        # Several devices with the same array would each write a part of it, cut so that it is no range of the leaf.
+        context.array.saving.use_replica_parallel = False
         context.array.saving.scoped_storage_options_creator = _storage_options
     return context
 
 
 def _storage_options(key: Any, value: Any) -> Any:
+    """Chunks that are ranges of the leaf, so that a merge reads raw bytes, any part of them.
+
+    Scanned layers are cut between layers, and one layer stays whole. A matrix is cut between rows; one so wide that
+    Orbax, which halves the longest side, would cut its columns too stays whole.
+    """
     del key
-    large = value.size * value.dtype.itemsize > CHUNK_BYTES
-    # Scanned layers are cut between layers first: then a chunk is one range of the leaf, and a merge reads raw bytes.
+    size, rest = value.dtype.itemsize, math.prod(value.shape[1:])
+    layers = len(value.shape) > 2 and value.size * size > CHUNK_BYTES
+    if layers:
+        chunk = max(CHUNK_BYTES, rest * size)
+    else:
+        chunk = CHUNK_BYTES if len(value.shape) < 2 or rest**2 * size <= CHUNK_BYTES else value.size * size
     return _orbax().options.ArrayOptions.Saving.StorageOptions(
-        chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if large and len(value.shape) > 2 else ()
+        chunk_byte_size=max(chunk, size), shard_axes=(0,) if layers else ()
     )
 
 
@@ -75,6 +87,7 @@ class Stream:
       keep: newest checkpoints kept; 0 keeps all.
       keep_steps: steps kept for ever beside them.
       read_only: leave everything in the folder alone, e.g. the saves under way of the run that writes it.
+      drop_after: remove the checkpoints of later steps, which the run is about to make anew; None: keep all.
     """
 
     def __init__(
@@ -85,6 +98,7 @@ class Stream:
         keep: int = 0,
         keep_steps: Collection[int] = (),
         read_only: bool = False,
+        drop_after: int | None = None,
     ):
         self._directory = Path(directory).absolute()
         self._keep, self._keep_steps = keep, frozenset(keep_steps)
@@ -93,6 +107,9 @@ class Stream:
             # Orbax would do it in a thread that outlives a short run and complains at exit.
             for leftover in [*self._directory.glob(f"{_DELETED}*"), *self._directory.glob(f"*{_UNFINISHED}*")]:
                 shutil.rmtree(leftover)
+            for step in complete_steps(self._directory):
+                if drop_after is not None and step > drop_after:
+                    self._remove(step)
         self._checkpointer = _orbax().training.Checkpointer(epath.Path(self._directory), context=_context(mergeable))
 
     def __enter__(self) -> "Stream":
@@ -146,9 +163,12 @@ class Stream:
                 continue
             self._removed.add(step)
             if jax.process_index() == 0:
-                doomed = self._directory / f"{_DELETED}{step}"
-                os.replace(self._directory / str(step), doomed)
-                shutil.rmtree(doomed)
+                self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        doomed = self._directory / f"{_DELETED}{step}"
+        os.replace(self._directory / str(step), doomed)
+        shutil.rmtree(doomed)
 
 
 def complete_steps(directory: str | os.PathLike) -> list[int]:

@@ -6,6 +6,7 @@ Heavy libraries are imported by the verbs that need them. Exit status: 0 done; 2
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -172,10 +173,16 @@ def train(options: argparse.Namespace, settings: list[str]) -> None:
 
 def merge(options: argparse.Namespace, settings: list[str]) -> None:
     """``wsm merge``: from explicit inputs or windows of a run."""
+    asked = "JAX_PLATFORMS" in os.environ  # on a TPU the import sets it
+    import jax
+
     from wsm_jax.merging import command, weighting
 
     request = None
-    if options.directory and options.curve in weighting.FITTED:
+    fitted = options.directory and options.curve in weighting.FITTED
+    if not (fitted or asked):
+        jax.config.update("jax_platforms", "cpu")  # sums are made there, and a run may hold the accelerator
+    if fitted:
         from wsm_jax import tuning
 
         say = (lambda _: None) if options.json else (lambda text: print(text, file=sys.stderr, flush=True))

@@ -34,7 +34,11 @@ class ModelConfig:
     heads: int = setting(4, "attention heads; d_model must be a multiple of it")
     context: int = setting(256, "tokens in one training sequence")
     vocab_size: int = setting(0, "rows of the embedding; 0 = the tokenizer's size; padded to a multiple of 128")
-    compute_dtype: str = setting("float32", "float32 or bfloat16; parameters are always float32")
+    compute_dtype: str = setting(
+        "float32",
+        "float32 or bfloat16; parameters are always float32. "
+        "Products of float32 are TF32 on GPUs and bfloat16 on TPUs unless JAX_DEFAULT_MATMUL_PRECISION=highest",
+    )
     attention: str = setting("xla", "jax.nn.dot_product_attention with xla or cudnn; blocks: query blocks, for CPUs")
     scan_unroll: int = setting(1, "layers unrolled in one iteration of the layer scan")
     loss_blocks: int = setting(

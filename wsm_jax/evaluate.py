@@ -1,6 +1,7 @@
 """Loss on held-out documents, with standard errors clustered by document and paired differences between models."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -134,10 +135,7 @@ def make_evaluator(
       UsageError: an empty split or a batch size below 1.
     """
     where = sharding.batch_sharding(mesh) if batch_size % mesh.size == 0 else sharding.replicated(mesh)
-    step = jax.jit(
-        lambda params, batch: loss_per_token(model, params, batch["inputs"], batch["targets"]),
-        out_shardings=sharding.replicated(mesh),
-    )
+    step = _compiled_loss(model, mesh)
     batches, documents, counts, sizes = [], [], [], []
     for store in stores:
         first, taken = len(sizes), 0
@@ -165,6 +163,15 @@ def make_evaluator(
     return evaluate
 
 
+@functools.lru_cache(maxsize=8)
+def _compiled_loss(model: Model, mesh: Mesh) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
+    """One for all splits and stores of a model, so that it is compiled once for each shape of a batch."""
+    return jax.jit(
+        lambda params, batch: loss_per_token(model, params, batch["inputs"], batch["targets"]),
+        out_shardings=sharding.replicated(mesh),
+    )
+
+
 def model_and_data(run: Run) -> tuple[Model, Corpus]:
     """The model of a run and the data it was trained on.
 
@@ -177,7 +184,10 @@ def model_and_data(run: Run) -> tuple[Model, Corpus]:
             f"the data of {run.path} have changed since it was trained (hash {corpus.hash[:12]}, "
             f"then {run.facts['data_hash'][:12]}); losses would not be comparable"
         )
-    return build(with_vocabulary(run.config.model, corpus.vocab_size)), corpus
+    shape = with_vocabulary(run.config.model, corpus.vocab_size)
+    if shape.attention == "cudnn" and jax.default_backend() != "gpu":
+        shape = dataclasses.replace(shape, attention="xla")  # the same function
+    return build(shape), corpus
 
 
 def run_evaluator(run: Run, split: str, *, batch_size: int = 0, limit_tokens: int = 0) -> Evaluator:

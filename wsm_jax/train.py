@@ -45,7 +45,8 @@ def train(
 ) -> Run:
     """Trains the run in ``directory`` to its end: from where it stopped, from a branch point, or from scratch.
 
-    The same call again resumes from the newest full state, bit for bit.
+    The same call again resumes from the newest full state, bit for bit on CPUs and TPUs. On GPUs XLA adds in no fixed
+    order, and the run goes on up to rounding; merge checkpoints after that state are made anew there.
 
     Args:
       config: the whole configuration.
@@ -138,8 +139,12 @@ def train(
                 keep_steps=plan.branch_points,
             )
         )
+        # On a GPU the order of sums is not fixed, so what comes after the full state is another path from there.
+        anew = resume.steps[-1] if resume.steps and jax.default_backend() == "gpu" else None
         merge = stack.enter_context(
-            checkpoints.Stream(run_lib.merge_stream(directory), mergeable=True, keep=config.checkpoint.merge_keep)
+            checkpoints.Stream(
+                run_lib.merge_stream(directory), mergeable=True, keep=config.checkpoint.merge_keep, drop_after=anew
+            )
         )
         if resume.steps:
             state = _load(resume, resume.steps[-1], abstract)
@@ -215,9 +220,9 @@ def train(
                         _check_finite(state["params"], done)
                     looking = validating and config.preview.averages
                     found = read_averages(state, done) if done in merge_steps or looking else {}
-                    if done in merge_steps:
-                        items = _merge_items(config, state["params"], found)
-                        merge.save(done, items, {"tokens": done * plan.tokens_per_step})
+                    if done in merge_steps:  # without a name for the items, which would keep the averages on the device
+                        tokens_read = {"tokens": done * plan.tokens_per_step}
+                        merge.save(done, _merge_items(config, state["params"], found), tokens_read)
                     if validating and validate is not None:  # before the save: a full state promises its records too
                         result = validate(state["params"]).summary()
                         writer.write("validation", done, **{**result, "tokens": done * plan.tokens_per_step})

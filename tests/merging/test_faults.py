@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import wsm_jax
-from tests.merging.trees import bits, save_all, tree
+from tests.merging.trees import bits, plain_chunks, save_all, tree
 from wsm_jax import UsageError, checkpoints, cli
 from wsm_jax.merging import huggingface, offline, storage, zarr
 
@@ -173,7 +173,7 @@ def test_a_missing_chunk_is_not_taken_for_zeros(tmp_path, zarr3):
 
 
 def test_a_leaf_cut_along_a_later_axis_is_not_read_without_a_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "CHUNK_BYTES", 400)
+    monkeypatch.setattr(checkpoints, "_storage_options", plain_chunks)
     paths = save_all(tmp_path, [{"w": jnp.full((5, 60), i + 1.0)} for i in range(2)])
     files = [file for file in (paths[0] / "params" / "w" / "c").rglob("*") if file.is_file()]
     assert len(files) > 1

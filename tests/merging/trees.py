@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from orbax.checkpoint import v1
 
 from wsm_jax import checkpoints
 
@@ -35,3 +36,9 @@ def save_all(folder, trees, name="params"):
     for path, value in zip(paths, trees, strict=True):
         checkpoints.save_tree(path, value, {"index": int(path.name)}, item=name)
     return paths
+
+
+def plain_chunks(key, value):
+    """Orbax's own choice of chunks of at most 400 bytes, which cuts the longest axis first."""
+    del key, value
+    return v1.options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=400)

@@ -180,6 +180,24 @@ def test_gradients_do_not_depend_on_the_number_of_devices():
     subprocess.run([sys.executable, "-c", program], env=environment, cwd=root, check=True)
 
 
+def test_the_loss_of_each_token_comes_of_blocks_too():
+    config = dataclasses.replace(SMALL, vocab_size=8192)
+    params, batch = model.build(config).init(jax.random.key(0)), tokens(8, config)
+    losses, held = [], []
+    for blocks in (1, 8):
+        built = model.build(dataclasses.replace(config, loss_blocks=blocks))
+        step = (
+            jax.jit(functools.partial(model.loss_per_token, built)).lower(params, batch[:, :-1], batch[:, 1:]).compile()
+        )
+        losses.append(step(params, batch[:, :-1], batch[:, 1:]))
+        analysis = step.memory_analysis()
+        assert analysis is not None
+        held.append(analysis.temp_size_in_bytes)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    logits = 4 * 8 * config.context * config.vocab_size
+    assert held[1] < 0.8 * logits < held[0]
+
+
 def compare_devices(attention: str, loss_blocks: int) -> None:
     """Gradients on eight devices against those on one; runs in a process that has eight."""
     assert jax.device_count() == 8

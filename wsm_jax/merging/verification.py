@@ -68,14 +68,16 @@ def _compared(
         return copied, (found != copied) & ((found == found) | (copied == copied))  # a NaN is a copy of a NaN
     # As in the merge, an input without a weight does not count, whatever it holds.
     pairs = zip(vectors[path], job.sources, strict=True)
-    terms = [c * source.rows(path, *block).astype(np.float64) for c, source in pairs if c != 0]
-    terms = terms or [np.zeros(found.shape)]
-    expected, size = np.sum(terms, axis=0), np.sum(np.abs(terms), axis=0)
+    expected, size, count = np.zeros(found.shape), np.zeros(found.shape), 0
+    for c, source in pairs:
+        if c != 0:
+            term = c * source.rows(path, *block).astype(np.float64)
+            expected, size, count = expected + term, size + np.abs(term), count + 1
     # n products and sums in float32 (Higham, Accuracy and Stability, section 3.1), weights rounded to float32, then
     # the rounding to the dtype of the result, whose smallest number bounds it near zero. XLA takes what is below the
     # normal numbers of float32 for zero.
     info = jnp.finfo(found.dtype)
     unit, tiny = 2.0**-24, 2.0**-126
-    bound = (len(terms) + 3) * unit * size + float(info.eps) * np.abs(expected) + float(info.smallest_subnormal)
-    bound += 2 * len(terms) * tiny
+    bound = (count + 3) * unit * size + float(info.eps) * np.abs(expected) + float(info.smallest_subnormal)
+    bound += 2 * count * tiny
     return expected, ~(np.abs(found.astype(np.float64) - expected) <= bound)

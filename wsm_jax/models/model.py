@@ -23,9 +23,9 @@ Params = Any
 FAMILIES: dict[str, type[nnx.Module]] = {"gpt2": GPT2}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """Pure functions of one architecture.
+    """Pure functions of one architecture; equal to nothing but itself, so that what is compiled for it can be kept.
 
     Attributes:
       config: the shape.
@@ -81,13 +81,25 @@ def check(config: ModelConfig) -> None:
         raise UsageError(f"model.attention is {config.attention!r}; choose {', '.join(IMPLEMENTATIONS)}")
     if config.attention == "cudnn" and jax.default_backend() != "gpu":
         raise UsageError(f"model.attention=cudnn needs an NVIDIA GPU, this is {jax.default_backend()}; choose xla")
+    if config.attention == "cudnn" and config.compute_dtype != "bfloat16":
+        raise UsageError(f"model.attention=cudnn needs compute_dtype=bfloat16, not {config.compute_dtype}")
 
 
 def loss_per_token(model: Model, params: Params, inputs_BxT: jax.Array, targets_BxT: jax.Array) -> jax.Array:
-    """Cross-entropy in nats of every target token, float32 [B, T]."""
-    logits = model.apply(params, inputs_BxT)
-    picked = jnp.take_along_axis(logits, targets_BxT[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
+    """Cross-entropy in nats of every target token, float32 [B, T]; the logits of one of ``loss_blocks`` at a time."""
+    x_BxTxD, kernel_DxV = model.hidden(params, inputs_BxT)
+
+    def block(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+        x, targets = part
+        logits: Any = matmul(x, kernel_DxV, jnp.dtype("float32"))
+        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits, axis=-1) - picked
+
+    blocks = model.config.loss_blocks
+    if blocks == 1:
+        return block((x_BxTxD, targets_BxT))
+    parts = jax.tree.map(lambda a: jnp.stack(jnp.split(a, blocks, axis=1)), (x_BxTxD, targets_BxT))
+    return jnp.moveaxis(jax.lax.map(jax.checkpoint(block), parts), 0, 1).reshape(targets_BxT.shape)
 
 
 def mean_loss(model: Model, params: Params, inputs_BxT: jax.Array, targets_BxT: jax.Array) -> jax.Array:
