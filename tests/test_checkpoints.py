@@ -160,10 +160,10 @@ def save_small_chunks(folder: str) -> None:
         stream.save(1, {"params": params})
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-def test_every_chunk_of_the_merge_stream_is_a_range_of_its_leaf(tmp_path, devices):
+def test_every_chunk_of_the_merge_stream_is_a_range_of_its_leaf(tmp_path):
+    """With several devices too, each of which has all of the arrays."""
     code = f"from tests.test_checkpoints import save_small_chunks; save_small_chunks({str(tmp_path)!r})"
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | flags, check=True)
     with storage.open_sources([tmp_path / "1"], None) as (source,):
         assert {path: (leaf.shape, leaf.quantum) for path, leaf in source.leaves.items()} == {
