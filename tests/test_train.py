@@ -287,6 +287,13 @@ def test_bad_input_stops_before_anything_is_written(tiny, fields, message):
     assert not (tiny.folder / "never").exists()
 
 
+def test_a_bucket_is_no_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="gs:/bucket/run is no path of a file system; mount the bucket"):
+        train(tiny.config(), "gs://bucket/run")
+    assert not list(tmp_path.iterdir())
+
+
 # --- the disk --------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """The trainer: one loop at whatever rate the schedule says, two streams of checkpoints, exact resume and branches."""
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -65,6 +66,8 @@ def train(
       Preempted: SIGINT or SIGTERM came; the state is saved.
     """
     directory = Path(directory)
+    if re.match(r"[a-z0-9]+:/", str(directory)):  # Path makes one slash of two
+        raise UsageError(f"{directory} is no path of a file system; mount the bucket and name its folder")
     say = _silent if quiet or jax.process_index() else _say
     plan = run_lib.resumed_plan(directory, config)
     metrics_lib.check_trackers(config.log)
