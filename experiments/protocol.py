@@ -87,7 +87,7 @@ def evaluated(recipes: Mapping[Key, Recipe], evaluators: Mapping[str, Evaluator]
     paths, items, weights = recipe_lib.union({number: recipes[key] for number, key in keys.items()})
     # A piece beside others has its share of the memory as it has of the cores.
     share = len(os.sched_getaffinity(0)) / (os.cpu_count() or 1)
-    merges = offline.merge_many(paths, weights, item=items, room=int(0.8 * share * memory.free()))
+    merges = offline.merge_many(paths, weights, item=items, room=int(offline.ROOM * share * memory.free()))
     return {
         keys[name]: {split: evaluator(params) for split, evaluator in evaluators.items()} for name, params in merges
     }

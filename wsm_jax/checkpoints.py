@@ -87,7 +87,6 @@ class Stream:
       keep: newest checkpoints kept; 0 keeps all.
       keep_steps: steps kept for ever beside them.
       read_only: leave everything in the folder alone, e.g. the saves under way of the run that writes it.
-      drop_after: remove the checkpoints of later steps, which the run is about to make anew; None: keep all.
     """
 
     def __init__(
@@ -98,7 +97,6 @@ class Stream:
         keep: int = 0,
         keep_steps: Collection[int] = (),
         read_only: bool = False,
-        drop_after: int | None = None,
     ):
         self._directory = Path(directory).absolute()
         self._keep, self._keep_steps = keep, frozenset(keep_steps)
@@ -107,9 +105,6 @@ class Stream:
             # Orbax would do it in a thread that outlives a short run and complains at exit.
             for leftover in [*self._directory.glob(f"{_DELETED}*"), *self._directory.glob(f"*{_UNFINISHED}*")]:
                 shutil.rmtree(leftover)
-            for step in complete_steps(self._directory):
-                if drop_after is not None and step > drop_after:
-                    self._remove(step)
         self._checkpointer = _orbax().training.Checkpointer(epath.Path(self._directory), context=_context(mergeable))
 
     def __enter__(self) -> "Stream":
@@ -163,12 +158,20 @@ class Stream:
                 continue
             self._removed.add(step)
             if jax.process_index() == 0:
-                self._remove(step)
+                _remove(self._directory, step)
 
-    def _remove(self, step: int) -> None:
-        doomed = self._directory / f"{_DELETED}{step}"
-        os.replace(self._directory / str(step), doomed)
-        shutil.rmtree(doomed)
+
+def _remove(directory: Path, step: int) -> None:
+    doomed = directory / f"{_DELETED}{step}"
+    os.replace(directory / str(step), doomed)
+    shutil.rmtree(doomed)
+
+
+def drop_after(directory: Path, last: int) -> None:
+    """Removes the checkpoints after step ``last`` from the folder of a stream that is not open."""
+    for step in complete_steps(directory):
+        if step > last:
+            _remove(directory, step)
 
 
 def complete_steps(directory: str | os.PathLike) -> list[int]:

@@ -142,12 +142,12 @@ def train(
                 keep_steps=plan.branch_points,
             )
         )
-        # On a GPU the order of sums is not fixed, so what comes after the full state is another path from there.
-        anew = resume.steps[-1] if resume.steps and jax.default_backend() == "gpu" else None
+        with all_succeed():
+            # On a GPU the order of sums is not fixed, so what comes after the full state is another path from there.
+            if jax.default_backend() == "gpu" and jax.process_index() == 0:
+                checkpoints.drop_after(run_lib.merge_stream(directory), (resume.steps or [0])[-1])
         merge = stack.enter_context(
-            checkpoints.Stream(
-                run_lib.merge_stream(directory), mergeable=True, keep=config.checkpoint.merge_keep, drop_after=anew
-            )
+            checkpoints.Stream(run_lib.merge_stream(directory), mergeable=True, keep=config.checkpoint.merge_keep)
         )
         if resume.steps:
             state = _load(resume, resume.steps[-1], abstract)

@@ -21,7 +21,7 @@ from wsm_jax.merging.storage import Source
 from wsm_jax.processes import all_succeed
 
 DTYPES = ("same", "float32", "bfloat16", "float16")
-_ROOM = 0.8  # share of the host's free memory that results may take
+ROOM = 0.8  # share of the host's free memory that results may take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +272,7 @@ def merge_many(
     """
     stack = contextlib.ExitStack()
     job = stack.enter_context(prepare(paths, weights, **options))
-    return _results(stack, job, shardings, progress, int(memory_lib.free() * _ROOM) if room is None else room)
+    return _results(stack, job, shardings, progress, int(memory_lib.free() * ROOM) if room is None else room)
 
 
 def _results(
