@@ -23,7 +23,7 @@ from typing import Any
 from wsm_jax import cli
 from wsm_jax.data.publish import published
 from wsm_jax.errors import UsageError
-from wsm_jax.run import write_json
+from wsm_jax.files import write_json
 
 SOURCES = """\
 The folder of --data holds gzipped JSON lines, one object a line, under these names (each with .jsonl.gz); behind the

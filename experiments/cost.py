@@ -24,7 +24,7 @@ from experiments.trajectories import window
 from wsm_jax import disk
 from wsm_jax.checkpoints import PARAMS
 from wsm_jax.models.model import flops_per_token
-from wsm_jax.report import markdown_table
+from wsm_jax.tables import markdown_table
 
 COUNTS = (8, 16)
 REAL, MERGE = "decay", "merge"

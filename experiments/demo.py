@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from experiments.environment import tuned
-from wsm_jax import cli, config_flags, run
+from wsm_jax import cli, config_flags, files, run
 
 CONFIG = Path(__file__).parent.parent / "configs" / "demo.py"
 CURVES = ("linear", "cosine", "minus_sqrt")
@@ -62,7 +62,7 @@ def main() -> int:
         if status:
             return status
         stages[f"{number} {command[0]}"] = round(time.perf_counter() - clock, 1)
-    run.write_json(output / "report" / "seconds.json", stages)
+    files.write_json(output / "report" / "seconds.json", stages)
     print(f"the demo took {sum(stages.values()):.0f} s")
     return 0
 

@@ -26,8 +26,8 @@ from wsm_jax import checkpoint_weights, plot_style, schedule_weights, schedules
 from wsm_jax.coefficients import curve_update_weights
 from wsm_jax.merging.recipe import Recipe, make_recipe
 from wsm_jax.merging.selection import MEAN
-from wsm_jax.report import markdown_table
 from wsm_jax.run import Run
+from wsm_jax.tables import markdown_table
 
 DECAY, EVERY = matrix.DECAY, 4
 COUNTS = (4, 8, 12, 16, 24, 32, 48, 60)

@@ -27,7 +27,7 @@ from wsm_jax.checkpoints import PARAMS
 from wsm_jax.merging import selection
 from wsm_jax.merging.recipe import Recipe, make_recipe
 from wsm_jax.merging.selection import MEAN, POINT
-from wsm_jax.report import markdown_table
+from wsm_jax.tables import markdown_table
 
 MERGED = ("linear", "cosine", "minus_sqrt", "ema")
 COUNTS, LONG = (2, 4, 8, 12, 16), (24, 32)

@@ -28,8 +28,8 @@ from wsm_jax.merging import selection
 from wsm_jax.merging.recipe import Recipe, make_recipe
 from wsm_jax.merging.selection import MEAN, POINT
 from wsm_jax.merging.weighting import Rule
-from wsm_jax.report import markdown_table
 from wsm_jax.run import Run
+from wsm_jax.tables import markdown_table
 
 COUNTS = (4, 8, 12, 16)
 MERGED = ("linear", "minus_sqrt", "ema", "cosine", "inverse_sqrt")

@@ -28,7 +28,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.environment import tuned
-from wsm_jax import cli, config_flags, evaluate, memory, plot_style, run
+from wsm_jax import cli, config_flags, evaluate, files, memory, plot_style, run
 from wsm_jax.checkpoints import PARAMS
 from wsm_jax.evaluate import Evaluation, Evaluator
 from wsm_jax.merging import offline
@@ -145,8 +145,8 @@ def main(experiment: Experiment) -> int:
     todo = [name for name in chosen if name not in done]
     if status := _run_pieces(experiment, options, todo, settings, environment):
         return status
-    files = [options.output / name / "records.jsonl" for name in chosen]
-    records = [record for file in files for record in run.read_jsonl(file)]
+    places = [options.output / name / "records.jsonl" for name in chosen]
+    records = [record for file in places for record in files.read_jsonl(file)]
     try:
         page = experiment.present(records)
     except cli.UsageError as error:
@@ -198,9 +198,9 @@ def _do(experiment: Experiment, folder: Path, piece: str, told: Any, settings: l
     except cli.UsageError as error:
         print(f"{experiment.name}: {error}", file=sys.stderr)
         return 2
-    lines = [json.dumps({"piece": piece, **record, "piece_seconds": seconds}) + "\n" for record in records]
-    publish(folder / "settings.json", json.dumps(settings))
-    publish(folder / "records.jsonl", "".join(lines))
+    whole = [{"piece": piece, **record, "piece_seconds": seconds} for record in records]
+    files.write_text(folder / "settings.json", json.dumps(settings))
+    files.write_jsonl(folder / "records.jsonl", whole)
     return 0
 
 
@@ -254,13 +254,6 @@ def _write(page: Page, records: list[Record], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in page.figures.items():
         plot_style.save(figure, folder / name)
-    publish(folder / "records.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    publish(folder / "README.md", "\n".join(page.lines) + "\n")
+    files.write_jsonl(folder / "records.jsonl", records)
+    files.write_text(folder / "README.md", "\n".join(page.lines) + "\n")
     print("\n".join(page.lines))
-
-
-def publish(path: Path, text: str) -> None:
-    """Writes ``text`` so that ``path`` holds the old or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)

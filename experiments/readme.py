@@ -8,18 +8,18 @@ experiments/report.py gathers, and benchmarks/results/*.jsonl.
 """
 
 import argparse
+import itertools
 import json
 import re
 import statistics
 from pathlib import Path
 from typing import Any
 
-from configs import matrix
 from experiments import interval_means, lawa, report
 from experiments.intervals import interval, shown
-from wsm_jax import plot_style
-from wsm_jax.report import markdown_table
-from wsm_jax.run import read_jsonl
+from wsm_jax import pages, plot_style
+from wsm_jax.files import read_jsonl
+from wsm_jax.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "results"
@@ -123,7 +123,8 @@ def speed_section(records: list[dict[str, Any]]) -> list[str]:
 
 def paper_section(results: Path, scales: list[str]) -> list[str]:
     """The claims of the paper's tables and figures at every scale, as the page of each experiment has them."""
-    took = {scale: sum(report.seconds(results, scale).values()) / 60 for scale in scales}
+    outline = report.outline(results)
+    took = {scale: sum(pages.seconds(results, scale, outline).values()) / 60 for scale in scales}
     lines = [
         "Test loss in bits per byte, lower is better, first arm minus second, 95% intervals over three seeds, paired; "
         "a claim *holds* where the interval lies below zero. Of so many some come out by chance: the ones that differ "
@@ -135,20 +136,21 @@ def paper_section(results: Path, scales: list[str]) -> list[str]:
     ]
     for scale, minutes in took.items():
         lines.append(
-            f"* `{scale}`: {report.measures(results, scale)} {minutes:.0f} minutes of processes, "
+            f"* `{scale}`: {outline.scales[scale]} {minutes:.0f} minutes of processes, "
             f"{'three or four at a time on an H100' if scale == 'gpu' else 'two at a time on two cores'}."
         )
     rows: dict[tuple[str, str], dict[str, list[str]]] = {}
-    pages = {scale: report.pages(results, scale) for scale in scales}
+    found_pages = {scale: pages.pages(results, scale, outline) for scale in scales}
     for scale in scales:
-        for name, page in pages[scale].items():
-            for cells in report.claims({name: page}, "{name}")[1:]:
+        for name, page in found_pages[scale].items():
+            claims = pages.claims(page).values() if name not in outline.apart else ()
+            for cells in itertools.chain(*claims):
                 rows.setdefault((name, _alike(cells[0])), {})[scale] = cells
     table = [["claim", *scales, "the paper", "page"]]
-    for (name, alike), found in sorted(rows.items(), key=lambda row: report.NAMES.index(row[0][0])):
+    for (name, alike), found in sorted(rows.items(), key=lambda row: outline.pages.index(row[0][0])):
         texts = {cells[0] for cells in found.values()}
         cells = [
-            f"{c[1]}, {c[2]}" if (c := found.get(scale)) else "–" if name in pages[scale] else "not run"
+            f"{c[1]}, {c[2]}" if (c := found.get(scale)) else "–" if name in found_pages[scale] else "not run"
             for scale in scales
         ]
         paper = next(iter(found.values()))[3]
@@ -292,7 +294,7 @@ def render(text: str) -> str:
     }
     for name, (section, file) in sections.items():
         text = _replace(text, name, section(read_jsonl(file)) if file.is_file() else [])
-    scales = [scale for scale in matrix.SIZES if report.pages(EXPERIMENTS, scale)]
+    scales = report.scales(EXPERIMENTS)
     text = _replace(text, "paper", paper_section(EXPERIMENTS, scales) if scales else [])
     names = [f"averaging-{model}{platform}.jsonl" for platform in ("-gpu", "") for model in ("tiny", "gpt2_small")]
     averages = [records for name in names if (records := read_jsonl(benchmarks / name))]

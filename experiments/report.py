@@ -1,21 +1,20 @@
-"""All pages of the paper's tables and figures as one: every claim first, the paper's figure beside ours.
+"""What the report of the paper's tables and figures has, and in which order.
 
-python -m experiments.report        (writes results/REPORT.md from the pages that are there, of every scale)
+python -m experiments.report        (writes results/outline.json, then as `wsm report results` does results/REPORT.md)
 """
 
 import argparse
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from configs import matrix
-from experiments.intervals import CLAIMS, HOLDS
-from experiments.protocol import publish, results_root
-from wsm_jax.errors import UsageError
-from wsm_jax.report import markdown_table
-from wsm_jax.run import read_jsonl
+from experiments.intervals import HOLDS
+from experiments.protocol import results_root
+from wsm_jax import pages
+from wsm_jax.files import read_jsonl
+from wsm_jax.pages import Outline
 
-NAMES = (
+NAMES = [
     "tuning",
     "training",
     "wsd_vs_wsm",
@@ -28,38 +27,7 @@ NAMES = (
     "continue_training",
     "trajectory",
     "cost",
-)
-
-
-def pages(results: Path, scale: str) -> dict[str, str]:
-    """Experiment -> text of its page at a scale, where there is one."""
-    places = {name: results / name / scale / "README.md" for name in NAMES}
-    return {name: place.read_text() for name, place in places.items() if place.is_file()}
-
-
-def claims(found: Mapping[str, str], link: str) -> list[list[str]]:
-    """Header and rows of all claims about losses; ``link`` is what a row links to, with ``{name}`` in it."""
-    rows = [[*CLAIMS, "page"]]
-    for name, page in found.items():
-        for cells in _claims(page) if name != "trajectory" else ():  # those are of distances
-            rows.append([*cells, f"[{name}]({link.format(name=name)})"])
-    return rows
-
-
-def _claims(page: str) -> list[list[str]]:
-    """Cells of every table of a page whose first column is headed by a claim."""
-    rows, inside = [], False
-    for line in page.splitlines():
-        if line.startswith("| claim"):
-            inside = True
-        elif not line.startswith("|"):
-            inside = False
-        elif inside and not line.startswith("| :"):
-            cells = [cell.strip() for cell in line.strip("|").split("|")]
-            if len(cells) != len(CLAIMS):
-                raise UsageError(f"a row of claims has not the columns {CLAIMS}: {line!r}; make its page again")
-            rows.append(cells)
-    return rows
+]
 
 
 def measures(results: Path, scale: str) -> str:
@@ -75,46 +43,29 @@ def measures(results: Path, scale: str) -> str:
     )
 
 
-def seconds(results: Path, scale: str) -> dict[str, float]:
-    """Experiment -> seconds of its processes together, each on its share of the cores."""
-    found = {}
-    for name in NAMES:
-        records = read_jsonl(results / name / scale / "records.jsonl")
-        if records:
-            found[name] = sum({r["piece"]: r["piece_seconds"] for r in records}.values())
-    return found
+def outline(results: Path) -> Outline:
+    """Of the pages that are in a folder."""
+    return Outline(
+        title="WSM's tables and figures, the paper's beside ours",
+        introduction="The paper is arXiv 2507.17634; its figures are scores on benchmarks, higher is better, without "
+        "intervals. Ours are losses in bits per byte, lower is better, first arm minus second, with 95% intervals over "
+        f"seeds. {HOLDS}",
+        pages=NAMES,
+        scales={scale: measures(results, scale) for scale in scales(results)},
+        apart=["trajectory"],  # those are of distances
+    )
 
 
-def report(results: Path) -> str:
-    """The text of the report: for each scale its claims, then its pages with titles two levels down."""
-    lines = [
-        "# WSM's tables and figures, the paper's beside ours",
-        "",
-        "The paper is arXiv 2507.17634; its figures are scores on benchmarks, higher is better, without intervals. "
-        "Ours are losses in bits per byte, lower is better, first arm minus second, with 95% intervals over seeds. "
-        f"{HOLDS}",
-    ]
-    for scale in matrix.SIZES:
-        if not (found := pages(results, scale)):
-            continue
-        lines += ["", f"## Scale {scale}", "", measures(results, scale), ""]
-        lines += markdown_table(claims(found, f"{{name}}/{scale}"))
-        taken = seconds(results, scale)
-        rows = [["experiment", "minutes of processes"], *([name, f"{s / 60:.0f}"] for name, s in taken.items())]
-        lines += ["", *markdown_table([*rows, ["all", f"{sum(taken.values()) / 60:.0f}"]])]
-        for name, page in found.items():
-            lines.append("")
-            for line in page.splitlines():
-                titled = f"##{line}" if line.startswith("#") else line
-                lines.append(titled.replace("](", f"]({name}/{scale}/") if line.startswith("![") else titled)
-    return "\n".join(lines) + "\n"
+def scales(results: Path) -> list[str]:
+    """The scales that any page is there for, from the smallest."""
+    return [scale for scale in matrix.SIZES if any((results / name / scale / "README.md").is_file() for name in NAMES)]
 
 
 def write() -> None:
-    """Writes the report of the pages that are there."""
+    """Writes the outline and the report of the pages that are there."""
     results = results_root()
-    publish(results / "REPORT.md", report(results))
-    print(f"written: {results}/REPORT.md")
+    pages.write_outline(results, outline(results))
+    print(f"written: {pages.write(results)}")
 
 
 def main() -> int:

@@ -26,9 +26,10 @@ from experiments.seeds import command, machines
 from experiments.trajectories import Trajectory, along, window
 from wsm_jax import checkpoints
 from wsm_jax.errors import UsageError
+from wsm_jax.files import read_jsonl
 from wsm_jax.merging import offline
-from wsm_jax.report import markdown_table
-from wsm_jax.run import Run, read_jsonl
+from wsm_jax.run import Run
+from wsm_jax.tables import markdown_table
 
 SEEDS = (0, 1, 2)
 # What the experiments on these runs have for pieces: the seeds.

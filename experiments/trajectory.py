@@ -26,7 +26,7 @@ from experiments.training import SEED_SCALES, matrix_of, rates
 from experiments.trajectories import along, window
 from wsm_jax import checkpoints, plot_style
 from wsm_jax.merging import offline, recipe
-from wsm_jax.report import markdown_table
+from wsm_jax.tables import markdown_table
 
 COUNTS = (2, 4, 8, 16, 32)
 CONSTANT, REAL, MERGE = "constant", "decay", "merge"

@@ -21,7 +21,7 @@ from experiments.seeds import command, machines
 from experiments.training import best, matrix_of
 from experiments.trajectories import window
 from wsm_jax import plot_style
-from wsm_jax.report import markdown_table
+from wsm_jax.tables import markdown_table
 
 SEED = 100
 COUNTS = (8, 12, 16)

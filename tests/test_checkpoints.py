@@ -18,8 +18,9 @@ import tensorstore
 
 from tests.runs import ROOT, TEMPORARY, assert_same_bits
 from wsm_jax import UsageError, checkpoints, disk
-from wsm_jax.checkpoints import Stream, complete_steps
+from wsm_jax.checkpoints import complete_steps
 from wsm_jax.merging import storage
+from wsm_jax.stream import Stream, drop_after
 
 pytest_plugins = ["tests.runs"]
 
@@ -60,7 +61,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
 
 def test_a_run_that_goes_on_another_way_drops_what_it_makes_anew(tmp_path):
     write(tmp_path, [10, 20, 30])
-    checkpoints.drop_after(tmp_path, 20)
+    drop_after(tmp_path, 20)
     with Stream(tmp_path, mergeable=True) as stream:
         assert stream.steps == complete_steps(tmp_path) == [10, 20]
         stream.save(30, {"params": tree(7)})
@@ -205,7 +206,7 @@ def test_leftovers_go_when_the_run_goes_on_but_not_when_it_is_read(tmp_path):
 KILLED_WHILE_REMOVING = """
 import os, signal, sys
 import jax.numpy as jnp
-from wsm_jax.checkpoints import Stream
+from wsm_jax.stream import Stream
 
 doomed, files = False, 0
 

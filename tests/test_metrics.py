@@ -10,8 +10,8 @@ import pytest
 from tests.runs import SIX_STEPS
 from wsm_jax import UsageError
 from wsm_jax.config import LogConfig
+from wsm_jax.files import read_jsonl
 from wsm_jax.metrics import Writer, check_trackers
-from wsm_jax.run import read_jsonl
 
 pytest_plugins = ["tests.runs"]
 pytestmark = pytest.mark.xdist_group("train")

@@ -7,13 +7,14 @@ import pathlib
 import pytest
 
 from experiments import readme, report
-from wsm_jax import run
+from wsm_jax import cli, pages
+from wsm_jax.files import read_jsonl
 
 ROOT = pathlib.Path(__file__).parent.parent
 COMMITTED = sorted(file.parent for file in (ROOT / "results").glob("*/*/records.jsonl"))
 
 
-def test_the_report_and_the_readme_take_the_pages_up(tmp_path):
+def test_the_report_and_the_readme_take_the_pages_up(tmp_path, capsys):
     table = (
         "| claim | difference |  | the paper |\n| :-- | --: | --: | --: |\n| a is better | -0.1 ± 0.05 | holds | 1 |\n"
     )
@@ -24,7 +25,10 @@ def test_the_report_and_the_readme_take_the_pages_up(tmp_path):
             (tmp_path / name / scale / "README.md").write_text(page)
             record = {"piece": "seed0", "piece_seconds": 600.0, "parameters": 1234}
             (tmp_path / name / scale / "records.jsonl").write_text(json.dumps(record) + "\n")
-    text = report.report(tmp_path)
+    pages.write_outline(tmp_path, report.outline(tmp_path))
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert f"report: {tmp_path}/REPORT.md" in capsys.readouterr().out
+    text = (tmp_path / "REPORT.md").read_text()
     assert text.count("\n### Title") == len(report.NAMES) + 4 and "![x](emulation/small/x.png)" in text
     assert "## Scale small" in text and "## Scale tiny" in text and "Scale medium" not in text
     assert "| a is better | -0.1 ± 0.05 | holds | 1 | [gap](gap/small) |" in text
@@ -41,14 +45,83 @@ def test_the_report_and_the_readme_take_the_pages_up(tmp_path):
     assert "| a is better | -0.1 ± 0.05, holds | -0.1 ± 0.05, holds | 1 | [training](results/training) |" in lines
 
 
+def page(root: pathlib.Path, name: str, scale: str, text: str) -> None:
+    (root / name / scale).mkdir(parents=True)
+    (root / name / scale / "README.md").write_text(text)
+    (root / name / scale / "records.jsonl").write_text(json.dumps({"piece": "a", "piece_seconds": 90.0}) + "\n")
+
+
+def test_a_folder_without_an_outline_has_all_its_pages_in_the_report(tmp_path):
+    page(tmp_path, "mine", "large", "# Mine\n\n| claim | by |\n| :-- | --: |\n| it works | 1 |\n")
+    page(
+        tmp_path,
+        "after",
+        "large",
+        "# After\n\n| claim of it | by | if |\n| :-- | --: | --: |\n| it is later | 2 | so |\n",
+    )
+    page(tmp_path, "mine", "huge", "# Mine\n")
+    (tmp_path / "notes" / "x").mkdir(parents=True)
+    (tmp_path / "notes" / "x" / "README.md").write_text("no records beside it\n")
+    lines = pages.report(tmp_path).splitlines()
+    assert [line for line in lines if line.startswith("#")] == [
+        *("# Results", "## Scale huge", "### Mine", "## Scale large", "### After", "### Mine"),
+    ]
+    tables = [line for line in lines if line.endswith(("| page |", "/large) |"))]
+    assert tables == [
+        "| claim | by | if | page |",
+        "| it is later | 2 | so | [after](after/large) |",
+        "| claim | by | page |",
+        "| it works | 1 | [mine](mine/large) |",
+    ]
+    assert "| all | 3 |" in lines and "notes" not in lines
+
+
+def test_a_scale_that_the_outline_lacks_comes_last(tmp_path):
+    for scale in ("a", "b"):
+        page(tmp_path, "mine", scale, "# Mine\n")
+    page(tmp_path, "other", "c", "# Other\n")
+    pages.write_outline(tmp_path, pages.Outline("T", "Of mine.", ("mine",), {"b": "It is long."}))
+    text = pages.report(tmp_path)
+    assert text.startswith("# T\n\nOf mine.\n\n## Scale b\n\nIt is long.\n")
+    assert "## Scale a" in text and "Other" not in text
+
+
+@pytest.mark.parametrize(
+    "make, arguments, said",
+    [
+        (lambda root: None, [], "neither a run (config.json) nor pages, NAME/SCALE/README.md beside records.jsonl"),
+        (lambda root: page(root, "a", "b", ""), ["--learned"], "--learned goes with runs, but"),
+        (lambda root: page(root, "a", "b", ""), ["elsewhere"], "a second folder goes with runs, but"),
+        (lambda root: (root / "outline.json").write_text("[1"), [], "outline.json: cannot be read as JSON"),
+        (
+            lambda root: (root / "outline.json").write_text('{"name": 1}'),
+            [],
+            "outline.json must be an object with title",
+        ),
+        (lambda root: page(root, "d", "b", "| claim | x |\n| 1 | 2 | 3 |\n"), [], "has not the columns claim, x:"),
+    ],
+)
+def test_what_cannot_be_gathered_is_one_line(tmp_path, capsys, make, arguments, said):
+    make(tmp_path)
+    if any(tmp_path.iterdir()):
+        page(tmp_path, "c", "b", "| claim | x |\n| :-- | --: |\n| 1 | 2 |\n")
+    (tmp_path / "REPORT.md").write_text("old")
+    assert cli.main(["report", str(tmp_path), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.startswith("wsm: ") and error.count("\n") == 1
+    assert (tmp_path / "REPORT.md").read_text() == "old"
+
+
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
 def test_a_committed_page_is_what_its_records_give(folder):
     experiment = importlib.import_module(f"experiments.{folder.parent.name}").EXPERIMENT
-    page = experiment.present(run.read_jsonl(folder / "records.jsonl"))
-    assert "\n".join(page.lines) + "\n" == (folder / "README.md").read_text()
-    assert {f"{name}.{form}" for name in page.figures for form in ("png", "svg")} <= {p.name for p in folder.iterdir()}
+    found = experiment.present(read_jsonl(folder / "records.jsonl"))
+    assert "\n".join(found.lines) + "\n" == (folder / "README.md").read_text()
+    assert {f"{name}.{form}" for name in found.figures for form in ("png", "svg")} <= {p.name for p in folder.iterdir()}
 
 
 def test_the_committed_report_is_what_the_pages_give():
     assert len(COMMITTED) > 10
-    assert report.report(ROOT / "results") == (ROOT / "results" / "REPORT.md").read_text()
+    results = ROOT / "results"
+    assert pages.read_outline(results) == report.outline(results)
+    assert pages.report(results) == (results / "REPORT.md").read_text()

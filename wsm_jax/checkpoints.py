@@ -11,9 +11,8 @@ import json
 import logging as stdlib_logging
 import math
 import os
-import shutil
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,7 @@ from wsm_jax.errors import UsageError
 
 PARAMS = "params"
 CHUNK_BYTES = 64 * 10**6
-_DELETED = ".deleted-"  # begins the name of a checkpoint that is being removed
 COMPLETE = "_CHECKPOINT_METADATA"  # written last
-_UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's mark of one that is being written
 
 # Orbax logs every save and restore, and warns when a sharding is read from the file; neither tells a user anything.
 logging.set_verbosity(logging.ERROR)
@@ -38,26 +35,26 @@ stdlib_logging.getLogger().addFilter(lambda record: "TensorStore data files not 
 
 
 @functools.cache
-def _orbax() -> Any:
+def orbax() -> Any:
     """Orbax's v1 API, imported by what needs it: that takes a second, and a merge of safetensors needs none of it."""
     from orbax.checkpoint import v1
 
     return v1
 
 
-def _context(mergeable: bool) -> Any:
+def context(mergeable: bool) -> Any:
     """How arrays are stored: ``mergeable`` is uncompressed, every chunk a file that a merge can read any part of.
 
     Without this Orbax puts all arrays in one OCDBT database, whose reads are several times slower.
     """
-    context = _orbax().Context()
+    how = orbax().Context()
     if mergeable:
-        context.array.saving.use_compression = False
-        context.array.saving.use_ocdbt = False
+        how.array.saving.use_compression = False
+        how.array.saving.use_ocdbt = False
         # Several devices with the same array would each write a part of it, cut so that it is no range of the leaf.
-        context.array.saving.use_replica_parallel = False
-        context.array.saving.scoped_storage_options_creator = _storage_options
-    return context
+        how.array.saving.use_replica_parallel = False
+        how.array.saving.scoped_storage_options_creator = _storage_options
+    return how
 
 
 def _storage_options(key: Any, value: Any) -> Any:
@@ -73,105 +70,9 @@ def _storage_options(key: Any, value: Any) -> Any:
         chunk = max(CHUNK_BYTES, rest * size)
     else:
         chunk = CHUNK_BYTES if len(value.shape) < 2 or rest**2 * size <= CHUNK_BYTES else value.size * size
-    return _orbax().options.ArrayOptions.Saving.StorageOptions(
+    return orbax().options.ArrayOptions.Saving.StorageOptions(
         chunk_byte_size=max(chunk, size), shard_axes=(0,) if layers else ()
     )
-
-
-class Stream:
-    """Asynchronous writer of the checkpoints of one folder; use as a context manager, or call :meth:`close`.
-
-    Args:
-      directory: created if missing; leftovers of killed saves in it are removed.
-      mergeable: store uncompressed in small chunks (the merge stream).
-      keep: newest checkpoints kept; 0 keeps all.
-      keep_steps: steps kept for ever beside them.
-      read_only: leave everything in the folder alone, e.g. the saves under way of the run that writes it.
-    """
-
-    def __init__(
-        self,
-        directory: str | os.PathLike,
-        *,
-        mergeable: bool,
-        keep: int = 0,
-        keep_steps: Collection[int] = (),
-        read_only: bool = False,
-    ):
-        self._directory = Path(directory).absolute()
-        self._keep, self._keep_steps = keep, frozenset(keep_steps)
-        self._removed: set[int] = set()
-        if not read_only and jax.process_index() == 0:
-            # Orbax would do it in a thread that outlives a short run and complains at exit.
-            for leftover in [*self._directory.glob(f"{_DELETED}*"), *self._directory.glob(f"*{_UNFINISHED}*")]:
-                shutil.rmtree(leftover)
-        self._checkpointer = _orbax().training.Checkpointer(epath.Path(self._directory), context=_context(mergeable))
-
-    def __enter__(self) -> "Stream":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
-
-    @property
-    def directory(self) -> Path:
-        """The folder, absolute."""
-        return self._directory
-
-    @property
-    def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending."""
-        return [c.step for c in self._checkpointer.checkpoints if c.step not in self._removed]
-
-    def save(self, step: int, items: dict[str, Any], metadata: dict[str, Any] | None = None) -> None:
-        """Starts writing ``items`` (name -> pytree) for ``step``; returns once the arrays may be donated.
-
-        A step that is there already is left alone: a run that is resumed on the same kind of machine writes the same
-        bits again, and on another one the same parameters up to rounding.
-        """
-        if step in self.steps:
-            return
-        self.wait()
-        self._checkpointer.save_checkpointables_async(step, items, force=True, custom_metadata=metadata or {})
-
-    def load(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-        """The items of ``abstract`` (name -> tree of ShapeDtypeStruct with shardings) saved at ``step``."""
-        return self._checkpointer.load_checkpointables(step, abstract)
-
-    def wait(self) -> None:
-        """Returns when the save under way is on disk and what it replaces is gone; raises what it raised."""
-        self._checkpointer.wait()
-        self._remove_old()
-
-    def close(self) -> None:
-        """Waits, then releases the folder."""
-        try:
-            self.wait()
-        finally:
-            self._checkpointer.close()
-
-    def _remove_old(self) -> None:
-        """Removes what need not be kept. Orbax would delete in place, and a kill then leaves half a checkpoint that
-        looks whole; so each one is first renamed to what is no step."""
-        for step in self.steps[: -self._keep] if self._keep else []:
-            if step in self._keep_steps:
-                continue
-            self._removed.add(step)
-            if jax.process_index() == 0:
-                _remove(self._directory, step)
-
-
-def _remove(directory: Path, step: int) -> None:
-    doomed = directory / f"{_DELETED}{step}"
-    os.replace(directory / str(step), doomed)
-    shutil.rmtree(doomed)
-
-
-def drop_after(directory: Path, last: int) -> None:
-    """Removes the checkpoints after step ``last`` from the folder of a stream that is not open."""
-    for step in complete_steps(directory):
-        if step > last:
-            _remove(directory, step)
 
 
 def complete_steps(directory: str | os.PathLike) -> list[int]:
@@ -187,9 +88,7 @@ def is_checkpoint(path: str | os.PathLike) -> bool:
     root = epath.Path(path).absolute()
     # Orbax takes any folder whose name is not temporary, even an empty one, for a checkpoint of its old format.
     marks = (root / COMPLETE, root / "_METADATA")
-    return _orbax().is_orbax_checkpoint(root) and (
-        any(mark.exists() for mark in marks) or any(root.glob("*/_METADATA"))
-    )
+    return orbax().is_orbax_checkpoint(root) and (any(mark.exists() for mark in marks) or any(root.glob("*/_METADATA")))
 
 
 def _require(path: str | os.PathLike) -> epath.Path:
@@ -234,7 +133,7 @@ def abstract_tree(path: str | os.PathLike, item: str | None = None) -> Any:
     """
     root = _require(path)
     try:
-        metadata = _orbax().metadata(root, choose_item(path, item)).metadata
+        metadata = orbax().metadata(root, choose_item(path, item)).metadata
     except UsageError:
         raise
     except Exception as error:
@@ -258,7 +157,7 @@ def load_tree(path: str | os.PathLike, item: str | None = None, abstract: Any = 
     abstract = jax.tree.map(_uncut, abstract_tree(path, item)) if abstract is None else abstract
     _check_chunks(path, item)
     try:
-        return _orbax().load(root, abstract, checkpointable_name=name)
+        return orbax().load(root, abstract, checkpointable_name=name)
     except Exception as error:
         raise UsageError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
 
@@ -316,8 +215,8 @@ def save_tree(path: str | os.PathLike, tree: Any, metadata: dict[str, Any] | Non
     if os.path.exists(path):
         raise UsageError(f"{path} exists; choose another name or remove it")
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with _context(mergeable=True):
-        _orbax().save(epath.Path(path).absolute(), tree, checkpointable_name=item, custom_metadata=metadata or {})
+    with context(mergeable=True):
+        orbax().save(epath.Path(path).absolute(), tree, checkpointable_name=item, custom_metadata=metadata or {})
 
 
 def array_names(path: str | os.PathLike, item: str | None = None) -> tuple[Path, dict[str, str], str]:

@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from wsm_jax import config_flags, merge_options
+from wsm_jax import config_flags, merge_options, tables
 from wsm_jax.errors import NonFiniteError, Preempted, UsageError
 
 MOST_WEIGHTS = 10**5
@@ -127,8 +127,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--split", default="validation", choices=("validation", "test"), help="default: validation")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
-    sub = verb("report", report, "Tables and figures of a constant-rate run beside its real decays.")
-    sub.add_argument("runs", nargs="+", metavar="RUN", help="the constant run first, then runs branched from it")
+    sub = verb(
+        "report",
+        report,
+        "Tables and figures of a constant-rate run beside its real decays; or all pages of experiments in one.",
+    )
+    sub.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN|RESULTS",
+        help="the constant run first, then runs branched from it; or a folder of pages: writes RESULTS/REPORT.md",
+    )
     sub.add_argument("--output", metavar="DIR", help="default: RUN/report of the first run")
     sub.add_argument("--learned", action="store_true", help="add a merge whose weights are learned on validation")
     sub.add_argument("--json", action="store_true", help="print the table as JSON")
@@ -147,7 +156,9 @@ def prepare(options: argparse.Namespace, settings: list[str]) -> None:
         for store in stores
         for split, n in store.manifest["splits"].items()
     ]
-    _table(["source", "split", "documents", "tokens", "UTF-8 bytes"], rows, title=f"data {corpus.hash[:12]}")
+    tables.print_table(
+        ["source", "split", "documents", "tokens", "UTF-8 bytes"], rows, title=f"data {corpus.hash[:12]}"
+    )
 
 
 def train(options: argparse.Namespace, settings: list[str]) -> None:
@@ -192,7 +203,7 @@ def merge(options: argparse.Namespace, settings: list[str]) -> None:
         if options.json:
             print(json.dumps(rows, indent=2))
         else:
-            _table(list(rows[0]), [["" if v is None else str(v) for v in row.values()] for row in rows])
+            tables.print_table(list(rows[0]), [["" if v is None else str(v) for v in row.values()] for row in rows])
         return
     records = command.run(options, request)
     if options.json:
@@ -245,7 +256,9 @@ def weights(options: argparse.Namespace, settings: list[str]) -> None:
         [str(i), f"{c:.6f}", f"{w:.6f}" if i else ""]
         for i, (c, w) in enumerate(zip(vector, [1.0, *scales], strict=True))
     ]
-    _table(["checkpoint (0 = oldest)", "weight c", "scale w of the updates before it"], rows, title=options.curve)
+    tables.print_table(
+        ["checkpoint (0 = oldest)", "weight c", "scale w of the updates before it"], rows, title=options.curve
+    )
 
 
 def inspect(options: argparse.Namespace, settings: list[str]) -> None:
@@ -258,15 +271,21 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> None:
         return
     leaves, record = facts.pop("leaves", {}), facts.pop("record", {})
     if leaves:
-        _table(["leaf", "shape", "dtype"], [[name, str(x["shape"]), x["dtype"]] for name, x in leaves.items()])
-    _table(["fact", "value"], [[name, _listed(value)] for name, value in facts.items()])
+        tables.print_table(
+            ["leaf", "shape", "dtype"], [[name, str(x["shape"]), x["dtype"]] for name, x in leaves.items()]
+        )
+    tables.print_table(["fact", "value"], [[name, tables.listed(value)] for name, value in facts.items()])
     inputs = record.pop("inputs", [])
     if inputs:
         columns = list(dict.fromkeys(name for entry in inputs for name in entry))
-        _table(columns, [[str(entry.get(name, "")) for name in columns] for entry in inputs], title="merged from")
+        tables.print_table(
+            columns, [[str(entry.get(name, "")) for name in columns] for entry in inputs], title="merged from"
+        )
     known = {name: value for name, value in record.items() if value not in (None, [], {})}
     if known:
-        _table(["recorded with it", "value"], [[name, _listed(value)] for name, value in known.items()])
+        tables.print_table(
+            ["recorded with it", "value"], [[name, tables.listed(value)] for name, value in known.items()]
+        )
 
 
 def evaluate(options: argparse.Namespace, settings: list[str]) -> None:
@@ -290,11 +309,15 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> None:
         known = {name: None if value != value else value for name, value in figures.items()}
         print(json.dumps(known))
     else:
-        _table(["figure", "value"], [[name, _shown(value)] for name, value in figures.items()])
+        tables.print_table(["figure", "value"], [[name, tables.text(value)] for name, value in figures.items()])
 
 
 def report(options: argparse.Namespace, settings: list[str]) -> None:
-    """``wsm report``: see :func:`wsm_jax.report.write`."""
+    """``wsm report``: see :func:`wsm_jax.report.write` for runs, :func:`wsm_jax.pages.write` for a folder of pages."""
+    first = Path(options.runs[0])
+    if first.is_dir() and not (first / "config.json").is_file():
+        _gather(options, first)
+        return
     from wsm_jax import comparison
     from wsm_jax import report as report_lib
     from wsm_jax.run import Run
@@ -310,41 +333,18 @@ def report(options: argparse.Namespace, settings: list[str]) -> None:
         print(json.dumps(report_lib.to_json(result), indent=2))
         return
     header, *rows = report_lib.table(result)
-    _table(header, rows, title="test loss, nats per token")
+    tables.print_table(header, rows, title="test loss, nats per token")
     print("\n".join(report_lib.findings(result)))
     print(f"report: {folder}/report.md")
 
 
-def _listed(value: Any) -> str:
-    """A value on one line: numbers of a list shortened, long lists by their ends."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_listed(entry)}" for name, entry in value.items())
-    if isinstance(value, list):
-        shown = [_listed(entry) for entry in value]
-        return ", ".join(shown if len(shown) <= 12 else [*shown[:5], "…", *shown[-5:]])
-    return f"{value:.6g}" if isinstance(value, float) else _shown(value)
+def _gather(options: argparse.Namespace, root: Path) -> None:
+    from wsm_jax import pages
 
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.5f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(title=title, title_justify="left")
-    for name in header:
-        shown.add_column(name, justify="left" if name == header[0] else "right", overflow="fold")
-    for row in rows:
-        shown.add_row(*row)
-    console = Console()
-    # Redirected to a file there is no width to keep to, and wrapped columns are hard to read back.
-    (console if console.is_terminal else Console(width=160)).print(shown)
+    given = {"a second folder": options.runs[1:], "--output": options.output, "--learned": options.learned}
+    if wrong := [name for name, value in {**given, "--json": options.json}.items() if value]:
+        raise UsageError(f"{wrong[0]} goes with runs, but {root} has no config.json")
+    print(f"report: {pages.write(root)}")
 
 
 if __name__ == "__main__":

@@ -3,13 +3,12 @@
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from wsm_jax.config import LogConfig
 from wsm_jax.errors import UsageError
-from wsm_jax.run import read_jsonl
+from wsm_jax.files import read_jsonl, write_jsonl
 
 JSONL = "metrics.jsonl"
 
@@ -95,6 +94,4 @@ def _drop_after(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = [record for record in read_jsonl(path) if record["step"] <= step]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    os.replace(temporary, path)
+    write_jsonl(path, kept)

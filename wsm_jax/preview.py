@@ -17,6 +17,7 @@ from wsm_jax.evaluate import Evaluator
 from wsm_jax.merging import offline, trees
 from wsm_jax.optimizer import SCHEDULE_FREE
 from wsm_jax.run import Plan
+from wsm_jax.stream import Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ def windows(config: Config, plan: Plan) -> list[Window]:
     return found
 
 
-def merges(previews: Sequence[Window], stream: checkpoints.Stream, step: int, params: Any) -> Iterator[tuple[str, Any]]:
+def merges(previews: Sequence[Window], stream: Stream, step: int, params: Any) -> Iterator[tuple[str, Any]]:
     """(name, merged parameters) of every preview whose window the stream holds, in memory.
 
     Args:

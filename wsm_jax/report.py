@@ -3,17 +3,16 @@
 import csv
 import io
 import math
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from wsm_jax import config as config_lib
-from wsm_jax import plots
+from wsm_jax import files, plots
 from wsm_jax import run as run_lib
 from wsm_jax.comparison import Comparison, Row
 from wsm_jax.decay import DECAYS
 from wsm_jax.run import Run
+from wsm_jax.tables import markdown_table
 
 GROUPS = {
     "merge": "merges at the decay's window",
@@ -125,12 +124,14 @@ def write(result: Comparison, directory: str | Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     csv.writer(text).writerows(table(result))
-    _replace(directory / "table.csv", text.getvalue())
-    run_lib.write_json(directory / "table.json", to_json(result))
+    files.write_text(directory / "table.csv", text.getvalue())
+    files.write_json(directory / "table.json", to_json(result))
     figures = _figures(result)
     for name, (figure, _) in figures.items():
         plots.save(figure, directory / name)
-    _replace(directory / "report.md", _markdown(result, {name: caption for name, (_, caption) in figures.items()}))
+    files.write_text(
+        directory / "report.md", _markdown(result, {name: caption for name, (_, caption) in figures.items()})
+    )
     return directory
 
 
@@ -247,16 +248,3 @@ def _equal(result: Comparison) -> str:
     if window == decay:
         return f"= the decay's {decay}"
     return f"= {window}, the multiple of the interval that is nearest to the decay's {decay}"
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table; the first row is the header, the first column is text, the others are numbers."""
-    header, *body = rows
-    rule = [":--", *["--:"] * (len(header) - 1)]
-    return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *body)]
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)

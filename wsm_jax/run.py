@@ -11,7 +11,6 @@ report/        tables and figures
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 import platform
 import sys
@@ -24,6 +23,7 @@ from wsm_jax import checkpoints
 from wsm_jax import config as config_lib
 from wsm_jax.config import Config
 from wsm_jax.errors import UsageError
+from wsm_jax.files import read_json, read_jsonl, write_json
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -290,37 +290,3 @@ def environment() -> dict[str, Any]:
         "platform": device.platform,
         "command": " ".join([program, *sys.argv[1:]]),
     }
-
-
-def read_json(path: Path) -> Any:
-    """The JSON in ``path``.
-
-    Raises:
-      UsageError: missing or malformed.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read as JSON ({error})") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that ``path`` holds the old or the new text, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file; a last line cut by a crash is left out; no file gives none."""
-    if not path.is_file():
-        return []
-    lines = path.read_text().splitlines()
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise UsageError(f"{path}:{number}: not a JSON record ({error})") from error
-    return records

@@ -38,6 +38,7 @@ from wsm_jax.processes import all_succeed
 from wsm_jax.progress import Progress
 from wsm_jax.run import Plan, Run
 from wsm_jax.signals import StopSignals
+from wsm_jax.stream import Stream, drop_after
 from wsm_jax.train_step import jit_train_step
 
 
@@ -135,7 +136,7 @@ def train(
                 stack.enter_context(run_lib.claimed(directory))
                 run_lib.begin(directory, config, facts)
         resume = stack.enter_context(
-            checkpoints.Stream(
+            Stream(
                 run_lib.resume_stream(directory),
                 mergeable=False,
                 keep=config.checkpoint.resume_keep,
@@ -145,16 +146,16 @@ def train(
         with all_succeed():
             # On a GPU the order of sums is not fixed, so what comes after the full state is another path from there.
             if jax.default_backend() == "gpu" and jax.process_index() == 0:
-                checkpoints.drop_after(run_lib.merge_stream(directory), (resume.steps or [0])[-1])
+                drop_after(run_lib.merge_stream(directory), (resume.steps or [0])[-1])
         merge = stack.enter_context(
-            checkpoints.Stream(run_lib.merge_stream(directory), mergeable=True, keep=config.checkpoint.merge_keep)
+            Stream(run_lib.merge_stream(directory), mergeable=True, keep=config.checkpoint.merge_keep)
         )
         if resume.steps:
             state = _load(resume, resume.steps[-1], abstract)
             say(f"resuming {directory} at step {resume.steps[-1]}")
         else:
             if parent is not None and branch_step is not None:
-                with checkpoints.Stream(parent.resume_stream, mergeable=False, read_only=True) as stream:
+                with Stream(parent.resume_stream, mergeable=False, read_only=True) as stream:
                     state = _load(stream, branch_step, {**abstract, "averages": {}})
                 say(f"branching from {parent.path} at step {branch_step}")
             else:
@@ -262,7 +263,7 @@ def _silent(message: str) -> None:
     del message
 
 
-def _load(stream: checkpoints.Stream, step: int, abstract: train_state.TrainState) -> train_state.TrainState:
+def _load(stream: Stream, step: int, abstract: train_state.TrainState) -> train_state.TrainState:
     """The full state at ``step``; the step itself is the checkpoint's name.
 
     Raises:

@@ -14,6 +14,7 @@ from tests.merging.trees import bits, flat, plain_chunks, save_all, tree
 from wsm_jax import UsageError, checkpoints
 from wsm_jax.merging import offline, plan, zarr
 from wsm_jax.merging.leaves import Leaf
+from wsm_jax.stream import Stream
 
 CURVES = sorted(wsm_jax.DECAYS)
 
@@ -204,7 +205,7 @@ def test_the_output_is_an_ordinary_orbax_checkpoint(tmp_path):
 def test_each_input_has_its_own_item(tmp_path):
     """Of one folder two, of another the only one: the sum is that of the trees, and each is read and recorded."""
     ema, params, other = (tree(i) for i in range(3))
-    with checkpoints.Stream(tmp_path / "stream", mergeable=True) as stream:
+    with Stream(tmp_path / "stream", mergeable=True) as stream:
         stream.save(7, {"ema": ema, "params": params, "opt_state": {"count": jnp.zeros(3)}})
     (alone,) = save_all(tmp_path, [other], name="weights")
     paths = [tmp_path / "stream" / "7", tmp_path / "stream" / "7", alone]

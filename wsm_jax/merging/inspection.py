@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from wsm_jax import checkpoints
+from wsm_jax.files import read_json
 from wsm_jax.merging import huggingface, storage
-from wsm_jax.run import Run, read_json
+from wsm_jax.run import Run
 
 
 def inspect(path: str | os.PathLike, item: str | None = None) -> dict[str, Any]:

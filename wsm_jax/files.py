@@ -1,0 +1,53 @@
+"""Small files of text, JSON and JSON lines, read with one clear error and written whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from wsm_jax.errors import UsageError
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in ``path``.
+
+    Raises:
+      UsageError: missing or malformed.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, as :func:`write_text` does."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; a last line cut by a crash is left out; no file gives none."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().splitlines()
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise UsageError(f"{path}:{number}: not a JSON record ({error})") from error
+    return records
+
+
+def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one record a line, as :func:`write_text` does."""
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes ``text`` so that ``path`` holds the old or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
