@@ -31,7 +31,7 @@ from tests.runs import (
     records,
     to_dict,
 )
-from wsm_jax import NonFiniteError, Run, UsageError, checkpoints, disk, optimizer, schedules, sharding, train_state
+from wsm_jax import NonFiniteError, Run, UsageError, checkpoints, optimizer, schedules, sharding, train_state
 from wsm_jax.data import pipeline, tokens
 from wsm_jax.models import model as model_lib
 from wsm_jax.models import presets
@@ -292,41 +292,6 @@ def test_a_bucket_is_no_folder(tiny, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="gs:/bucket/run is no path of a file system; mount the bucket"):
         train(tiny.config(), "gs://bucket/run")
     assert not list(tmp_path.iterdir())
-
-
-# --- the disk --------------------------------------------------------------------------------------------------------
-
-
-def test_the_disk_that_will_be_needed(tiny, reference, capsys):
-    train(tiny.config(), reference.path)
-    printed = capsys.readouterr().err
-    found = re.search(
-        r"disk: up to ([\d.]+) GB under \S+ \(merge stream (\d+) x ([\d.]+) MB, one every 3 steps; full states ",
-        printed,
-    )
-    assert found, printed
-    assert int(found[2]) == STEPS // MERGE
-    size = disk.tree_bytes(checkpoints.abstract_tree(reference.merge_stream / str(STEPS)))
-    assert float(found[3]) == pytest.approx(size / 1e6, abs=0.05)
-    assert f"{reference.path} is complete at step {STEPS}" in printed
-    # AdamW's state is two more copies; four full states at most at a time (two kept, the branch point, the next).
-    assert float(found[1]) == pytest.approx((STEPS // MERGE + 4 * 3) * size / 1e9, abs=0.001)
-
-
-def test_too_little_disk_is_an_error_before_training(tiny, reference, monkeypatch):
-    def room(free):
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12 - free, free))
-
-    room(10**5)
-    with pytest.raises(UsageError, match=r"never needs 0\.00\d GB more but its disk has 0\.000 GB free; lower"):
-        tiny.run("never")
-    assert not (tiny.folder / "never").exists()
-    # A run that goes on has its own checkpoints on that disk already.
-    needed = 28 * disk.tree_bytes(checkpoints.abstract_tree(reference.merge_stream / str(STEPS)))
-    room(needed - disk.disk_bytes(reference.path / "checkpoints") + 10**4)
-    tiny.run("reference")
-    with pytest.raises(UsageError, match="GB more"):
-        tiny.run("never")
 
 
 # --- as a library ----------------------------------------------------------------------------------------------------
