@@ -105,8 +105,16 @@ def present(records: list[Record]) -> Page:
             raw["continued"],
             raw["rewarmed"],
         ),
-        (f"the same {LATER} intervals on, both merged", ends["continued"], ends["rewarmed"]),
-        ("the same with 12 checkpoints each", ("continued", MERGE, 12, LAST), ("rewarmed", MERGE, 12, LAST)),
+        (
+            f"{LATER} intervals on, both merged: the constant rate is better than warming up",
+            ends["continued"],
+            ends["rewarmed"],
+        ),
+        (
+            f"{LATER} intervals on, merges of 12: the constant rate is better than warming up",
+            ("continued", MERGE, 12, LAST),
+            ("rewarmed", MERGE, 12, LAST),
+        ),
         (
             "going on at the constant rate and merging is better than warming up and decaying again",
             ends["continued"],

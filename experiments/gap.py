@@ -90,17 +90,17 @@ def present(records: list[Record]) -> Page:
     for way, key in best.items():
         add(way, key, _words(key))
     plain = best[PLAIN]
-    claims = [CLAIMS, claimed("the plain merge is better than the real decay", table.minus(plain, real), digits=5)]
+    best_plain = f"the best plain merge ({_words(plain)})"
+    best_real = f"the best real decay ({plot_style.CURVE_LABELS[real[1]]})"
+    claims = [CLAIMS, claimed(f"{best_plain} is better than {best_real}", table.minus(plain, real), digits=5)]
     for way in WAYS[1:]:
-        claims.append(claimed(f"{way}: better than the plain merge", table.minus(best[way], plain), digits=5))
+        claims.append(claimed(f"{way}: better than the best plain merge", table.minus(best[way], plain), digits=5))
     chosen = {
         "without another run": table.best(best[way] for way in FREE),
         "with a branch of its own, no decay to zero": table.best(best[way] for way in BRANCHES.values()),
     }
     for words, key in chosen.items():
-        claims.append(
-            claimed(f"the best recipe {words} ({key[0]}) is better than the real decay", table.minus(key, real))
-        )
+        claims.append(claimed(f"the best recipe {words} ({key[0]}) is better than {best_real}", table.minus(key, real)))
     found = "; ".join(f"{words}: {key[0]}, {_words(key)}, {share(key)}" for words, key in chosen.items())
     lines = [
         "# What merges miss of a real decay, and what narrows it",

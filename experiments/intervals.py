@@ -22,7 +22,11 @@ def shown(values: Sequence[float], digits: int = 4) -> str:
 
 
 CLAIMS = ["claim", "difference", "", "the paper"]  # header of a table of claims
-HOLDS = "A claim *holds* where the 95% interval of the difference, paired by seed, lies below zero."
+HOLDS = (
+    "The difference is paired by seed, with its 95% interval. *holds*: the whole interval is below zero. *does not "
+    "hold*: the whole interval is above zero, so the opposite is true. *undecided*: it contains zero. The claims are "
+    "not corrected for their number: a few come out by chance."
+)
 
 
 def claimed(claim: str, values: Sequence[float], paper: str = "–", digits: int = 4) -> list[str]:

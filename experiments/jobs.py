@@ -63,6 +63,7 @@ JOBS = {
     "constant": Job(_BOTH, "stable", BRANCH),
     "switched": Job(_BOTH, "stable", BRANCH, END + EXTRA, switch=True),
     "switched-minus_sqrt": _decay("minus_sqrt", switch=True),  # the paper's
+    "switched-linear": _decay("linear", switch=True),
     **{f"decay-{curve}": _decay(curve) for curve in CURVES},
     "cosine": Job(("schedule.name=cosine", *_POINTS_ONLY)),
     **{f"short-{at}": _decay("minus_sqrt", start=at, end=at + SHORT, keep=(at + SHORT,)) for at in POINTS},

@@ -86,6 +86,11 @@ def claims(table: Seeds) -> list[list[str]]:
         best = table.best([(MERGE, curve, n) for n in COUNTS])
         if best[2] != 16:
             add(f"{name}: the best window ({best[2]}) is better than 16 checkpoints", best, (MERGE, curve, 16), longer)
+    best = table.best([(MERGE, curve, n) for curve in MERGED for n in COUNTS])
+    what = f"the best merge of all curves and windows ({plot_style.CURVE_LABELS[best[1]]} × {best[2]})"
+    for curve in ("minus_sqrt", "linear"):
+        real = (REAL, curve, matrix.DECAY)
+        add(f"{what} is better than the {plot_style.CURVE_LABELS[curve]} decay", best, real, "–")
     return rows
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import interval_means, lawa, report
-from experiments.intervals import interval, shown
+from experiments.intervals import HOLDS, interval, shown
 from wsm_jax import pages, plot_style
 from wsm_jax.files import read_jsonl
 from wsm_jax.tables import markdown_table
@@ -126,12 +126,11 @@ def paper_section(results: Path, scales: list[str]) -> list[str]:
     outline = report.outline(results)
     took = {scale: sum(pages.seconds(results, scale, outline).values()) / 60 for scale in scales}
     lines = [
-        "Test loss in bits per byte, lower is better, first arm minus second, 95% intervals over three seeds, paired; "
-        "a claim *holds* where the interval lies below zero. Of so many some come out by chance: the ones that differ "
-        "between the sizes say least. *The paper*: what it has for the claim, where it has figures scores, higher is "
-        "better. Means over nine domains on the pages with the switch (`wsd_vs_wsm`, `merge_algorithm`), over the two "
-        "of the stable text on the others. *–*: no such row, or no such figure in the paper. Protocol, all figures and "
-        "provenance are in [results/REPORT.md](results/REPORT.md).",
+        f"Test loss in bits per byte, lower is better, first arm minus second, three seeds. {HOLDS} *The paper*: what "
+        "it has for the claim, where it has figures scores, higher is better. Means over nine domains on the pages "
+        "with the switch (`wsd_vs_wsm`, `merge_algorithm`), over the two of the stable text on the others. *–*: no "
+        "such row, or no such figure in the paper. Protocol, all figures and provenance are in "
+        "[results/REPORT.md](results/REPORT.md).",
         "",
     ]
     for scale, minutes in took.items():
@@ -155,7 +154,23 @@ def paper_section(results: Path, scales: list[str]) -> list[str]:
         ]
         paper = next(iter(found.values()))[3]
         table.append([texts.pop() if len(texts) == 1 else alike, *cells, paper, f"[{name}](results/{name})"])
-    return [*lines, "", *markdown_table(table)]
+    return [*lines, "", *markdown_table(table), "", *_times(results, outline)]
+
+
+def _times(results: Path, outline: pages.Outline) -> list[str]:
+    """What each experiment reproduces, its command, and how long it took at every scale."""
+    times = {scale: pages.seconds(results, scale, outline) for scale in outline.scales}
+    table = [["page", "command", *(f"{scale}, minutes" for scale in outline.scales)]]
+    for name in outline.pages:
+        titles = [text for scale in outline.scales if (text := pages.pages(results, scale, outline).get(name))]
+        cells = [pages.minutes(times[s][name]) if name in times[s] else "not run" for s in outline.scales]
+        title = titles[0].splitlines()[0].removeprefix("# ")
+        table.append([f"[{title}](results/{name})", f"`python -m experiments.{name}`", *cells])
+    return [
+        "Minutes of processes; an experiment that is run by itself also trains what it needs of the shared runs.",
+        "",
+        *markdown_table(table),
+    ]
 
 
 def _alike(claim: str) -> str:

@@ -201,8 +201,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 # Arm and job of every piece, the long ones first: branches find their parents finished.
 _OTHERS = [(WSM, "stable"), (WSM, "switched"), (WSD, "switched-minus_sqrt")]  # of Lion and Muon
-_ALL = [(WSM, "stable"), (WSM, "cosine"), (WSM, "constant"), (WSD, "switched-minus_sqrt"), (WSD, "decay-minus_sqrt")]
-_ALL += [(WSM, job) for job in JOBS if (WSM, job) not in _ALL and job != "switched-minus_sqrt"]
+_WSD = ("switched-minus_sqrt", "switched-linear", "decay-minus_sqrt")
+_ALL = [(WSM, "stable"), (WSM, "cosine"), (WSM, "constant"), *((WSD, job) for job in _WSD)]
+_ALL += [(WSM, job) for job in JOBS if (WSM, job) not in _ALL and not (job in _WSD and job.startswith("switched"))]
 _PIECES = [(ADAMW, arm, job) for arm, job in _ALL]
 _PIECES += [(optimizer, arm, job) for optimizer in (LION, MUON) for arm, job in _OTHERS]
 SCALES = {

@@ -101,6 +101,11 @@ def seconds(root: Path, scale: str, outline: Outline) -> dict[str, float]:
     }
 
 
+def minutes(seconds: float) -> str:
+    """Whole minutes, as text."""
+    return f"{seconds / 60:.0f}" if seconds >= 30 else "< 1"
+
+
 def report(root: Path) -> str:
     """The text of the report: for each scale its claims, its times, then its pages with titles two levels down.
 
@@ -116,8 +121,8 @@ def report(root: Path) -> str:
         for table in _all_claims(found, scale, outline):
             lines += ["", *markdown_table(table)]
         taken = seconds(root, scale, outline)
-        rows = [["experiment", "minutes of processes"], *([name, f"{s / 60:.0f}"] for name, s in taken.items())]
-        lines += ["", *markdown_table([*rows, ["all", f"{sum(taken.values()) / 60:.0f}"]])]
+        rows = [["experiment", "minutes of processes"], *([name, minutes(s)] for name, s in taken.items())]
+        lines += ["", *markdown_table([*rows, ["all", minutes(sum(taken.values()))]])]
         for name, page in found.items():
             lines.append("")
             for line in page.splitlines():
