@@ -137,6 +137,8 @@ def build(data: Path, output: Path, megabytes: float) -> Path:
         if {key: there.get(key) for key in made} != made:
             raise UsageError(f"{output} was made with {there}, now it is {made}; choose another --output")
         return output
+    if output.is_dir() and any(output.iterdir()):
+        raise UsageError(f"{output} holds other files and no corpus; choose another --output")
     with published(output) as folder:
         counts = {}
         for phase, domains in PHASES.items():

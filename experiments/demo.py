@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 from experiments.environment import tuned
-from wsm_jax import cli, config_flags, files, run
+from wsm_jax import config_flags, files, run
+from wsm_jax.errors import UsageError
 
 CONFIG = Path(__file__).parent.parent / "configs" / "demo.py"
 CURVES = ("linear", "cosine", "minus_sqrt")
@@ -25,7 +26,9 @@ CURVES = ("linear", "cosine", "minus_sqrt")
 def commands(output: Path, seed: int, overrides: list[str]) -> list[list[str]]:
     """The ``wsm`` commands of the demo, in order; ``overrides`` are further ``--config.field=value``."""
     settings = [f"--config={CONFIG}", f"--config.seed={seed}", *overrides]
-    branch_step = run.plan(config_flags.load(settings)).branch_points[0]
+    points = run.plan(config_flags.load(settings)).branch_points
+    if not points:
+        raise UsageError("checkpoint.branch_points is empty, but the real decays leave the run at the first of them")
     base = output / "constant"
     decays = [output / f"decay-{curve}" for curve in CURVES]
     return [
@@ -35,7 +38,7 @@ def commands(output: Path, seed: int, overrides: list[str]) -> list[list[str]]:
                 "train",
                 *settings,
                 f"--run={folder}",
-                f"--branch_from={base}@{branch_step}",
+                f"--branch_from={base}@{points[0]}",
                 "--config.schedule.name=cooldown",
                 f"--config.schedule.curve={curve}",
             ]
@@ -70,6 +73,6 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except cli.UsageError as error:
+    except UsageError as error:
         print(f"demo: {error}", file=sys.stderr)
         sys.exit(2)

@@ -13,7 +13,6 @@ Hardware and time: two CPU cores, about an hour. Writes results/interval_means/s
 """
 
 import dataclasses
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from matplotlib.figure import Figure
 from experiments import protocol
 from experiments.intervals import interval, shown, verdict
 from experiments.protocol import Experiment, Page, Record
+from experiments.seeds import Seeds
 from wsm_jax import plot_style
 from wsm_jax.merging.recipe import Recipe, make_recipe
 from wsm_jax.merging.selection import MEAN, POINT, SNAPSHOTS
@@ -107,20 +107,19 @@ def merges(base: Run) -> dict[Key, Recipe]:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-class Table:
-    """The records of one size, one value for each seed."""
+class Table(Seeds):
+    """The records of one size by (arm, curve, intervals, weight-decay-aware)."""
 
     def __init__(self, records: Sequence[Record]):
-        self._rows = sorted(records, key=lambda r: r["seed"])
-        self.seeds = sorted({r["seed"] for r in records})
+        super().__init__(records, "arm", "curve", "count", "weight_decay_aware")
 
-    def of(self, key: Key, figure: str = "minus_raw") -> list[float]:
-        """Values by seed of (arm, curve, intervals, weight-decay-aware)."""
-        return [r[figure] for r in self._rows if (r["arm"], r["curve"], r["count"], r["weight_decay_aware"]) == key]
+    def gain(self, key: Key) -> list[float]:
+        """Test loss minus that of the last checkpoint, by seed."""
+        return self.of(key, "minus_raw")
 
-    def best(self, arm: str, curve: str, aware: bool) -> int:
+    def window(self, arm: str, curve: str, aware: bool) -> int:
         """The window with the lowest validation loss, mean over seeds."""
-        return min(COUNTS, key=lambda n: statistics.fmean(self.of((arm, curve, n, aware), "validation")))
+        return self.best((arm, curve, n, aware) for n in COUNTS)[2]
 
 
 def present(records: list[Record]) -> Page:
@@ -139,9 +138,9 @@ def present(records: list[Record]) -> Page:
     ]
     for size, table in tables.items():
         parameters = next(r["parameters"] for r in records if r["size"] == size)
-        raw = table.of((RAW, "", 0, False), "test")
+        raw = table.mean((RAW, "", 0, False))
         lines += ["", f"## {parameters:,} parameters", "", *markdown_table(_losses(table)), ""]
-        lines += [f"The last checkpoint itself: {statistics.fmean(raw):.4f}. Share of the real decay's gain:", ""]
+        lines += [f"The last checkpoint itself: {raw:.4f}. Share of the real decay's gain:", ""]
         for shown_table in (_shares(table), _differences(table), _claims(table)):
             lines += [*markdown_table(shown_table), ""]
     lines += [
@@ -164,10 +163,10 @@ def _name(snapshot: str, curve: str, aware: bool) -> str:
 def _losses(table: Table) -> list[list[str]]:
     rows = [["", *map(str, COUNTS), "best window"]]
     for snapshot, curve, aware in _kinds():
-        cells = [shown(table.of((snapshot, curve, count, aware))) for count in COUNTS]
-        rows.append([_name(snapshot, curve, aware), *cells, str(table.best(snapshot, curve, aware))])
+        cells = [shown(table.gain((snapshot, curve, count, aware))) for count in COUNTS]
+        rows.append([_name(snapshot, curve, aware), *cells, str(table.window(snapshot, curve, aware))])
     for curve in CURVES:
-        real = shown(table.of((REAL, curve, DECAY, False)))
+        real = shown(table.gain((REAL, curve, DECAY, False)))
         cells = [real if count == DECAY else "" for count in COUNTS]
         rows.append([f"real decay, {plot_style.CURVE_LABELS[curve]}", *cells, ""])
     return rows
@@ -177,10 +176,10 @@ def _shares(table: Table) -> list[list[str]]:
     """Gain of a merge over that of the real decay along the same curve, by seed and as ratio of the means."""
     rows = [["", "equal window", "by seed", "best window", "by seed"]]
     for snapshot, curve, aware in _kinds():
-        real = table.of((REAL, curve, DECAY, False))
+        real = table.gain((REAL, curve, DECAY, False))
         cells = []
-        for count in (DECAY, table.best(snapshot, curve, aware)):
-            own = table.of((snapshot, curve, count, aware))
+        for count in (DECAY, table.window(snapshot, curve, aware)):
+            own = table.gain((snapshot, curve, count, aware))
             cells += [f"{sum(own) / sum(real):.0%}", " ".join(f"{a / b:.0%}" for a, b in zip(own, real, strict=True))]
         rows.append([_name(snapshot, curve, aware), *cells])
     return rows
@@ -191,8 +190,10 @@ def _differences(table: Table) -> list[list[str]]:
     rows = [["interval means minus points", *map(str, COUNTS), "best of each"]]
     for curve in CURVES:
         windows = [dict.fromkeys(SNAPSHOTS, count) for count in COUNTS]
-        windows.append({s: table.best(s, curve, False) for s in SNAPSHOTS})
-        pairs = [_minus(table, (MEAN, curve, w[MEAN], False), (POINT, curve, w[POINT], False)) for w in windows]
+        windows.append({s: table.window(s, curve, False) for s in SNAPSHOTS})
+        pairs = [
+            table.minus((MEAN, curve, w[MEAN], False), (POINT, curve, w[POINT], False), "minus_raw") for w in windows
+        ]
         rows.append([plot_style.CURVE_LABELS[curve], *map(shown, pairs)])
     return rows
 
@@ -201,15 +202,11 @@ def _claims(table: Table) -> list[list[str]]:
     rows = [["claim", "curve", "window", "difference", ""]]
     for curve in CURVES:
         for snapshot in SNAPSHOTS:
-            for window, count in {"equal": DECAY, "best": table.best(snapshot, curve, False)}.items():
-                pairs = _minus(table, (snapshot, curve, count, False), (REAL, curve, DECAY, False))
+            for window, count in {"equal": DECAY, "best": table.window(snapshot, curve, False)}.items():
+                pairs = table.minus((snapshot, curve, count, False), (REAL, curve, DECAY, False), "minus_raw")
                 claim = f"{NAMES[snapshot]} are better than the real decay"
                 rows.append([claim, plot_style.CURVE_LABELS[curve], window, shown(pairs), verdict(pairs)])
     return rows
-
-
-def _minus(table: Table, first: Key, second: Key) -> list[float]:
-    return [a - b for a, b in zip(table.of(first), table.of(second), strict=True)]
 
 
 @plot_style.styled_figure
@@ -219,14 +216,14 @@ def figure(tables: dict[str, Table]) -> Figure:
     panels = made.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for axes, (size, table) in zip(panels, tables.items(), strict=True):
         for place, (snapshot, curve) in enumerate((s, c) for c in CURVES for s in SNAPSHOTS):
-            found = [interval(table.of((snapshot, curve, count, False))) for count in COUNTS]
+            found = [interval(table.gain((snapshot, curve, count, False))) for count in COUNTS]
             look = {"color": plot_style.CURVE_COLOURS[curve], "linestyle": "-" if snapshot == MEAN else ":"}
             look |= {"marker": plot_style.CURVE_MARKERS[curve], "capsize": 2, "elinewidth": 0.8}
             look |= {} if snapshot == MEAN else {"markerfacecolor": "white"}
             x = [count * 1.025 ** (place - 2.5) for count in COUNTS]  # side by side
             axes.errorbar(x, [m for m, _ in found], [h for _, h in found], label=_name(snapshot, curve, False), **look)
         for curve in CURVES:
-            mean, _ = interval(table.of((REAL, curve, DECAY, False)))
+            mean, _ = interval(table.gain((REAL, curve, DECAY, False)))
             label, dashes = (
                 f"real decay, {plot_style.CURVE_LABELS[curve]}",
                 {"linestyle": plot_style.CURVE_DASHES[curve]},

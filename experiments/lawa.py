@@ -13,16 +13,17 @@ Hardware and time of the default: two CPU cores, under an hour. Writes results/l
 """
 
 import dataclasses
-import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from experiments import protocol
 from experiments.intervals import interval, shown, verdict
 from experiments.protocol import Experiment, Page, Record
+from experiments.seeds import Seeds
 from wsm_jax import plot_style
 from wsm_jax.merging.recipe import Recipe, make_recipe
 from wsm_jax.run import Run
@@ -65,9 +66,7 @@ SCALES = {
     "small": {f"{lr:g}-seed{s}": Piece("demo.py", lr, s, SMALL) for lr in (6e-4, 2e-3, 6e-3) for s in range(3)},
     **{
         f"gpt2_{size}": {
-            f"{lr:g}-seed{s}": Piece(
-                f"lawa.py:{size}{kind}", lr, s, ("--config.checkpoint.merge_keep=0",), 10**6, 10**6
-            )
+            f"{lr:g}-seed{s}": Piece(f"lawa.py:{size}{kind}", lr, s, KEEP_ALL, 10**6, 10**6)
             for kind, lr in (("", high), (",nanogpt", low))
             for s in range(3)
         }
@@ -106,7 +105,7 @@ def averages(run: Run, step: int) -> dict[str, Recipe]:
     found = {RAW: protocol.single(newest), EMA: protocol.single(newest, "ema")}
     windows = {lawa(k): (COUNT, k * own) for k in SPACINGS} | {SWA: ((step - warm) // own + 1, own)}
     for name, (count, apart) in windows.items():
-        if count and step - (count - 1) * apart >= warm:
+        if count > 0 and step - (count - 1) * apart >= warm:
             found[name] = make_recipe(run, "lawa", count, interval=apart, last_step=step)
     return found
 
@@ -114,23 +113,21 @@ def averages(run: Run, step: int) -> dict[str, Recipe]:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-class Table:
-    """The records by rate, share and arm, one value for each seed."""
+class Table(Seeds):
+    """The records by (peak rate, share of the run, arm)."""
 
     def __init__(self, records: Sequence[Record]):
+        super().__init__(records, "peak_lr", "share", "arm")
         self.rates = sorted({r["peak_lr"] for r in records})
         self.shares = sorted({r["share"] for r in records})
-        self._records = records
 
-    def of(self, rate: float, share: float, arm: str, figure: str = "minus_raw") -> list[float]:
-        """Values by seed; empty where the arm was not measured."""
-        rows = [r for r in self._records if (r["peak_lr"], r["share"], r["arm"]) == (rate, share, arm)]
-        return [row[figure] for row in sorted(rows, key=lambda row: row["seed"])]
+    def gain(self, *key: Any) -> list[float]:
+        """Test loss minus raw by seed; empty where the arm was not measured."""
+        return self.of(key, "minus_raw") if key in self else []
 
     def chosen(self, rate: float, share: float) -> str:
         """The spacing of LAWA with the lowest validation loss, mean over seeds."""
-        known = [lawa(k) for k in SPACINGS if self.of(rate, share, lawa(k))]
-        return min(known, key=lambda arm: statistics.fmean(self.of(rate, share, arm, "validation")))
+        return self.best(key for k in SPACINGS if (key := (rate, share, lawa(k))) in self)[2]
 
 
 def present(records: list[Record]) -> Page:
@@ -140,8 +137,8 @@ def present(records: list[Record]) -> Page:
     rows = [["peak rate", "share of the run", "raw, test loss", *(f"{arm}, minus raw" for arm in arms), "chosen"]]
     for rate in table.rates:
         for share in table.shares:
-            raw = statistics.fmean(table.of(rate, share, RAW, "test"))
-            cells = [shown(values) if (values := table.of(rate, share, arm)) else "–" for arm in arms]
+            raw = table.mean((rate, share, RAW))
+            cells = [shown(values) if (values := table.gain(rate, share, arm)) else "–" for arm in arms]
             rows.append([f"{rate:g}", f"{share:g}", f"{raw:.4f}", *cells, table.chosen(rate, share).split()[-1]])
     seeds, steps = len({r["seed"] for r in records}), max(r["step"] for r in records)
     seconds = sum({(r["peak_lr"], r["seed"]): r["piece_seconds"] for r in records}.values())
@@ -183,8 +180,8 @@ def claims(table: Table) -> list[list[str]]:
     for share in EARLY:
         for rate in table.rates:
             best = table.chosen(rate, share)
-            add("LAWA is better than the raw model", f"{rate:g}", share, table.of(rate, share, best))
-        gains = [table.of(rate, share, table.chosen(rate, share)) for rate in (high, low)]
+            add("LAWA is better than the raw model", f"{rate:g}", share, table.gain(rate, share, best))
+        gains = [table.gain(rate, share, table.chosen(rate, share)) for rate in (high, low)]
         if high > low:
             add(
                 "its gain grows with the rate",
@@ -193,20 +190,16 @@ def claims(table: Table) -> list[list[str]]:
                 [a - b for a, b in zip(*gains, strict=True)],
             )
         for rate in table.rates:
-            known = [arm for k in SPACINGS if table.of(rate, share, arm := lawa(k))]
+            known = [arm for k in SPACINGS if table.gain(rate, share, arm := lawa(k))]
             if len(known) > 1:
-                growth = _minus(table, rate, share, known[-1], known[0])
+                growth = table.minus((rate, share, known[-1]), (rate, share, known[0]), "minus_raw")
                 add(f"its gain grows with the spacing, {known[-1][-1]} against 1", f"{rate:g}", share, growth)
         for other in (EMA, SWA):
             for rate in table.rates:
                 best = table.chosen(rate, share)
-                add(f"it is better than {other}", f"{rate:g}", share, _minus(table, rate, share, best, other))
+                values = table.minus((rate, share, best), (rate, share, other), "minus_raw")
+                add(f"it is better than {other}", f"{rate:g}", share, values)
     return rows
-
-
-def _minus(table: Table, rate: float, share: float, first: str, second: str) -> list[float]:
-    pairs: Callable[[str], list[float]] = lambda arm: table.of(rate, share, arm)  # noqa: E731
-    return [a - b for a, b in zip(pairs(first), pairs(second), strict=True)]
 
 
 @plot_style.styled_figure
@@ -219,8 +212,8 @@ def figure(table: Table, interval_steps: int) -> Figure:
     looks |= {lawa(k): (colour, "o") for k, colour in zip(SPACINGS, blues, strict=True)}
     for axes, rate in zip(panels, table.rates, strict=True):
         for place, (arm, (colour, marker)) in enumerate(looks.items()):
-            there = [share for share in table.shares if table.of(rate, share, arm)]
-            found = [interval(table.of(rate, share, arm)) for share in there]
+            there = [share for share in table.shares if table.gain(rate, share, arm)]
+            found = [interval(table.gain(rate, share, arm)) for share in there]
             x = [share + 0.012 * (place - 2) for share in there]  # side by side
             y, error = [mean for mean, _ in found], [half for _, half in found]
             label = arm if arm in (EMA, SWA) else f"LAWA, every {int(arm.split()[-1]) * interval_steps} steps"

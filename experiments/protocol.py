@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from experiments.environment import tuned
 from wsm_jax import cli, config_flags, evaluate, files, memory, plot_style, run
 from wsm_jax.checkpoints import PARAMS
+from wsm_jax.config import parse_list
 from wsm_jax.evaluate import Evaluation, Evaluator
 from wsm_jax.merging import offline
 from wsm_jax.merging import recipe as recipe_lib
@@ -132,7 +133,7 @@ def main(experiment: Experiment) -> int:
         return _do(experiment, options.output / options.piece, options.piece, pieces[options.piece], settings)
     command_line = " ".join(["python -m experiments." + experiment.name, *sys.argv[1:]])
     environment = {**tuned(), **os.environ, "WSM_EXPERIMENT_COMMAND": command_line}
-    chosen = options.only.split(",") if options.only else list(pieces)
+    chosen = parse_list(options.only) or list(pieces)
     done = [name for name in chosen if (options.output / name / "records.jsonl").is_file()]
     if other := [name for name in done if _settings(options.output / name) != settings]:
         had = " ".join(_settings(options.output / other[0])) or "no --config.FIELD=VALUE"
@@ -175,7 +176,7 @@ def _parse(experiment: Experiment) -> tuple[argparse.Namespace, list[str]]:
     if wrong := [text for text in settings if not text.startswith("--config.")]:
         parser.error(f"unknown argument {wrong[0]!r}; a setting is written --config.FIELD=VALUE")
     pieces = experiment.scales[options.scale]
-    if unknown := [name for name in options.only.split(",") if name and name not in pieces]:
+    if unknown := [name for name in parse_list(options.only) if name not in pieces]:
         parser.error(f"unknown piece {unknown[0]!r}; known: {', '.join(pieces)}")
     if options.parallel < 1:
         parser.error(f"--parallel={options.parallel} must be at least 1")

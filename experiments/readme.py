@@ -224,13 +224,13 @@ def means_section(records: list[dict[str, Any]]) -> list[str]:
     table = interval_means.Table([r for r in records if r["size"] == size])
     rows = [["curve", "window", "real decay", "points", "share", "interval means", "share"]]
     for curve in interval_means.CURVES:
-        real = table.of((interval_means.REAL, curve, interval_means.DECAY, False))
+        real = table.gain((interval_means.REAL, curve, interval_means.DECAY, False))
         for window in ("equal", "best"):
             cells, counts = [], []
             for snapshot in interval_means.SNAPSHOTS:
-                best = table.best(snapshot, curve, False)
+                best = table.window(snapshot, curve, False)
                 counts.append(interval_means.DECAY if window == "equal" else best)
-                own = table.of((snapshot, curve, counts[-1], False))
+                own = table.gain((snapshot, curve, counts[-1], False))
                 cells += [shown(own), f"{sum(own) / sum(real):.0%}"]
             length = " / ".join(str(n) for n in dict.fromkeys(counts))
             rows.append([plot_style.CURVE_LABELS[curve], f"{window}: {length}", shown(real), *cells])
@@ -252,8 +252,8 @@ def lawa_section(records: list[dict[str, Any]]) -> list[str]:
     for rate in table.rates:
         for share in lawa.EARLY:
             best = table.chosen(rate, share)
-            raw = statistics.fmean(table.of(rate, share, lawa.RAW, "test"))
-            cells = [shown(table.of(rate, share, arm)) for arm in (best, lawa.EMA, lawa.SWA)]
+            raw = table.mean((rate, share, lawa.RAW))
+            cells = [shown(table.gain(rate, share, arm)) for arm in (best, lawa.EMA, lawa.SWA)]
             spacing = int(best.split()[-1]) * records[0]["interval"]
             rows.append([f"{rate:g}", f"{share:g}", f"{raw:.4f}", cells[0], str(spacing), *cells[1:]])
     return [

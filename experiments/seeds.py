@@ -23,7 +23,12 @@ class Seeds:
         for record in ordered:
             self._rows.setdefault(tuple(record[field] for field in fields), []).append(record)
         self.seeds = sorted({r["seed"] for r in records})
-        for name in ("peak_lr", "wsd_peak_lr"):
+        for key, rows in self._rows.items():
+            if (have := [r["seed"] for r in rows]) != self.seeds:
+                raise UsageError(
+                    f"{key} has the seeds {have}, others have {self.seeds}: remove the older pieces' folders"
+                )
+        for name in {"peak_lr", "wsd_peak_lr"} - set(fields):
             if len(found := {r.get(name) for r in records}) > 1:
                 raise UsageError(f"records of different peak rates {found}: remove the folder of the older pieces")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments import demo
 from wsm_jax import (
     DECAYS,
     Run,
@@ -196,6 +197,16 @@ def test_runs_that_cannot_be_compared_are_refused(demo_run, store):
         comparison.compare(constant, [])
     with pytest.raises(UsageError, match=r"constant is no branch; make real decays with --branch_from=.*constant@STEP"):
         comparison.compare(constant, [constant])
+    constant.config = with_fields(constant.config, schedule__warmup="0.9run")
+    with pytest.raises(
+        UsageError, match=r"a window as long as the decays has \d+ checkpoints, but only \d+ come after"
+    ):
+        comparison.compare(constant, [decay])
+
+
+def test_the_demo_needs_a_branch_point():
+    with pytest.raises(UsageError, match=r"checkpoint\.branch_points is empty"):
+        demo.commands(Path("x"), 0, ["--config.checkpoint.branch_points="])
 
 
 def test_runs_that_are_no_decays_of_the_first_are_refused(demo_run, store):

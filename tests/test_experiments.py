@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from experiments import interval_means, intervals, lawa, protocol
+from experiments.seeds import Seeds
 from wsm_jax import Run, checkpoints, config_flags
+from wsm_jax.errors import UsageError
 from wsm_jax.evaluate import run_evaluator
 
 pytestmark = pytest.mark.xdist_group("experiments")  # one short run of each serves the whole file
@@ -133,6 +135,22 @@ def test_bad_arguments_end_with_one_error(arguments, named, monkeypatch, capsys)
         protocol.main(lawa.EXPERIMENT)
     assert error.value.code == 2
     assert named in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_comma_too_many_is_no_piece_more(tmp_path, monkeypatch, capsys):
+    places = [f"--output={tmp_path}/runs", f"--results={tmp_path}/results"]
+    monkeypatch.setattr(sys, "argv", ["lawa", "--only=0.006-seed0,", "--config.optimizer.name=adamx", *places])
+    assert protocol.main(lawa.EXPERIMENT) == 2
+    assert "lawa: 1 pieces to do" in capsys.readouterr().out
+
+
+def test_arms_of_other_seeds_are_not_paired():
+    rows = [
+        {"arm": arm, "seed": seed, "test": 1.0} for arm, seeds in {"a": (0, 1), "b": (1, 2)}.items() for seed in seeds
+    ]
+    with pytest.raises(UsageError, match=r"\('a',\) has the seeds \[0, 1\], others have \[0, 1, 2\]"):
+        Seeds(rows, "arm")
+    assert Seeds([row for row in rows if row["seed"] == 1], "arm").minus(("a",), ("b",)) == [0.0]
 
 
 def test_a_piece_that_fails_stops_the_experiment_and_says_why(store, tmp_path):

@@ -75,6 +75,19 @@ def test_records_come_back_in_order(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == LINES
 
 
+def test_records_that_cannot_be_read_name_the_file(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match=r"metrics\.jsonl: cannot be read"):
+        read_jsonl(tmp_path / "metrics.jsonl")
+
+
+def test_a_write_that_fails_leaves_nothing_beside_it(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(OSError):
+        write_json(tmp_path / "a.json", 1)
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
 def test_no_file_has_no_records(tmp_path):
     assert read_jsonl(tmp_path / "metrics.jsonl") == []
 

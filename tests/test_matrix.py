@@ -108,6 +108,14 @@ def test_a_corpus_of_another_size_is_not_taken_for_this_one(data, tmp_path):
         corpus.build(data, tmp_path / "a", 0.2)
 
 
+def test_a_folder_of_something_else_is_no_place_for_a_corpus(data, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="a holds other files and no corpus"):
+        corpus.build(data, tmp_path / "a", 0.1)
+    assert [path.name for path in tmp_path.glob("*")] == ["a"]
+
+
 def test_a_missing_file_is_named_before_anything_is_written(data, tmp_path):
     copy = shutil.copytree(data, tmp_path / "data")
     (copy / "eval" / "math500.jsonl.gz").unlink()

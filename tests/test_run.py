@@ -61,7 +61,7 @@ def test_a_run_measured_in_tokens():
 
 
 def test_without_a_switch_and_without_validation():
-    found = plan(settings(evaluation=EvaluationConfig(interval="")))
+    found = plan(settings(evaluation=EvaluationConfig(interval=""), data=DataConfig(validation_fraction=0.0)))
     assert found.switch_step is None
     assert found.evaluation_interval == 0
     assert found.branch_points == ()
@@ -84,6 +84,8 @@ def test_the_resume_stream_adds_branch_points_and_the_end_once_each():
         ({"duration": "long"}, r"duration='long' is not a duration"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"accumulate": 0}, "accumulate is 0"),
+        ({"evaluation": EvaluationConfig(batch_size=0)}, r"evaluation\.batch_size is 0; it must be at least 1"),
+        ({"data": DataConfig(validation_fraction=0.0)}, r"data\.validation_fraction=0 leaves nothing to evaluate"),
         ({"accumulate": 3}, "batch_size=8 is not a multiple of accumulate=3"),
         ({"log": LogConfig(interval="0.0001run")}, r"log\.interval='0\.0001run' is 0 steps of a run of 1000"),
         ({"evaluation": EvaluationConfig(interval="0steps")}, r"evaluation\.interval='0steps'"),

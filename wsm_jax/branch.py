@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from wsm_jax import checkpoints, optimizer, sharding
 from wsm_jax import config as config_lib
 from wsm_jax import run as run_lib
@@ -98,7 +96,7 @@ def check_heads(path: str | Path, origin: Run, config: Config) -> None:
 def check_params(path: str | Path, params: Any) -> None:
     """Raises UsageError where the checkpoint at ``path`` has not the leaves of ``params``, by its metadata."""
     shapes = [
-        {sharding.path_name(place): leaf.shape for place, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        {name: leaf.shape for name, leaf in sharding.named_leaves(tree).items()}
         for tree in (checkpoints.abstract_tree(path), params)
     ]
     for name in sorted({*shapes[0], *shapes[1]}):

@@ -236,7 +236,7 @@ def array_names(path: str | os.PathLike, item: str | None = None) -> tuple[Path,
         entries = [entry["key_metadata"] for entry in metadata["tree_metadata"].values() if not is_empty(entry)]
         keys = [[str(key["key"]) for key in entry] for entry in entries]
         layout = ("zarr3" if metadata.get("use_zarr3") else "zarr") + ("+ocdbt" if metadata["use_ocdbt"] else "")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UsageError(f"{folder}: unreadable checkpoint metadata ({type(error).__name__}: {error})") from error
     return folder, {"/".join(key): ".".join(key) for key in keys}, layout
 
@@ -252,6 +252,15 @@ def is_empty(entry: dict[str, Any]) -> bool:
 
 
 def user_metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """What was stored beside the arrays of the checkpoint at ``path``; old ones of Orbax have nothing."""
-    file = _require(path) / COMPLETE
-    return (json.loads(file.read_text()).get("custom_metadata") or {}) if file.exists() else {}
+    """What was stored beside the arrays of the checkpoint at ``path``; old ones of Orbax have nothing.
+
+    Raises:
+      UsageError: no complete checkpoint, or metadata that cannot be read.
+    """
+    file = Path(_require(path)) / COMPLETE
+    if not file.exists():
+        return {}
+    try:
+        return json.loads(file.read_text()).get("custom_metadata") or {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"{file}: unreadable checkpoint metadata ({type(error).__name__}: {error})") from error

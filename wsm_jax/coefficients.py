@@ -221,7 +221,8 @@ def decayed_checkpoint_weights(
       float64 [k + 1], non-negative, summing to 1.
 
     Raises:
-      UsageError: weights that :func:`checkpoint_weights` refuses; lr * wd outside (0, 1); T below 1.
+      UsageError: weights that :func:`checkpoint_weights` refuses; lr * wd outside (0, 1); T below 1, or not one
+        for each interval.
     """
     checkpoint_weights(update_weights)  # the same conditions hold
     w = _vector("update_weights", update_weights)

@@ -106,16 +106,21 @@ def compare(
         )
     first = schedules.warmup_end(base.config, base.facts["branch_step"])
     most = sum(step > first for step in checkpoints.complete_steps(base.merge_stream))
+    if most < count:
+        raise UsageError(
+            f"{base.path}: a window as long as the decays has {count} checkpoints, but only {most} come after the "
+            f"warm-up, which ends at step {first}; branch the decays later"
+        )
     counts = sorted({min(max(round(count * share), 2), most) for share in WINDOW_SHARES} | {count})
     whole = selection.select(base, max(counts), last_step=last)
 
     validate = evaluate.run_evaluator(base, "validation", limit_tokens=base.config.evaluation.tokens)
+    test = evaluate.run_evaluator(base, "test")
     validation = tuning.search(base, whole, counts, validate, say=say)
     chosen = min(validation, key=lambda key: validation[key])
     windows = {curve: [(n * interval, validation[curve, n]) for n in counts] for curve in DECAYS}
 
     say("measuring on test")
-    test = evaluate.run_evaluator(base, "test")
     raw_params = checkpoints.load_tree(whole.paths[-1])
     raw = test(raw_params)
     rows = [_row("constant rate, last checkpoint", "raw", "", 0, raw, raw, base, 0, 0.0)]

@@ -1,6 +1,7 @@
 """``--config=FILE --config.field=value``, read by ml_collections.config_flags into a :class:`Config`."""
 
 import contextlib
+import copy
 import dataclasses
 import io
 from collections.abc import Sequence
@@ -78,22 +79,13 @@ def help_text() -> str:
 
 def with_fields(config: Config, **fields: Any) -> Config:
     """A deep copy with fields replaced by dotted name, ``.`` written ``__``: ``optimizer__peak_lr=1e-3``."""
-    copy = _copy(config)
+    changed = copy.deepcopy(config)
     for name, value in fields.items():
         *path, last = name.split("__")
-        node = copy
+        node = changed
         for part in path:
             node = getattr(node, part)
         if last not in {field.name for field in dataclasses.fields(node)}:
             raise UsageError(f"{name.replace('__', '.')} is not a field")
         setattr(node, last, value)
-    return copy
-
-
-def _copy(node: Any) -> Any:
-    return type(node)(
-        **{
-            field.name: _copy(value) if dataclasses.is_dataclass(value := getattr(node, field.name)) else value
-            for field in dataclasses.fields(node)
-        }
-    )
+    return changed

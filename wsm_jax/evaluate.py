@@ -50,6 +50,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
+        """exp of the loss."""
         return math.exp(min(self.loss, 700.0))
 
     @property
@@ -252,10 +253,10 @@ def checkpoint_path(
     ]
     if not everywhere:
         raise UsageError(f"{run.path} holds no complete checkpoint")
-    items = {path: checkpoints.item_names(path) for path in everywhere}
+    items = {path: set(checkpoints.item_names(path)) - {"opt_state", "averages"} for path in everywhere}
     there = {int(path.name): path for path in everywhere if item in items[path]}
     if not there:
-        known = sorted(set().union(*items.values()) - {"opt_state", "averages"})
+        known = sorted(set().union(*items.values()))
         raise UsageError(f"no checkpoint of {run.path} has an item {item!r}; they have {', '.join(known)}")
     step = max(there) if step is None else step
     if step not in there:

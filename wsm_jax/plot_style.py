@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from wsm_jax.errors import UsageError
+from wsm_jax.files import replacing
 
 CURVE_COLOURS: dict[str, str] = {
     "linear": "#0072B2",
@@ -78,7 +79,7 @@ def save(figure: Figure, path_without_suffix: str | os.PathLike[str]) -> list[Pa
     """Writes PATH.png (200 dpi) and PATH.svg, each atomically; the same figure gives the same bytes.
 
     Args:
-      figure: what one of the functions above returned.
+      figure: one of ``plots.py``, or any other.
       path_without_suffix: a trailing ``.png`` or ``.svg`` is dropped; missing folders are made.
 
     Returns:
@@ -88,13 +89,8 @@ def save(figure: Figure, path_without_suffix: str | os.PathLike[str]) -> list[Pa
     paths = [Path(f"{base}.png"), Path(f"{base}.svg")]
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     for path, metadata in zip(paths, ({"Software": None}, {"Date": None}), strict=True):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with matplotlib.style.context(["default", STYLE]):
-                figure.savefig(temporary, format=path.suffix[1:], dpi=200, metadata=metadata)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary, matplotlib.style.context(["default", STYLE]):
+            figure.savefig(temporary, format=path.suffix[1:], dpi=200, metadata=metadata)
     return paths
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ class Progress:
       writer: where records go.
       schedule: update count -> rate, to report the rate.
       tokens_per_step: tokens in one update.
+      tokens_read: step -> tokens that were read up to it.
       flops_per_token: training FLOPs, for MFU where the device's peak is known.
       start: updates done before the first :meth:`add`.
       total: updates in the whole run.
@@ -34,6 +36,7 @@ class Progress:
         schedule: Schedule,
         *,
         tokens_per_step: int,
+        tokens_read: Callable[[int], int],
         flops_per_token: float,
         start: int,
         total: int,
@@ -42,6 +45,7 @@ class Progress:
     ):
         self._writer, self._schedule = writer, schedule
         self._tokens_per_step, self._flops_per_token = tokens_per_step, flops_per_token
+        self._tokens_read = tokens_read
         peak = chips.peak_flops()
         self._peak = peak * jax.device_count() if peak else None
         self._done = start
@@ -76,7 +80,7 @@ class Progress:
         self._done += count
         speed = count * self._tokens_per_step / seconds
         record: dict[str, Any] = {
-            "tokens": self._done * self._tokens_per_step,
+            "tokens": self._tokens_read(self._done),
             **{name: float(v.mean(dtype=np.float64)) for name, v in values.items()},
             "learning_rate": float(self._schedule(self._done - 1)),
             "tokens_per_second": round(speed, 1),

@@ -70,11 +70,12 @@ def plan(config: Config) -> Plan:
             raise UsageError(f"{field}={text!r} is {steps} steps, but the run ends at {config.steps}")
         return steps
 
-    for field in ("batch_size", "accumulate"):
-        if getattr(config, field) < 1:
-            raise UsageError(f"{field} is {getattr(config, field)}; it must be at least 1")
-    if config.model.context < 1:
-        raise UsageError(f"model.context is {config.model.context}; it must be at least 1")
+    flat = config_lib.flat_fields(config)
+    for field in ("batch_size", "accumulate", "model.context", "evaluation.batch_size"):
+        if (value := flat[field][0]) < 1:
+            raise UsageError(f"{field} is {value}; it must be at least 1")
+    if config.evaluation.interval and not config.data.validation_fraction:
+        raise UsageError("data.validation_fraction=0 leaves nothing to evaluate; raise it, or set evaluation.interval=")
     if config.batch_size % config.accumulate:
         raise UsageError(f"batch_size={config.batch_size} is not a multiple of accumulate={config.accumulate}")
     if config.steps < 1:
@@ -104,7 +105,7 @@ class Run:
     """Paths and saved facts of a run directory.
 
     Raises:
-      UsageError: ``path`` holds no run.
+      UsageError: ``path`` holds no run, or one whose config.json or run.json cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -118,14 +119,17 @@ class Run:
 
     @property
     def plan(self) -> Plan:
+        """Its durations in steps."""
         return plan(self.config)
 
     @property
     def resume_stream(self) -> Path:
+        """Folder of the full states."""
         return resume_stream(self.path)
 
     @property
     def merge_stream(self) -> Path:
+        """Folder of the checkpoints that are merged."""
         return merge_stream(self.path)
 
     def merged(self, name: str) -> Path:
@@ -264,6 +268,18 @@ def _resolved(place: str) -> str:
 def _is_there(place: str) -> bool:
     """Whether the folder of RUN@STEP, or of a checkpoint, is where it was; it may have been moved since."""
     return any(Path(path).exists() for path in (place, place.rpartition("@")[0] or place))
+
+
+def tokens_read(facts: dict[str, Any], step: int) -> int:
+    """Tokens that the parameters of a run have read up to a step, its parents' part with them.
+
+    Args:
+      facts: of run.json.
+      step: not before the branch.
+    """
+    branched = facts["branch_step"] or 0
+    before = facts.get("tokens_at_branch", branched * facts["tokens_per_step"])  # as large batches as now, if not said
+    return before + (step - branched) * facts["tokens_per_step"]
 
 
 def cpu_name() -> str:

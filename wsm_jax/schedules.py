@@ -67,7 +67,11 @@ def cooldown(base: Schedule, curve: str | Curve, start: int, steps: int) -> Sche
 
 
 def wsd(peak: float, curve: str | Curve, total_steps: int, decay_steps: int, warmup_steps: int = 0) -> Schedule:
-    """Warmup-Stable-Decay: constant, then ``curve`` over the last ``decay_steps`` of ``total_steps`` updates."""
+    """Warmup-Stable-Decay: constant, then ``curve`` over the last ``decay_steps`` of ``total_steps`` updates.
+
+    Raises:
+      UsageError: the decay and the warm-up do not both fit in.
+    """
     if decay_steps > total_steps - warmup_steps:
         raise UsageError(
             f"a decay of {decay_steps} steps does not fit after a warm-up of {warmup_steps} in {total_steps} steps"

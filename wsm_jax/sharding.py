@@ -25,7 +25,12 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 
 def path_name(path: tuple[Any, ...]) -> str:
     """``"blocks/mlp/up/kernel"`` from a key path of ``jax.tree_util``."""
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """``{"blocks/mlp/up/kernel": leaf, ...}`` in the tree's order."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def tree_shardings(mesh: Mesh, abstract: Any, rules: Sequence[tuple[str, P]] = RULES) -> Any:

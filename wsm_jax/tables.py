@@ -33,9 +33,9 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str
         shown.add_column(name, justify="left" if name == header[0] else "right", overflow="fold")
     for row in rows:
         shown.add_row(*row)
-    console = Console()
+    console = Console(markup=False)  # a path may hold brackets
     # Redirected to a file there is no width to keep to, and wrapped columns are hard to read back.
-    (console if console.is_terminal else Console(width=160)).print(shown)
+    (console if console.is_terminal else Console(width=160, markup=False)).print(shown)
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:

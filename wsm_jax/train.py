@@ -1,6 +1,7 @@
 """The trainer: one loop at whatever rate the schedule says, two streams of checkpoints, exact resume and branches."""
 
 import contextlib
+import functools
 import re
 import sys
 import time
@@ -117,6 +118,7 @@ def train(
         "merge_interval": plan.merge_interval,
         "branch_from": f"{parent.path.absolute()}@{branch_step}" if parent else None,
         "branch_step": branch_step,
+        "tokens_at_branch": run_lib.tokens_read(parent.facts, branch_step) if parent and branch_step else 0,
         "branch_points": list(plan.branch_points),
         "params_from": str(Path(params_from).absolute()) if params_from else None,
         "data_hash": corpus.hash,
@@ -124,8 +126,8 @@ def train(
         "config_hash": config_lib.config_hash(config),
         # A weight-decay-aware merge needs to know which leaves the optimizer shrinks.
         "decay_mask": {
-            sharding.path_name(path): bool(decayed)
-            for path, decayed in jax.tree_util.tree_leaves_with_path(optimizer_lib.decay_mask(abstract["params"]))
+            name: bool(decayed)
+            for name, decayed in sharding.named_leaves(optimizer_lib.decay_mask(abstract["params"])).items()
         },
         **run_lib.environment(),
     }
@@ -200,6 +202,7 @@ def train(
             writer,
             schedule,
             tokens_per_step=plan.tokens_per_step,
+            tokens_read=functools.partial(run_lib.tokens_read, facts),
             flops_per_token=model_lib.flops_per_token(model.config, facts["parameters"]),
             start=start,
             total=plan.steps,
@@ -225,11 +228,11 @@ def train(
                     looking = validating and config.preview.averages
                     found = read_averages(state, done) if done in merge_steps or looking else {}
                     if done in merge_steps:  # without a name for the items, which would keep the averages on the device
-                        tokens_read = {"tokens": done * plan.tokens_per_step}
+                        tokens_read = {"tokens": run_lib.tokens_read(facts, done)}
                         merge.save(done, _merge_items(config, state["params"], found), tokens_read)
                     if validating and validate is not None:  # before the save: a full state promises its records too
                         result = validate(state["params"]).summary()
-                        writer.write("validation", done, **{**result, "tokens": done * plan.tokens_per_step})
+                        writer.write("validation", done, **{**result, "tokens": run_lib.tokens_read(facts, done)})
                         progress.say(f"step {done}: validation loss {result['loss']:.4f}{_around(result)}")
                         merges = preview_lib.merges(previews, merge, done, state["params"])
                         for kind, trees in (("averages", found.items() if looking else ()), ("preview", merges)):

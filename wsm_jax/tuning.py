@@ -213,7 +213,7 @@ def _check(options: argparse.Namespace) -> None:
         "search": {flag: "it learns no weights" for flag in command.FIT_OPTIONS if flag != "fit_split"},
     }
     for flag, reason in refused[curve].items():
-        if getattr(options, flag):
+        if getattr(options, flag) not in (None, False, []):
             raise UsageError(f"--{flag} does not go with --curve={curve}" + (f": {reason}" if reason else ""))
 
 

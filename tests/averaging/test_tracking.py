@@ -274,6 +274,7 @@ def test_evaluating_an_average(means, capsys, monkeypatch):
     assert figures["checkpoint"] == str(means.resume_stream / str(STEPS))
     assert run_cli("--step=45")[1].strip().endswith("no checkpoint of params at step 45; it has 18, 36, 48")
     assert "has an item 'swa'; they have ema, mean, params" in run_cli("--average=swa")[1]
+    assert "has an item 'opt_state'; they have ema, mean, params" in run_cli("--average=opt_state")[1]
     assert "--average goes with a step" in run_cli("--average=ema", "--merged=x")[1]
     assert not os.listdir(means.path / "merged") if (means.path / "merged").exists() else True
 

@@ -109,6 +109,7 @@ def test_float64_is_not_merged_in_silence(tmp_path):
         (lambda f: (f / "model.safetensors").write_bytes(b"\x00" * 4), "1/model.safetensors: cannot be read"),
         (lambda f: os.truncate(f / "model.safetensors", 150), "1/model.safetensors: cannot be read"),
         (lambda f: (f / "model.safetensors.index.json").write_text("{"), "not an index of safetensors"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "not an index of safetensors"),
         (
             lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"w": "gone.safetensors"}}'),
             "1 has no file gone.safetensors, which its index names",

@@ -166,7 +166,7 @@ def evaluation_batches(
       split, -1 where there is only padding (inputs and targets are 0 there).
 
     Raises:
-      UsageError: the split holds no document.
+      UsageError: the split holds no document, or ``context`` or ``batch_size`` is below 1.
     """
     tokens, offsets = store.tokens(split), store.offsets(split)
     if len(tokens) == 0:

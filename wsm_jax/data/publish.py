@@ -43,16 +43,6 @@ def published(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Write ``value`` as JSON; readers see the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=_PREFIX, dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-    os.chmod(name, 0o644)
-    os.replace(name, path)
-
-
 def read_json(path: pathlib.Path) -> Any:
     """The JSON value in ``path``, or None where there is no such file or it is not JSON."""
     try:

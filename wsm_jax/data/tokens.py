@@ -11,11 +11,12 @@ from typing import Any
 
 from wsm_jax.config import DataConfig
 from wsm_jax.data import files, sources
-from wsm_jax.data.publish import data_folder, read_json, write_json
+from wsm_jax.data.publish import data_folder, read_json
 from wsm_jax.data.sources import Document, Source
 from wsm_jax.data.store import FORMAT, SPLITS, TokenStore, split_of, write_store
 from wsm_jax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_files, train_bpe
 from wsm_jax.errors import UsageError
+from wsm_jax.files import write_json
 
 __all__ = ["SPLITS", "Corpus", "TokenStore", "prepare", "split_of"]
 
@@ -109,6 +110,7 @@ def prepare(config: DataConfig, progress: bool = False) -> Corpus:
                 say(f"encoding {source.spec}")
                 about = {"hash": name, "source": source.spec, "source_hash": hashes[source.spec]}
                 stores[source.spec] = write_store(place, readers[source.spec](), tokenizer, fractions, about)
+            (folder / "index").mkdir(exist_ok=True)
             write_json(folder / "index" / f"{keys[source.spec]}.json", {"store": place.name, "source": source.spec})
     else:
         tokenizer = load_tokenizer(next(iter(stores.values())).path)
@@ -183,7 +185,7 @@ def _check_different(stores: dict[str, TokenStore]) -> None:
 
 def _indexed(folder: pathlib.Path, key: str) -> TokenStore | None:
     entry = read_json(folder / "index" / f"{key}.json")
-    place = folder / "tokens" / entry["store"] if entry else None
+    place = folder / "tokens" / entry["store"] if entry and "store" in entry else None
     return TokenStore(place) if place is not None and _is_whole(place) else None
 
 

@@ -69,6 +69,9 @@ def run(options: argparse.Namespace, request: Request | None = None) -> list[dic
     Args:
       options: of ``wsm merge``.
       request: default: what the options ask for.
+
+    Raises:
+      UsageError: bad options or inputs, before anything is written.
     """
     request = request or make_request(options)
     weights = {name: merge.weights for name, merge in request.merges.items()}
@@ -91,6 +94,9 @@ def explain(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     ``weights of`` is the first leaf with the same weights; None for a leaf that is not averaged, and where all averaged
     leaves have the same.
+
+    Raises:
+      UsageError: as :func:`run`.
     """
     request = make_request(options)
     weights = {name: merge.weights for name, merge in request.merges.items()}

@@ -11,7 +11,7 @@ import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,12 +96,6 @@ class Fingerprints:
     def hexdigests(self) -> list[str | None]:
         """One for each input; None for one of which nothing was read."""
         return [f"{value:032x}" if value else None for value in self._sums]
-
-
-class Progress(Protocol):
-    """What a progress bar has."""
-
-    def update(self, n: float) -> Any: ...
 
 
 def workers_for(groups: Sequence[Group], memory: int) -> int:

@@ -47,7 +47,7 @@ def files(path: str | os.PathLike) -> list[Path]:
         return [folder / SINGLE]
     try:
         names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UsageError(f"{folder / INDEX}: not an index of safetensors ({type(error).__name__}: {error})") from error
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:

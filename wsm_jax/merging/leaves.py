@@ -6,12 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from wsm_jax.errors import UsageError
-from wsm_jax.sharding import path_name
 
 AVERAGE, LAST, FIRST, SKIP, ERROR = POLICIES = ("average", "last", "first", "skip", "error")
 
@@ -45,11 +43,6 @@ class Leaf:
     def nbytes(self) -> int:
         """Bytes, uncompressed."""
         return self.size * self.dtype.itemsize
-
-
-def named_leaves(tree: Any) -> dict[str, Any]:
-    """``{"blocks/mlp/up/kernel": leaf, ...}`` in the tree's order."""
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def parse_rule(text: str) -> tuple[str, str]:

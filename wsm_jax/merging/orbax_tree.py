@@ -12,7 +12,7 @@ import numpy as np
 from wsm_jax import checkpoints
 from wsm_jax.checkpoints import COMPLETE
 from wsm_jax.processes import all_succeed
-from wsm_jax.sharding import path_name
+from wsm_jax.sharding import named_leaves
 
 
 def begin_tree(path: str | os.PathLike, tree: Any, item: str = checkpoints.PARAMS) -> tuple[Path, dict[str, str]]:
@@ -44,7 +44,7 @@ def _take_arrays_out(path: Path, folder: Path, names: dict[str, str], tree: Any)
     """Leaves of a checkpoint of small arrays what says which arrays there are, with the shapes of ``tree``."""
     file = folder / "_METADATA"
     metadata = json.loads(file.read_text())
-    shapes = {path_name(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    shapes = {name: leaf.shape for name, leaf in named_leaves(tree).items()}
     for entry in metadata["tree_metadata"].values():
         if not checkpoints.is_empty(entry):
             key = "/".join(str(key["key"]) for key in entry["key_metadata"])

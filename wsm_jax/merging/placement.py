@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from wsm_jax.errors import UsageError
-from wsm_jax.merging.leaves import Leaf, named_leaves
+from wsm_jax.merging.leaves import Leaf
+from wsm_jax.sharding import named_leaves
 
 
 class Results:

@@ -10,7 +10,7 @@ from wsm_jax.merging.leaves import Weights
 
 
 def record(weights: Weights, **more: Any) -> dict[str, Any]:
-    """A JSON-ready record of a merge; the engine adds the inputs and their fingerprints and stores it with the arrays.
+    """A JSON-ready record of a merge; ``offline.write_many`` adds the inputs with their fingerprints.
 
     Args:
       weights: one vector, or a mapping path -> vector.

@@ -30,6 +30,7 @@ class Window:
 
     @property
     def count(self) -> int:
+        """How many checkpoints."""
         return len(self.steps)
 
     @property

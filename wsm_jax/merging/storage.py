@@ -14,8 +14,9 @@ import numpy as np
 from wsm_jax import checkpoints
 from wsm_jax.errors import UsageError
 from wsm_jax.merging import huggingface
-from wsm_jax.merging.leaves import Leaf, named_leaves
+from wsm_jax.merging.leaves import Leaf
 from wsm_jax.processes import all_succeed
+from wsm_jax.sharding import named_leaves
 
 ORBAX, SAFETENSORS = FORMATS = ("orbax", "safetensors")
 
@@ -206,6 +207,9 @@ def create_sink(path: Path, leaves: Mapping[str, Leaf], like: Source, form: str 
       like: the newest input; where the format stays, its tree, its files and its configuration are taken over. Where it
         changes, ``a/b`` in a tree and ``a.b`` in safetensors are one name.
       form: ``orbax`` or ``safetensors``; default: as ``like``.
+
+    Raises:
+      UsageError: two leaves that would have one name, or a dtype that the form cannot hold.
     """
     was = SAFETENSORS if isinstance(like, huggingface.Source) else ORBAX
     form = form or was

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsm_jax import sharding
 from wsm_jax.errors import UsageError
 from wsm_jax.merging import leaves as leaves_lib
 from wsm_jax.merging.leaves import AVERAGE, FIRST, LAST, SKIP, Rules, Weights
@@ -45,7 +46,7 @@ def merge(trees: Sequence[Any], weights: Weights, *, rules: Rules = (), dtype: A
     """
     if not trees:
         raise UsageError("nothing to merge: the list of trees is empty")
-    named = [leaves_lib.named_leaves(tree) for tree in trees]
+    named = [sharding.named_leaves(tree) for tree in trees]
     leaves_lib.check_same(named, [f"tree {i}" for i in range(len(trees))], rules)
     policies = leaves_lib.leaf_policies(named[0], rules)
     averaged = [path for path, policy in policies.items() if policy == AVERAGE]
