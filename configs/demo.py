@@ -17,6 +17,7 @@ from wsm_jax.config import (
 
 
 def get_config() -> Config:
+    """The run of `make demo`."""
     return Config(
         duration="1600steps",
         batch_size=8,

@@ -42,6 +42,7 @@ SIZES = {
 
 
 def get_config(text: str = "small") -> Config:
+    """``SIZE`` at the paper's high rate, ``SIZE,nanogpt`` at nanoGPT's; ValueError for another size."""
     name, _, low = text.partition(",")
     if name not in SIZES or low not in ("", "nanogpt"):
         raise ValueError(f"configs/lawa.py:{text}: write {', '.join(SIZES)}, or one of them with ,nanogpt")

@@ -66,6 +66,7 @@ DECAY = 16  # intervals in the real decay
 
 
 def get_config(name: str = "small") -> Config:
+    """A run of one of SIZES; ValueError for another."""
     if name not in SIZES:
         raise ValueError(f"configs/matrix.py:{name}: write {', '.join(SIZES)}")
     size = SIZES[name]

@@ -8,6 +8,7 @@ from wsm_jax.models import presets
 
 
 def get_config() -> Config:
+    """A thousand updates of the tiny preset."""
     return Config(
         duration="1000steps",
         batch_size=8,

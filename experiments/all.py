@@ -12,7 +12,7 @@ import sys
 import time
 
 from experiments import report, training
-from wsm_jax.errors import UsageError
+from experiments.environment import ended
 
 ONE = ("--only", "--output")  # of one experiment; the pieces of another have other names
 
@@ -28,10 +28,7 @@ def main() -> int:
     if wrong := [text for text in rest if text.split("=")[0] in ONE]:
         parser.error(f"{wrong[0].split('=')[0]} goes with one experiment: python -m experiments.NAME")
     os.environ["WSM_EXPERIMENT_RESULTS"] = options.results
-    try:
-        text = training.text_folder()
-    except UsageError as error:
-        parser.error(str(error))
+    text = training.text_folder()
     print(f"text: {text or 'a corpus that was built before, else the standard library, where nothing is switched'}")
     print(f"pages: {options.results} (those of the same names are replaced)", flush=True)
     start = time.perf_counter()
@@ -46,4 +43,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended("all", main))

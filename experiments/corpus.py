@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from wsm_jax import cli
+from experiments.environment import ended
 from wsm_jax.data.publish import published
 from wsm_jax.errors import UsageError
-from wsm_jax.files import write_json
+from wsm_jax.files import read_json, write_json
 
 SOURCES = """\
 The folder of --data holds gzipped JSON lines, one object a line, under these names (each with .jsonl.gz); behind the
@@ -133,11 +133,12 @@ def build(data: Path, output: Path, megabytes: float) -> Path:
     sizes = {file: (data / f"{file}.jsonl.gz").stat().st_size for file in sources}
     made = {"megabytes": megabytes, "passage": PASSAGE, "sources": sizes}
     if (output / "corpus.json").is_file():
-        there = json.loads((output / "corpus.json").read_text())
+        there = read_json(output / "corpus.json")
         if {key: there.get(key) for key in made} != made:
             raise UsageError(f"{output} was made with {there}, now it is {made}; choose another --output")
         return output
-    if output.is_dir() and any(output.iterdir()):
+    # Another process may have built it just now.
+    if output.is_dir() and any(output.iterdir()) and not (output / "corpus.json").is_file():
         raise UsageError(f"{output} holds other files and no corpus; choose another --output")
     with published(output) as folder:
         counts = {}
@@ -188,8 +189,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except cli.UsageError as error:
-        print(f"corpus: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(ended("corpus", main))

@@ -78,8 +78,7 @@ def merge(inputs: tuple[Path, ...], folder: Path) -> tuple[float, int]:
         command = [sys.executable, "-m", "wsm_jax", "merge", *map(str, inputs), *options]
         found = subprocess.run([sys.executable, "-c", MEASURE, *command], capture_output=True, text=True, check=True)
     seconds, peak = found.stdout.split()
-    kibibytes = sys.platform != "darwin"  # there it is bytes
-    return float(seconds), int(peak) * (1024 if kibibytes else 1)
+    return float(seconds), int(peak) * 1024  # Linux counts in kibibytes
 
 
 def present(records: list[Record]) -> Page:

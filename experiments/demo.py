@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.environment import tuned
+from experiments.environment import ended, tuned
 from wsm_jax import config_flags, files, run
 from wsm_jax.errors import UsageError
 
@@ -71,8 +71,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UsageError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(ended("demo", main))

@@ -28,9 +28,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.environment import tuned
-from wsm_jax import cli, config_flags, evaluate, files, memory, plot_style, run
+from wsm_jax import config_flags, evaluate, files, memory, plot_style, run
 from wsm_jax.checkpoints import PARAMS
 from wsm_jax.config import parse_list
+from wsm_jax.errors import UsageError
 from wsm_jax.evaluate import Evaluation, Evaluator
 from wsm_jax.merging import offline
 from wsm_jax.merging import recipe as recipe_lib
@@ -150,7 +151,7 @@ def main(experiment: Experiment) -> int:
     records = [record for file in places for record in files.read_jsonl(file)]
     try:
         page = experiment.present(records)
-    except cli.UsageError as error:
+    except UsageError as error:
         print(f"{experiment.name}: {error}", file=sys.stderr)
         return 2
     _write(page, records, options.results)
@@ -196,7 +197,7 @@ def _do(experiment: Experiment, folder: Path, piece: str, told: Any, settings: l
         clock = time.perf_counter()
         records = experiment.measure(folder, told, settings)
         seconds = round(time.perf_counter() - clock, 1)
-    except cli.UsageError as error:
+    except UsageError as error:
         print(f"{experiment.name}: {error}", file=sys.stderr)
         return 2
     whole = [{"piece": piece, **record, "piece_seconds": seconds} for record in records]
@@ -208,7 +209,7 @@ def _do(experiment: Experiment, folder: Path, piece: str, told: Any, settings: l
 def _settings(folder: Path) -> list[str]:
     """The settings that a finished piece was done with."""
     file = folder / "settings.json"
-    return json.loads(file.read_text()) if file.is_file() else []
+    return files.read_json(file) if file.is_file() else []
 
 
 def _run_pieces(

@@ -9,7 +9,6 @@ experiments/report.py gathers, and benchmarks/results/*.jsonl.
 
 import argparse
 import itertools
-import json
 import re
 import statistics
 from pathlib import Path
@@ -18,12 +17,12 @@ from typing import Any
 from experiments import interval_means, lawa, report
 from experiments.intervals import HOLDS, interval, shown
 from wsm_jax import pages, plot_style
-from wsm_jax.files import read_jsonl
+from wsm_jax.files import read_json, read_jsonl, write_text
 from wsm_jax.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
-EXPERIMENTS = ROOT / "results"
-RESULTS = EXPERIMENTS / "demo"
+RESULTS = ROOT / "results"
+DEMO = RESULTS / "demo"
 
 
 def demo_section(results: list[dict[str, Any]], seconds: list[dict[str, float]]) -> list[str]:
@@ -297,20 +296,20 @@ def merge_section(records: list[dict[str, Any]]) -> list[str]:
 
 def render(text: str) -> str:
     """The README's text with its generated sections made anew."""
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("seed-*.json"))]
-    seconds = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("seconds-*.json"))]
+    results = [read_json(path) for path in sorted(DEMO.glob("seed-*.json"))]
+    seconds = [read_json(path) for path in sorted(DEMO.glob("seconds-*.json"))]
     text = _replace(text, "demo", demo_section(results, seconds))
     benchmarks = ROOT / "benchmarks" / "results"
     sections = {
-        "means": (means_section, EXPERIMENTS / "interval_means" / "small" / "records.jsonl"),
-        "lawa": (lawa_section, EXPERIMENTS / "lawa" / "small" / "records.jsonl"),
+        "means": (means_section, RESULTS / "interval_means" / "small" / "records.jsonl"),
+        "lawa": (lawa_section, RESULTS / "lawa" / "small" / "records.jsonl"),
         "merging": (merge_section, benchmarks / "merge.jsonl"),
         "speed": (speed_section, benchmarks / "train_step.jsonl"),
     }
     for name, (section, file) in sections.items():
         text = _replace(text, name, section(read_jsonl(file)) if file.is_file() else [])
-    scales = report.scales(EXPERIMENTS)
-    text = _replace(text, "paper", paper_section(EXPERIMENTS, scales) if scales else [])
+    scales = report.scales(RESULTS)
+    text = _replace(text, "paper", paper_section(RESULTS, scales) if scales else [])
     names = [f"averaging-{model}{platform}.jsonl" for platform in ("-gpu", "") for model in ("tiny", "gpt2_small")]
     averages = [records for name in names if (records := read_jsonl(benchmarks / name))]
     return _replace(text, "averages", averages_section(averages) if averages else [])
@@ -324,4 +323,4 @@ def _replace(text: str, name: str, lines: list[str]) -> str:
 if __name__ == "__main__":
     argparse.ArgumentParser("python -m experiments.readme", description=(__doc__ or "").split("\n")[0]).parse_args()
     readme = ROOT / "README.md"
-    readme.write_text(render(readme.read_text()))
+    write_text(readme, render(readme.read_text()))

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from configs import matrix
+from experiments.environment import ended
 from experiments.intervals import HOLDS
 from experiments.protocol import results_root
 from wsm_jax import pages
@@ -76,4 +77,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended("report", main))

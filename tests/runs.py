@@ -251,3 +251,14 @@ def assert_whole(run: Run) -> int:
     for line in (run.path / "metrics.jsonl").read_text().splitlines()[:-1]:
         json.loads(line)
     return newest
+
+
+def state(run, step):
+    """The full state of a run at a step, by item."""
+    path = run.resume_stream / str(step)
+    return {item: checkpoints.load_tree(path, item) for item in ("params", "opt_state")}
+
+
+def counts(tree):
+    """The update counts in an optimizer state."""
+    return {int(leaf) for leaf in jax.tree.leaves(tree["opt_state"]) if np.asarray(leaf).dtype == np.int32}

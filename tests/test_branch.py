@@ -4,11 +4,10 @@ import os
 import re
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
-from tests.runs import BRANCH, RESUME, SIX_STEPS, STEPS, assert_same_bits, assert_same_checkpoints
+from tests.runs import BRANCH, RESUME, SIX_STEPS, STEPS, assert_same_bits, assert_same_checkpoints, counts, state
 from wsm_jax import (
     Run,
     UsageError,
@@ -26,16 +25,6 @@ def contents(folder):
     """Every file and folder with its size and time of change."""
     found = {path: path.stat() for path in [folder, *folder.rglob("*")]}
     return {path: (stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in found.items()}
-
-
-def state(run, step):
-    path = run.resume_stream / str(step)
-    return {item: checkpoints.load_tree(path, item) for item in ("params", "opt_state")}
-
-
-def counts(tree):
-    """The update counts in an optimizer state."""
-    return {int(leaf) for leaf in jax.tree.leaves(tree["opt_state"]) if np.asarray(leaf).dtype == np.int32}
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.runs import BRANCH, MERGE, SIX_STEPS, STEPS, assert_same_bits
+from tests.runs import BRANCH, MERGE, SIX_STEPS, STEPS, assert_same_bits, counts, state
 from wsm_jax import (
     UsageError,
     checkpoints,
@@ -23,16 +23,6 @@ from wsm_jax.train_step import make_train_step
 
 pytest_plugins = ["tests.runs"]
 pytestmark = pytest.mark.xdist_group("train")
-
-
-def state(run, step):
-    path = run.resume_stream / str(step)
-    return {item: checkpoints.load_tree(path, item) for item in ("params", "opt_state")}
-
-
-def counts(tree):
-    """The update counts in an optimizer state."""
-    return {int(leaf) for leaf in jax.tree.leaves(tree["opt_state"]) if np.asarray(leaf).dtype == np.int32}
 
 
 @pytest.fixture(scope="module")
