@@ -59,14 +59,14 @@ def demo_section(results: list[dict[str, Any]], seconds: list[dict[str, float]])
         *markdown_table(rows),
         "",
         *shares(results),
-        f"The window of {first['count_at_equal_window']} checkpoints × {interval_steps} steps is as long as the real "
-        "decay; the oldest checkpoint lies one interval less before the newest, so the emulated decay stops one "
-        "interval early. The ± is over seeds; those over documents are in [results/demo](results/demo) for each seed. "
+        f"The window of {(count := first['count_at_equal_window'])} checkpoints × {interval_steps} steps is as long as "
+        f"the real decay; but {count} checkpoints span {count - 1} intervals, so the emulated decay stops one interval "
+        "short of its end. The ± is over seeds; those over documents are in [results/demo](results/demo) for each seed. "
         "Chosen, by seed: " + ", ".join(f"{r['chosen']['curve']} × {r['chosen']['count']}" for r in results) + ".",
         "",
         "![Loss of the constant-rate run, its merge along the run, and three real decays](results/demo/loss.png)",
         "",
-        "Seed 0, loss on validation: the merged curve estimates what an anneal at that point would have given.",
+        "Seed 0, loss on validation: the merged curve approximates what an anneal at that point would have given.",
     ]
 
 
@@ -289,8 +289,9 @@ def merge_section(records: list[dict[str, Any]]) -> list[str]:
         "",
         *markdown_table(rows),
         "",
-        f"{sum(goal['met'] is True for goal in goals)} of the {len(goals)} goals set before are met. Not met here (the "
-        f"figures are in the records): {'; '.join(goal['text'] for goal in missed)}.",
+        f"Of {len(goals)} speed goals set in advance {sum(goal['met'] is True for goal in goals)} are met; these are not:",
+        "",
+        *markdown_table([["goal", "measured"], *([goal["text"], goal["measured"]] for goal in missed)]),
     ]
 
 
