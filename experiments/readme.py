@@ -61,8 +61,10 @@ def demo_section(results: list[dict[str, Any]], seconds: list[dict[str, float]])
         *shares(results),
         f"The window of {(count := first['count_at_equal_window'])} checkpoints × {interval_steps} steps is as long as "
         f"the real decay; but {count} checkpoints span {count - 1} intervals, so the emulated decay stops one interval "
-        "short of its end. The ± is over seeds; those over documents are in [results/demo](results/demo) for each seed. "
-        "Chosen, by seed: " + ", ".join(f"{r['chosen']['curve']} × {r['chosen']['count']}" for r in results) + ".",
+        "short of its end. The ± is over seeds; those over documents are in [results/demo](results/demo) for each "
+        "seed. Chosen, by seed: "
+        + ", ".join(f"{r['chosen']['curve']} × {r['chosen']['count']}" for r in results)
+        + ".",
         "",
         "![Loss of the constant-rate run, its merge along the run, and three real decays](results/demo/loss.png)",
         "",
@@ -289,7 +291,7 @@ def merge_section(records: list[dict[str, Any]]) -> list[str]:
         "",
         *markdown_table(rows),
         "",
-        f"Of {len(goals)} speed goals set in advance {sum(goal['met'] is True for goal in goals)} are met; these are not:",
+        f"Of {len(goals)} speed goals set in advance {sum(g['met'] is True for g in goals)} are met; these are not:",
         "",
         *markdown_table([["goal", "measured"], *([goal["text"], goal["measured"]] for goal in missed)]),
     ]
