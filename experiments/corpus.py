@@ -123,7 +123,7 @@ def build(data: Path, output: Path, megabytes: float) -> Path:
       megabytes: at most so many million characters of each domain, in the order of the documents' hashes; 0 = all.
 
     Raises:
-      UsageError: a file is missing, or ``output`` was made with other arguments.
+      UsageError: a file is missing, or ``output`` was made with other arguments or holds something else.
     """
     sources = [file for domains in PHASES.values() for files in domains.values() for file, _ in files]
     if missing := [file for file in sources if not (data / f"{file}.jsonl.gz").is_file()]:
@@ -137,7 +137,7 @@ def build(data: Path, output: Path, megabytes: float) -> Path:
         if {key: there.get(key) for key in made} != made:
             raise UsageError(f"{output} was made with {there}, now it is {made}; choose another --output")
         return output
-    # Another process may have built it just now.
+    # corpus.json: another process may have built it just now.
     if output.is_dir() and any(output.iterdir()) and not (output / "corpus.json").is_file():
         raise UsageError(f"{output} holds other files and no corpus; choose another --output")
     with published(output) as folder:

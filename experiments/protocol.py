@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.environment import tuned
+from experiments.environment import ended, tuned
 from wsm_jax import config_flags, evaluate, files, memory, plot_style, run
 from wsm_jax.checkpoints import PARAMS
 from wsm_jax.config import parse_list
@@ -127,6 +127,10 @@ def provenance(base: Run) -> Record:
 
 def main(experiment: Experiment) -> int:
     """Does the pieces that are not done and writes the page; returns the exit status."""
+    return ended(experiment.name, lambda: _main(experiment))
+
+
+def _main(experiment: Experiment) -> int:
     options, settings = _parse(experiment)
     pieces = experiment.scales[options.scale]
     if options.piece:
@@ -138,22 +142,16 @@ def main(experiment: Experiment) -> int:
     done = [name for name in chosen if (options.output / name / "records.jsonl").is_file()]
     if other := [name for name in done if _settings(options.output / name) != settings]:
         had = " ".join(_settings(options.output / other[0])) or "no --config.FIELD=VALUE"
-        print(
-            f"{experiment.name}: {options.output / other[0]} was done with {had}; give the same, remove that folder or "
-            "choose another --output",
-            file=sys.stderr,
+        raise UsageError(
+            f"{options.output / other[0]} was done with {had}; give the same, remove that folder or choose another "
+            "--output"
         )
-        return 2
     todo = [name for name in chosen if name not in done]
     if status := _run_pieces(experiment, options, todo, settings, environment):
         return status
     places = [options.output / name / "records.jsonl" for name in chosen]
     records = [record for file in places for record in files.read_jsonl(file)]
-    try:
-        page = experiment.present(records)
-    except UsageError as error:
-        print(f"{experiment.name}: {error}", file=sys.stderr)
-        return 2
+    page = experiment.present(records)
     _write(page, records, options.results)
     print(f"written: {options.results}/README.md, records.jsonl and figures")
     return 0
@@ -193,13 +191,9 @@ def results_root() -> Path:
 
 def _do(experiment: Experiment, folder: Path, piece: str, told: Any, settings: list[str]) -> int:
     """One piece, in this process."""
-    try:
-        clock = time.perf_counter()
-        records = experiment.measure(folder, told, settings)
-        seconds = round(time.perf_counter() - clock, 1)
-    except UsageError as error:
-        print(f"{experiment.name}: {error}", file=sys.stderr)
-        return 2
+    clock = time.perf_counter()
+    records = experiment.measure(folder, told, settings)
+    seconds = round(time.perf_counter() - clock, 1)
     whole = [{"piece": piece, **record, "piece_seconds": seconds} for record in records]
     files.write_text(folder / "settings.json", json.dumps(settings))
     files.write_jsonl(folder / "records.jsonl", whole)

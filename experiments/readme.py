@@ -11,10 +11,12 @@ import argparse
 import itertools
 import re
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 from experiments import interval_means, lawa, report
+from experiments.environment import ended
 from experiments.intervals import HOLDS, interval, shown
 from wsm_jax import pages, plot_style
 from wsm_jax.files import read_json, read_jsonl, write_text
@@ -164,6 +166,8 @@ def _times(results: Path, outline: pages.Outline) -> list[str]:
     table = [["page", "command", *(f"{scale}, minutes" for scale in outline.scales)]]
     for name in outline.pages:
         titles = [text for scale in outline.scales if (text := pages.pages(results, scale, outline).get(name))]
+        if not titles:
+            continue
         cells = [pages.minutes(times[s][name]) if name in times[s] else "not run" for s in outline.scales]
         title = titles[0].splitlines()[0].removeprefix("# ")
         table.append([f"[{title}](results/{name})", f"`python -m experiments.{name}`", *cells])
@@ -323,7 +327,13 @@ def _replace(text: str, name: str, lines: list[str]) -> str:
     return re.sub(f"{begin}.*?{end}", lambda _: "\n".join([begin, *lines, end]), text, flags=re.DOTALL)
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """The command."""
     argparse.ArgumentParser("python -m experiments.readme", description=(__doc__ or "").split("\n")[0]).parse_args()
     readme = ROOT / "README.md"
-    write_text(readme, render(readme.read_text()))
+    write_text(readme, render(readme.read_text(encoding="utf-8")))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(ended("readme", main))

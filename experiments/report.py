@@ -12,6 +12,7 @@ from experiments.environment import ended
 from experiments.intervals import HOLDS
 from experiments.protocol import results_root
 from wsm_jax import pages
+from wsm_jax.errors import UsageError
 from wsm_jax.files import read_jsonl
 from wsm_jax.pages import Outline
 
@@ -45,7 +46,7 @@ def measures(results: Path, scale: str) -> str:
 
 
 def outline(results: Path) -> Outline:
-    """Of the pages that are in a folder."""
+    """Of a folder of pages, whether all of them are there or not."""
     return Outline(
         title="WSM's tables and figures, the paper's beside ours",
         introduction="The paper is arXiv 2507.17634; its figures are scores on benchmarks, higher is better, without "
@@ -65,7 +66,11 @@ def scales(results: Path) -> list[str]:
 def write() -> None:
     """Writes the outline and the report of the pages that are there."""
     results = results_root()
-    pages.write_outline(results, outline(results))
+    if not scales(results):
+        raise UsageError(f"{results} has no pages; run python -m experiments.all")
+    made = outline(results)
+    pages.report(results, made)  # what cannot be gathered leaves the old outline
+    pages.write_outline(results, made)
     print(f"written: {pages.write(results)}")
 
 

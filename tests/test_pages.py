@@ -51,6 +51,21 @@ def page(root: pathlib.Path, name: str, scale: str, text: str) -> None:
     (root / name / scale / "records.jsonl").write_text(json.dumps({"piece": "a", "piece_seconds": 90.0}) + "\n")
 
 
+def outline(**changed) -> str:
+    return json.dumps({"title": "T", "introduction": "", "pages": ["c"], "scales": {}, "apart": [], **changed})
+
+
+def test_links_titles_and_code_of_a_page(tmp_path):
+    text = "# T\n\nsee [x](x.md), ![a](a.png), [web](https://e/x.png), [top](#t)\n\n```\n# a comment [i](j)\n```\n"
+    page(tmp_path, "mine", "small", text + "\n| claim | by |\n| --- | --- |\n| so | 1 |\n")
+    (tmp_path / "mine" / "small" / "records.jsonl").write_text('{"loss": 1.0}\n')  # says nothing of time
+    lines = pages.report(tmp_path).splitlines()
+    assert "see [x](mine/small/x.md), ![a](mine/small/a.png), [web](https://e/x.png), [top](#t)" in lines
+    assert "### T" in lines and "# a comment [i](j)" in lines
+    assert lines.count("| so | 1 | [mine](mine/small) |") == 1 and "| --- | --- | [mine](mine/small) |" not in lines
+    assert [pages.minutes(seconds) for seconds in (29, 30, 90, 91)] == ["< 1", "1", "2", "2"]
+
+
 def test_a_folder_without_an_outline_has_all_its_pages_in_the_report(tmp_path):
     page(tmp_path, "mine", "large", "# Mine\n\n| claim | by |\n| :-- | --: |\n| it works | 1 |\n")
     page(
@@ -73,7 +88,7 @@ def test_a_folder_without_an_outline_has_all_its_pages_in_the_report(tmp_path):
         "| claim | by | page |",
         "| it works | 1 | [mine](mine/large) |",
     ]
-    assert "| all | 3 |" in lines and "notes" not in lines
+    assert "| all | 3 |" in lines and "no records beside it" not in lines
 
 
 def test_a_scale_that_the_outline_lacks_comes_last(tmp_path):
@@ -89,7 +104,18 @@ def test_a_scale_that_the_outline_lacks_comes_last(tmp_path):
 @pytest.mark.parametrize(
     "make, arguments, said",
     [
-        (lambda root: None, [], "neither a run (config.json) nor pages, NAME/SCALE/README.md beside records.jsonl"),
+        (lambda root: None, [], "is not a run directory: it has no config.json"),
+        (lambda root: (root / "outline.json").write_text(outline(scales=["b"])), [], "scales a text for each name"),
+        (
+            lambda root: (root / "outline.json").write_text(outline(pages=None)),
+            [],
+            "pages and apart are lists",
+        ),
+        (
+            lambda root: (root / "outline.json").write_text(outline(pages=["e"])),
+            [],
+            "names none of the pages",
+        ),
         (lambda root: page(root, "a", "b", ""), ["--learned"], "--learned goes with runs, but"),
         (lambda root: page(root, "a", "b", ""), ["elsewhere"], "a second folder goes with runs, but"),
         (lambda root: (root / "outline.json").write_text("[1"), [], "outline.json: cannot be read as JSON"),

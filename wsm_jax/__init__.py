@@ -1,4 +1,4 @@
-"""WSM-JAX: train at a constant learning rate, merge checkpoints, get the effect of a learning-rate decay.
+"""WSM-JAX: train at a constant learning rate, merge checkpoints, get most of the effect of a decay.
 
 The names below are imported when first used, so that ``import wsm_jax`` and ``wsm --help`` stay fast.
 """

@@ -315,7 +315,7 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> None:
 def report(options: argparse.Namespace, settings: list[str]) -> None:
     """``wsm report``: see :func:`wsm_jax.report.write` for runs, :func:`wsm_jax.pages.write` for a folder of pages."""
     first = Path(options.runs[0])
-    if first.is_dir() and not (first / "config.json").is_file():
+    if not (first / "config.json").is_file() and any(first.glob("*/*/records.jsonl")):
         _gather(options, first)
         return
     from wsm_jax import comparison

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from wsm_jax import branch, checkpoints, coefficients, evaluate, schedules, tuning
+from wsm_jax import run as run_lib
 from wsm_jax.decay import DECAYS
 from wsm_jax.errors import UsageError
 from wsm_jax.evaluate import Difference, Evaluation
@@ -106,9 +107,9 @@ def compare(
         )
     first = schedules.warmup_end(base.config, base.facts["branch_step"])
     most = sum(step > first for step in checkpoints.complete_steps(base.merge_stream))
-    if most < count:
+    if (planned := sum(step > first for step in base.plan.merge_steps())) < count:
         raise UsageError(
-            f"{base.path}: a window as long as the decays has {count} checkpoints, but only {most} come after the "
+            f"{base.path}: a window as long as the decays has {count} checkpoints, but only {planned} come after the "
             f"warm-up, which ends at step {first}; branch the decays later"
         )
     counts = sorted({min(max(round(count * share), 2), most) for share in WINDOW_SHARES} | {count})
@@ -205,7 +206,7 @@ def _row(
     seconds: float,
 ) -> Row:
     difference = evaluate.paired_difference(test, raw)
-    tokens = run.plan.steps * run.plan.tokens_per_step
+    tokens = run_lib.tokens_read(run.facts, run.plan.steps)
     return Row(name, group, curve, window, test, difference, tokens, extra, seconds)
 
 

@@ -1,10 +1,12 @@
 """Pages of experiments, DIR/NAME/SCALE/README.md beside their records.jsonl, gathered in DIR/REPORT.md.
 
 DIR/outline.json, where it is there, says what the report is called and which pages it has, in which order; without it
-it has all, by name. A table whose first column's heading begins with ``claim`` is one of claims; those come first.
+it has all, by name. Records with ``piece`` and ``piece_seconds`` say how long a page took. A table whose first column's
+heading begins with ``claim`` is one of claims; those come first.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,19 +43,31 @@ def read_outline(root: Path) -> Outline:
     """
     places = [place.parent for place in root.glob("*/*/README.md") if (place.parent / "records.jsonl").is_file()]
     if not places:
-        raise UsageError(f"{root}: neither a run (config.json) nor pages, NAME/SCALE/README.md beside records.jsonl")
+        raise UsageError(f"{root} has no pages, NAME/SCALE/README.md beside records.jsonl")
     file = root / "outline.json"
     if file.is_file():
-        value: Any = read_json(file)
-        try:
-            outline = Outline(**value)
-        except TypeError as error:
-            fields = ", ".join(field.name for field in dataclasses.fields(Outline))
-            raise UsageError(f"{file} must be an object with {fields} ({error})") from error
+        outline = _outline(file)
+        if not set(outline.pages) & {place.parent.name for place in places}:
+            raise UsageError(f"{file} names none of the pages there are: {places[0].parent.name}, ...")
     else:
         outline = Outline("Results", "", sorted({place.parent.name for place in places}), {})
     more = sorted({place.name for place in places if place.parent.name in outline.pages} - set(outline.scales))
     return dataclasses.replace(outline, scales={**outline.scales, **dict.fromkeys(more, "")})
+
+
+def _outline(file: Path) -> Outline:
+    value: Any = read_json(file)
+    texts = lambda found: isinstance(found, list) and all(isinstance(text, str) for text in found)  # noqa: E731
+    try:
+        outline = Outline(**value)
+        scales = outline.scales
+        good = texts(outline.pages) and texts(outline.apart) and isinstance(scales, dict) and texts([*scales.values()])
+        if not good:
+            raise TypeError("pages and apart are lists of names, scales a text for each name")
+    except TypeError as error:
+        fields = ", ".join(field.name for field in dataclasses.fields(Outline))
+        raise UsageError(f"{file} must be an object with {fields} ({error})") from error
+    return outline
 
 
 def write_outline(root: Path, outline: Outline) -> None:
@@ -64,7 +78,7 @@ def write_outline(root: Path, outline: Outline) -> None:
 def pages(root: Path, scale: str, outline: Outline) -> dict[str, str]:
     """Experiment -> text of its page at a scale, where there is one."""
     places = {name: root / name / scale / "README.md" for name in outline.pages}
-    return {name: place.read_text() for name, place in places.items() if place.is_file()}
+    return {name: place.read_text(encoding="utf-8") for name, place in places.items() if place.is_file()}
 
 
 def claims(page: str) -> dict[tuple[str, ...], list[list[str]]]:
@@ -82,7 +96,7 @@ def claims(page: str) -> dict[tuple[str, ...], list[list[str]]]:
             found.setdefault(header, [])
         elif not line.startswith("|"):
             header = ()
-        elif header and not line.startswith("| :"):
+        elif header and not all(re.fullmatch(r":?-+:?", cell) for cell in cells):
             if len(cells) != len(header):
                 raise UsageError(
                     f"a row of claims has not the columns {', '.join(header)}: {line!r}; make its page again"
@@ -92,27 +106,31 @@ def claims(page: str) -> dict[tuple[str, ...], list[list[str]]]:
 
 
 def seconds(root: Path, scale: str, outline: Outline) -> dict[str, float]:
-    """Experiment -> seconds of its processes together, each on its share of the cores."""
-    found = {name: read_jsonl(root / name / scale / "records.jsonl") for name in outline.pages}
-    return {
-        name: sum({record["piece"]: record["piece_seconds"] for record in records}.values())
-        for name, records in found.items()
-        if records
-    }
+    """Experiment -> seconds of its processes together, each on its share of the cores; those that say it."""
+    found = {}
+    for name in outline.pages:
+        records = read_jsonl(root / name / scale / "records.jsonl")
+        pieces = {r["piece"]: r["piece_seconds"] for r in records if {"piece", "piece_seconds"} <= {*r}}
+        found |= {name: sum(pieces.values())} if pieces else {}
+    return found
 
 
 def minutes(seconds: float) -> str:
     """Whole minutes, as text."""
-    return f"{seconds / 60:.0f}" if seconds >= 30 else "< 1"
+    return f"{max(seconds / 60, 1):.0f}" if seconds >= 30 else "< 1"
 
 
-def report(root: Path) -> str:
+def report(root: Path, outline: Outline | None = None) -> str:
     """The text of the report: for each scale its claims, its times, then its pages with titles two levels down.
+
+    Args:
+      root: the folder of the pages.
+      outline: default: the one that is there.
 
     Raises:
       UsageError: no pages there, or a table of claims that cannot be read.
     """
-    outline = read_outline(root)
+    outline = outline or read_outline(root)
     lines = [f"# {outline.title}", *(["", outline.introduction] if outline.introduction else [])]
     for scale, sentence in outline.scales.items():
         if not (found := pages(root, scale, outline)):
@@ -124,11 +142,19 @@ def report(root: Path) -> str:
         rows = [["experiment", "minutes of processes"], *([name, minutes(s)] for name, s in taken.items())]
         lines += ["", *markdown_table([*rows, ["all", minutes(sum(taken.values()))]])]
         for name, page in found.items():
-            lines.append("")
-            for line in page.splitlines():
-                titled = f"##{line}" if line.startswith("#") else line
-                lines.append(titled.replace("](", f"]({name}/{scale}/") if line.startswith("![") else titled)
+            lines += ["", *_moved(page, f"{name}/{scale}")]
     return "\n".join(lines) + "\n"
+
+
+def _moved(page: str, folder: str) -> list[str]:
+    """The lines of a page with its titles two levels down and its links from the folder above that of ``folder``."""
+    lines, code = [], False
+    for line in page.splitlines():
+        code ^= line.lstrip().startswith("```")
+        if not code:
+            line = re.sub(r"\]\((?![a-z]+:|[/#])", f"]({folder}/", f"##{line}" if line.startswith("#") else line)
+        lines.append(line)
+    return lines
 
 
 def _all_claims(found: Mapping[str, str], scale: str, outline: Outline) -> list[list[list[str]]]:

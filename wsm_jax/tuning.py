@@ -213,7 +213,8 @@ def _check(options: argparse.Namespace) -> None:
         "search": {flag: "it learns no weights" for flag in command.FIT_OPTIONS if flag != "fit_split"},
     }
     for flag, reason in refused[curve].items():
-        if getattr(options, flag) not in (None, False, []):
+        value = getattr(options, flag)
+        if value is not None and value is not False and value != []:  # 0 was asked for too
             raise UsageError(f"--{flag} does not go with --curve={curve}" + (f": {reason}" if reason else ""))
 
 
