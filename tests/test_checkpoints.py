@@ -39,6 +39,17 @@ def write(directory, steps, **options):
             stream.save(step, {"params": tree(step)})
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+def test_metadata_that_cannot_be_read_names_the_file(tmp_path, text):
+    write(tmp_path, [1])
+    (tmp_path / "1" / checkpoints.COMPLETE).write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError, match=r"1/_CHECKPOINT_METADATA: unreadable checkpoint metadata"):
+        checkpoints.user_metadata(tmp_path / "1")
+    (tmp_path / "1" / "params" / "_METADATA").write_text("[]")
+    with pytest.raises(UsageError, match=r"1/params: unreadable checkpoint metadata"):
+        checkpoints.array_names(tmp_path / "1")
+
+
 def test_what_is_saved_is_what_is_loaded(tmp_path):
     items = {"params": tree(1), "opt_state": (jnp.zeros((), jnp.int32), {"mu": jnp.ones(2, jnp.bfloat16)})}
     with Stream(tmp_path / "s", mergeable=False) as stream:

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import interval_means, intervals, lawa, protocol
+from experiments import interval_means, intervals, lawa, protocol, report
+from experiments.environment import ended
 from experiments.seeds import Seeds
 from wsm_jax import Run, checkpoints, config_flags
 from wsm_jax.errors import UsageError
@@ -142,6 +143,15 @@ def test_a_comma_too_many_is_no_piece_more(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["lawa", "--only=0.006-seed0,", "--config.optimizer.name=adamx", *places])
     assert protocol.main(lawa.EXPERIMENT) == 2
     assert "lawa: 1 pieces to do" in capsys.readouterr().out
+
+
+def test_a_command_that_cannot_go_on_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    assert ended("name", lambda: 3) == 3
+    monkeypatch.setenv("WSM_EXPERIMENT_RESULTS", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["report"])
+    assert ended("report", report.main) == 2
+    assert capsys.readouterr().err == f"report: {tmp_path} has no pages; run python -m experiments.all\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_arms_of_other_seeds_are_not_paired():
