@@ -140,11 +140,7 @@ def claims(table: Seeds, wsm: tuple, picked: tuple) -> list[list[str]]:
             table.minus((SPARSE, STORED, END, True), wsd[True]),
             "–",
         ),
-        *(
-            [("WSM is better than WSD with a linear decay", table.minus(wsm, LINEAR_WSD), "–")]
-            if LINEAR_WSD in table
-            else []
-        ),
+        *(_linear(table, names, wsm, wsd[True]) if LINEAR_WSD in table else ()),
         (
             f"WSM is better than WSD the paper's way (picked on test, at {picked[2]} intervals against {END})",
             table.minus(picked, wsd[True]),
@@ -198,6 +194,16 @@ def _alike(
     both = [table.minus(first, second, "domains", names[phase]) for phase in ("stable", "anneal")]
     claim = "old and new text weighted alike, without the benchmarks: WSM is better than WSD"
     return [(claim, [(a + b) / 2 for a, b in zip(*both, strict=True)], "–")]
+
+
+def _linear(table: Seeds, names: dict[str, list[str]], wsm: tuple, wsd: tuple) -> list[tuple[str, list[float], str]]:
+    """The real decay that is not the paper's, beside the merge and beside the one that is."""
+    claim = "WSM is better than WSD with a linear decay"
+    return [
+        (claim, table.minus(wsm, LINEAR_WSD), "–"),
+        *_apart(names, claim, lambda group: table.minus(wsm, LINEAR_WSD, "domains", group)),
+        ("WSD with a linear decay is better than with the paper's 1-sqrt", table.minus(LINEAR_WSD, wsd), "–"),
+    ]
 
 
 def _larger(with_switch: list[float], without: list[float]) -> list[float]:
