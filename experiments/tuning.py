@@ -103,6 +103,7 @@ def figure(records: list[Record], there: dict[str, list[float]]) -> Figure:
             losses = [best(records, arm, name, rate)["validation"] for rate in rates]
             axes.plot(rates, losses, color=colour, marker=marker, label=NAMES[arm])
         axes.set_xscale("log")
+        axes.margins(x=0.15)  # the ends of neighbouring panels stay apart
         axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
         axes.minorticks_off()
         axes.set(title=name, xlabel="peak rate")

@@ -227,6 +227,7 @@ def figure(table: Seeds) -> Figure:
     blues = ("#9ECAE1", "#4292C6", "#2171B5", "#08306B")
     looks = {(RAW, 1): (plot_style.RAW, "s", "before merge"), (WSD, 0): ("#D55E00", "^", "WSD, 1-sqrt decay")}
     looks |= {(MERGE, n): (c, m, f"merge {n}") for n, c, m in zip(COUNTS, blues, "ovDP", strict=True)}
+    looks |= {(LINEAR, 0): ("#E69F00", "*", "WSD, linear decay")} if LINEAR_WSD in table else {}
     for place, ((arm, count), (colour, marker, label)) in enumerate(looks.items()):
         there = [s for s in range(EVERY, END + EXTRA + 1, EVERY) if (arm, count, s, True) in table]
         look = {"color": colour, "marker": marker, "label": label}
