@@ -13,7 +13,7 @@ from experiments.intervals import HOLDS
 from experiments.protocol import results_root
 from wsm_jax import pages
 from wsm_jax.errors import UsageError
-from wsm_jax.files import read_jsonl
+from wsm_jax.files import read_jsonl, write_text
 from wsm_jax.pages import Outline
 
 NAMES = [
@@ -69,9 +69,10 @@ def write() -> None:
     if not scales(results):
         raise UsageError(f"{results} has no pages; run python -m experiments.all")
     made = outline(results)
-    pages.report(results, made)  # what cannot be gathered leaves the old outline
+    text = pages.report(results, made)  # first: what cannot be gathered leaves the old outline
     pages.write_outline(results, made)
-    print(f"written: {pages.write(results)}")
+    write_text(results / "REPORT.md", text)
+    print(f"written: {results / 'REPORT.md'}")
 
 
 def main() -> int:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from wsm_jax import config_flags, merge_options, tables
+from wsm_jax import config_flags, merge_options
 from wsm_jax.errors import NonFiniteError, Preempted, UsageError
+from wsm_jax.tables import listed, print_table, text
 
 MOST_WEIGHTS = 10**5
 
@@ -156,9 +157,7 @@ def prepare(options: argparse.Namespace, settings: list[str]) -> None:
         for store in stores
         for split, n in store.manifest["splits"].items()
     ]
-    tables.print_table(
-        ["source", "split", "documents", "tokens", "UTF-8 bytes"], rows, title=f"data {corpus.hash[:12]}"
-    )
+    print_table(["source", "split", "documents", "tokens", "UTF-8 bytes"], rows, title=f"data {corpus.hash[:12]}")
 
 
 def train(options: argparse.Namespace, settings: list[str]) -> None:
@@ -203,7 +202,7 @@ def merge(options: argparse.Namespace, settings: list[str]) -> None:
         if options.json:
             print(json.dumps(rows, indent=2))
         else:
-            tables.print_table(list(rows[0]), [["" if v is None else str(v) for v in row.values()] for row in rows])
+            print_table(list(rows[0]), [["" if v is None else str(v) for v in row.values()] for row in rows])
         return
     records = command.run(options, request)
     if options.json:
@@ -256,9 +255,7 @@ def weights(options: argparse.Namespace, settings: list[str]) -> None:
         [str(i), f"{c:.6f}", f"{w:.6f}" if i else ""]
         for i, (c, w) in enumerate(zip(vector, [1.0, *scales], strict=True))
     ]
-    tables.print_table(
-        ["checkpoint (0 = oldest)", "weight c", "scale w of the updates before it"], rows, title=options.curve
-    )
+    print_table(["checkpoint (0 = oldest)", "weight c", "scale w of the updates before it"], rows, title=options.curve)
 
 
 def inspect(options: argparse.Namespace, settings: list[str]) -> None:
@@ -271,21 +268,15 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> None:
         return
     leaves, record = facts.pop("leaves", {}), facts.pop("record", {})
     if leaves:
-        tables.print_table(
-            ["leaf", "shape", "dtype"], [[name, str(x["shape"]), x["dtype"]] for name, x in leaves.items()]
-        )
-    tables.print_table(["fact", "value"], [[name, tables.listed(value)] for name, value in facts.items()])
+        print_table(["leaf", "shape", "dtype"], [[name, str(x["shape"]), x["dtype"]] for name, x in leaves.items()])
+    print_table(["fact", "value"], [[name, listed(value)] for name, value in facts.items()])
     inputs = record.pop("inputs", [])
     if inputs:
         columns = list(dict.fromkeys(name for entry in inputs for name in entry))
-        tables.print_table(
-            columns, [[str(entry.get(name, "")) for name in columns] for entry in inputs], title="merged from"
-        )
+        print_table(columns, [[str(entry.get(name, "")) for name in columns] for entry in inputs], title="merged from")
     known = {name: value for name, value in record.items() if value not in (None, [], {})}
     if known:
-        tables.print_table(
-            ["recorded with it", "value"], [[name, tables.listed(value)] for name, value in known.items()]
-        )
+        print_table(["recorded with it", "value"], [[name, listed(value)] for name, value in known.items()])
 
 
 def evaluate(options: argparse.Namespace, settings: list[str]) -> None:
@@ -309,7 +300,7 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> None:
         known = {name: None if value != value else value for name, value in figures.items()}
         print(json.dumps(known))
     else:
-        tables.print_table(["figure", "value"], [[name, tables.text(value)] for name, value in figures.items()])
+        print_table(["figure", "value"], [[name, text(value)] for name, value in figures.items()])
 
 
 def report(options: argparse.Namespace, settings: list[str]) -> None:
@@ -333,7 +324,7 @@ def report(options: argparse.Namespace, settings: list[str]) -> None:
         print(json.dumps(report_lib.to_json(result), indent=2))
         return
     header, *rows = report_lib.table(result)
-    tables.print_table(header, rows, title="test loss, nats per token")
+    print_table(header, rows, title="test loss, nats per token")
     print("\n".join(report_lib.findings(result)))
     print(f"report: {folder}/report.md")
 

@@ -191,13 +191,12 @@ def model_and_data(run: Run) -> tuple[Model, Corpus]:
     return build(shape), corpus
 
 
-def run_evaluator(run: Run, split: str, *, batch_size: int = 0, limit_tokens: int = 0) -> Evaluator:
+def run_evaluator(run: Run, split: str, *, limit_tokens: int = 0) -> Evaluator:
     """params -> Evaluation on a split of the data a run was trained on.
 
     Args:
       run: says which data and which model.
       split: ``validation``, ``test`` or ``train``.
-      batch_size: sequences in one batch; 0 = the run's own.
       limit_tokens: tokens of each store; 0 = all.
 
     Raises:
@@ -209,7 +208,7 @@ def run_evaluator(run: Run, split: str, *, batch_size: int = 0, limit_tokens: in
         sharding.make_mesh(),
         held_out_stores(corpus, split),
         split,
-        batch_size=batch_size or run.config.evaluation.batch_size,
+        batch_size=run.config.evaluation.batch_size,
         limit_tokens=limit_tokens,
     )
 

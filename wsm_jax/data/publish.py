@@ -55,4 +55,4 @@ def _sweep(parent: pathlib.Path) -> None:
     for path in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                shutil.rmtree(path)
