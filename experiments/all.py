@@ -1,24 +1,26 @@
-"""Every table and figure of a scale, one after the other, and one report of them.
+"""Every table and figure of a scale, and one report of them.
 
-Tunes the peak rates, trains the shared runs, makes each experiment's page in RESULTS/EXPERIMENT/SCALE and gathers the
-pages in RESULTS/REPORT.md. What is done is not done again. Other options go to every experiment: --scale, --parallel,
---config.FIELD=VALUE.
+Tunes the peak rates, then trains the shared runs and makes each experiment's page in RESULTS/EXPERIMENT/SCALE, and
+gathers the pages in RESULTS/REPORT.md; where nothing was there before, RESULTS/all/SCALE/records.jsonl says how long it
+took. What is done is not done again. Other options go to every experiment: --scale, --parallel, --config.FIELD=VALUE.
 """
 
 import argparse
+import importlib
 import os
-import subprocess
 import sys
 import time
+from pathlib import Path
 
-from experiments import report, training
+from experiments import protocol, report, training
 from experiments.environment import ended
+from wsm_jax import files, run
 
 ONE = ("--only", "--output")  # of one experiment; the pieces of another have other names
 
 
 def main() -> int:
-    """Runs them in order and stops at the first that fails."""
+    """Does all pieces and stops at the first that fails."""
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         "python -m experiments.all", description=__doc__, formatter_class=shape, allow_abbrev=False
@@ -32,13 +34,18 @@ def main() -> int:
     print(f"text: {text or 'a corpus that was built before, else the standard library, where nothing is switched'}")
     print(f"pages: {options.results} (those of the same names are replaced)", flush=True)
     start = time.perf_counter()
-    for number, name in enumerate(report.NAMES, 1):
-        print(f"\n[{number}/{len(report.NAMES)}] {name}", file=sys.stderr, flush=True)
-        status = subprocess.run([sys.executable, "-m", f"experiments.{name}", *rest], check=False).returncode
-        if status:
+    found = [importlib.import_module(f"experiments.{name}").EXPERIMENT for name in report.NAMES]
+    plans = [protocol.planned(experiment, rest) for experiment in found]
+    for stage in (plans[:1], plans[1:]):  # everything else trains at the rates that tuning finds
+        if status := protocol.carry_out(stage):
             return status
     report.write()
-    print(f"{(time.perf_counter() - start) / 60:.0f} minutes")
+    minutes = (time.perf_counter() - start) / 60
+    print(f"{minutes:.0f} minutes")
+    if all(plan.todo == plan.chosen for plan in plans):
+        command = " ".join(["python -m experiments.all", *sys.argv[1:]])
+        took = {"minutes": round(minutes, 1), **run.environment(), "command": command}
+        files.write_jsonl(Path(options.results) / "all" / plans[0].options.scale / "records.jsonl", [took])
     return 0
 
 

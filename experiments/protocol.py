@@ -18,6 +18,7 @@ import os
 import queue
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -131,14 +132,39 @@ def main(experiment: Experiment) -> int:
 
 
 def _main(experiment: Experiment) -> int:
-    options, settings = _parse(experiment)
-    pieces = experiment.scales[options.scale]
-    if options.piece:
-        os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
-        return _do(experiment, options.output / options.piece, options.piece, pieces[options.piece], settings)
-    command_line = " ".join(["python -m experiments." + experiment.name, *sys.argv[1:]])
-    environment = {**tuned(), **os.environ, "WSM_EXPERIMENT_COMMAND": command_line}
-    chosen = parse_list(options.only) or list(pieces)
+    options, settings = _parse(experiment, sys.argv[1:])
+    if not options.piece:
+        return carry_out([planned(experiment, sys.argv[1:])])
+    os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
+    piece = experiment.scales[options.scale][options.piece]
+    return _do(experiment, options.output / options.piece, options.piece, piece, settings)
+
+
+class Plan(NamedTuple):
+    """What one experiment was asked for, and which of its pieces are not done."""
+
+    experiment: Experiment
+    options: argparse.Namespace
+    settings: list[str]
+    command: str
+    chosen: list[str]
+    todo: list[str]
+
+    @property
+    def name(self) -> str:
+        """Of the experiment."""
+        return self.experiment.name
+
+
+def planned(experiment: Experiment, arguments: list[str]) -> Plan:
+    """What a command's ``arguments`` ask of an experiment.
+
+    Raises:
+      UsageError: a piece was done with other settings.
+      SystemExit: wrong arguments.
+    """
+    options, settings = _parse(experiment, arguments)
+    chosen = parse_list(options.only) or list(experiment.scales[options.scale])
     done = [name for name in chosen if (options.output / name / "records.jsonl").is_file()]
     if other := [name for name in done if _settings(options.output / name) != settings]:
         had = " ".join(_settings(options.output / other[0])) or "no --config.FIELD=VALUE"
@@ -146,18 +172,78 @@ def _main(experiment: Experiment) -> int:
             f"{options.output / other[0]} was done with {had}; give the same, remove that folder or choose another "
             "--output"
         )
-    todo = [name for name in chosen if name not in done]
-    if status := _run_pieces(experiment, options, todo, settings, environment):
+    command = " ".join([f"python -m experiments.{experiment.name}", *arguments])
+    return Plan(experiment, options, settings, command, chosen, [name for name in chosen if name not in done])
+
+
+def carry_out(plans: Sequence[Plan]) -> int:
+    """Does what is to do from one queue, so that no core waits for the last piece of an experiment; writes each page.
+
+    Args:
+      plans: in the order in which they are done; what one needs of another it makes itself.
+
+    Returns:
+      The exit status, that of the first piece that fails.
+    """
+    work = [(each, name) for each in plans for name in each.todo]
+    cores = sorted(os.sched_getaffinity(0))
+    parallel = min(plans[0].options.parallel, len(cores))
+    free: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for share in np.array_split(cores, parallel):
+        free.put(",".join(map(str, share)))
+    print(f"{', '.join(each.name for each in plans)}: {len(work)} pieces to do, {parallel} at a time", flush=True)
+    start, done, failed = time.perf_counter(), 0, threading.Event()
+
+    def one(piece: tuple[Plan, str]) -> int:
+        if failed.is_set():
+            return 1  # nothing is started after a failure
+        status = _run(*piece, free)
+        if status:
+            failed.set()
         return status
-    places = [options.output / name / "records.jsonl" for name in chosen]
-    records = [record for file in places for record in files.read_jsonl(file)]
-    page = experiment.present(records)
-    _write(page, records, options.results)
-    print(f"written: {options.results}/README.md, records.jsonl and figures")
+
+    with ThreadPoolExecutor(parallel) as pool:
+        statuses = pool.map(one, work)
+        try:
+            for each in plans:
+                for name in each.todo:
+                    if status := next(statuses):
+                        tail = (each.options.output / name / "log.txt").read_text().strip().splitlines()[-8:]
+                        print("\n".join([f"{each.name} {name} ended with {status}:", *tail]), file=sys.stderr)
+                        return status
+                    done += 1
+                    took = (time.perf_counter() - start) / 60
+                    left = took / done * (len(work) - done)
+                    count = f"[{done}/{len(work)}] {each.name} {name}"
+                    print(f"{count}; {took:.1f} minutes so far, about {left:.1f} to go", flush=True)
+                _finish(each)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
     return 0
 
 
-def _parse(experiment: Experiment) -> tuple[argparse.Namespace, list[str]]:
+def _run(plan: Plan, name: str, free: "queue.SimpleQueue[str]") -> int:
+    """Does one piece in a process of its own on cores that are free; its exit status."""
+    mine, folder = free.get(), plan.options.output / name
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = {"scale": plan.options.scale, "output": plan.options.output, "piece": name, "cores": mine}
+    program = [sys.executable, "-m", f"experiments.{plan.name}", *(f"--{key}={value}" for key, value in asked.items())]
+    environment = {**tuned(), **os.environ, "WSM_EXPERIMENT_COMMAND": plan.command}
+    with (folder / "log.txt").open("w") as log:
+        piece = subprocess.run([*program, *plan.settings], stdout=log, stderr=log, env=environment, check=False)
+    free.put(mine)
+    return piece.returncode
+
+
+def _finish(plan: Plan) -> None:
+    """Writes the page of all that was chosen."""
+    places = [plan.options.output / name / "records.jsonl" for name in plan.chosen]
+    records = [record for file in places for record in files.read_jsonl(file)]
+    _write(plan.experiment.present(records), records, plan.options.results)
+    print(f"written: {plan.options.results}/README.md, records.jsonl and figures", flush=True)
+
+
+def _parse(experiment: Experiment, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.{experiment.name}",
         allow_abbrev=False,
@@ -171,7 +257,7 @@ def _parse(experiment: Experiment) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--only", default="", help="comma-separated pieces; default: all of the scale")
     parser.add_argument("--piece", default="", help=argparse.SUPPRESS)
     parser.add_argument("--cores", default="", help=argparse.SUPPRESS)
-    options, settings = parser.parse_known_args()
+    options, settings = parser.parse_known_args(arguments)
     if wrong := [text for text in settings if not text.startswith("--config.")]:
         parser.error(f"unknown argument {wrong[0]!r}; a setting is written --config.FIELD=VALUE")
     pieces = experiment.scales[options.scale]
@@ -204,46 +290,6 @@ def _settings(folder: Path) -> list[str]:
     """The settings that a finished piece was done with."""
     file = folder / "settings.json"
     return files.read_json(file) if file.is_file() else []
-
-
-def _run_pieces(
-    experiment: Experiment,
-    options: argparse.Namespace,
-    todo: list[str],
-    settings: list[str],
-    environment: dict[str, str],
-) -> int:
-    cores = sorted(os.sched_getaffinity(0))
-    parallel = min(options.parallel, len(cores))
-    free: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for share in np.array_split(cores, parallel):
-        free.put(",".join(map(str, share)))
-    print(f"{experiment.name}: {len(todo)} pieces to do, {parallel} at a time", flush=True)
-    start, done = time.perf_counter(), 0
-
-    def one(name: str) -> tuple[str, int]:
-        mine = free.get()
-        folder = options.output / name
-        folder.mkdir(parents=True, exist_ok=True)
-        internal = [f"--scale={options.scale}", f"--output={options.output}", f"--piece={name}", f"--cores={mine}"]
-        program = [sys.executable, "-m", f"experiments.{experiment.name}", *internal, *settings]
-        with (folder / "log.txt").open("w") as log:
-            status = subprocess.run(program, stdout=log, stderr=log, env=environment, check=False).returncode
-        free.put(mine)
-        return name, status
-
-    with ThreadPoolExecutor(parallel) as pool:
-        for name, status in pool.map(one, todo):
-            if status:
-                pool.shutdown(wait=False, cancel_futures=True)
-                tail = (options.output / name / "log.txt").read_text().strip().splitlines()[-8:]
-                print("\n".join([f"{name} ended with {status}:", *tail]), file=sys.stderr)
-                return status
-            done += 1
-            took = (time.perf_counter() - start) / 60
-            left = took / done * (len(todo) - done)
-            print(f"[{done}/{len(todo)}] {name}; {took:.1f} minutes so far, about {left:.1f} to go", flush=True)
-    return 0
 
 
 def _write(page: Page, records: list[Record], folder: Path) -> None:

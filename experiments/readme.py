@@ -137,9 +137,12 @@ def paper_section(results: Path, scales: list[str]) -> list[str]:
         "",
     ]
     for scale, minutes in took.items():
+        whole = read_jsonl(results / "all" / scale / "records.jsonl")
         lines.append(
             f"* `{scale}`: {outline.scales[scale]} {minutes:.0f} minutes of processes, "
-            f"{'three or four at a time on an H100' if scale == 'gpu' else 'two at a time on two cores'}."
+            f"{'three or four at a time on an H100' if scale == 'gpu' else 'two at a time on two cores'}"
+            + "".join(f"; `{r['command']}` took {r['minutes']:.0f} minutes" for r in whole)
+            + "."
         )
     rows: dict[tuple[str, str], dict[str, list[str]]] = {}
     found_pages = {scale: pages.pages(results, scale, outline) for scale in scales}

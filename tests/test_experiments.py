@@ -1,5 +1,6 @@
 """The experiments as a user starts them, made short: records, pages, figures, what is skipped and what is refused."""
 
+import collections
 import json
 import math
 import subprocess
@@ -10,10 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import interval_means, intervals, lawa, protocol, report
+from experiments import all as everything
+from experiments import cost, interval_means, intervals, lawa, merge_granularity, protocol, report
 from experiments.environment import ended
 from experiments.seeds import Seeds
-from wsm_jax import Run, checkpoints, config_flags
+from wsm_jax import Run, checkpoints, config_flags, files
 from wsm_jax.errors import UsageError
 from wsm_jax.evaluate import run_evaluator
 
@@ -143,6 +145,44 @@ def test_a_comma_too_many_is_no_piece_more(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["lawa", "--only=0.006-seed0,", "--config.optimizer.name=adamx", *places])
     assert protocol.main(lawa.EXPERIMENT) == 2
     assert "lawa: 1 pieces to do" in capsys.readouterr().out
+
+
+def planned_with_all_pieces_done(experiment, folder):
+    """Its pieces are those of the committed records."""
+    output, pieces = folder / "runs" / experiment.name / "small", collections.defaultdict(list)
+    for row in files.read_jsonl(ROOT / "results" / experiment.name / "small" / "records.jsonl"):
+        pieces[row["piece"]].append(row)
+    for piece, rows in pieces.items():
+        (output / piece).mkdir(parents=True)
+        files.write_jsonl(output / piece / "records.jsonl", rows)
+    places = [f"--output={output}", f"--results={folder}/results/{experiment.name}"]
+    return protocol.planned(experiment, ["--scale=small", "--parallel=1", *places])
+
+
+def test_pages_that_are_ready_are_written_and_after_a_failure_nothing_is_started(tmp_path, capsys):
+    before, after = (planned_with_all_pieces_done(m.EXPERIMENT, tmp_path) for m in (cost, merge_granularity))
+    fails = protocol.planned(lawa.EXPERIMENT, ["--config.optimizer.name=adamx", f"--output={tmp_path}/lawa"])
+    assert before.todo == after.todo == [] and len(fails.todo) > 2
+    assert protocol.carry_out([before, fails, after]) == 2
+    page = Path("cost") / "small" / "README.md"
+    assert (before.options.results / "README.md").read_text() == (ROOT / "results" / page).read_text()
+    assert not after.options.results.exists()
+    assert [folder.name for folder in (tmp_path / "lawa").iterdir()] == fails.todo[:1]
+    error = capsys.readouterr().err
+    assert f"lawa {fails.todo[0]} ended with 2:" in error and "adamx" in error
+
+
+def test_all_refuses_pieces_of_other_settings_before_it_does_anything(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WSM_EXPERIMENT_DATA", raising=False)
+    monkeypatch.setenv("WSM_EXPERIMENT_RESULTS", "")  # it is set there
+    piece = Path("runs") / "cost" / "tiny" / "seed0"
+    piece.mkdir(parents=True)
+    files.write_jsonl(piece / "records.jsonl", [{"piece": "seed0"}])
+    monkeypatch.setattr(sys, "argv", ["all", "--scale=tiny", "--config.optimizer.b2=0.9", "--results=pages"])
+    assert ended("all", everything.main) == 2
+    assert f"all: {piece} was done with no --config.FIELD=VALUE" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"] and len(list(tmp_path.rglob("*"))) == 5
 
 
 def test_a_command_that_cannot_go_on_ends_in_one_line(tmp_path, monkeypatch, capsys):
