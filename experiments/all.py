@@ -45,7 +45,9 @@ def main() -> int:
     if all(plan.todo == plan.chosen for plan in plans):
         command = " ".join(["python -m experiments.all", *sys.argv[1:]])
         took = {"minutes": round(minutes, 1), **run.environment(), "command": command}
-        files.write_jsonl(Path(options.results) / "all" / plans[0].options.scale / "records.jsonl", [took])
+        folder = Path(options.results) / "all" / plans[0].options.scale
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_jsonl(folder / "records.jsonl", [took])
     return 0
 
 
