@@ -3,16 +3,19 @@
     python -m experiments.cost [--scale=small]
 
 Measured on the shared runs, on the text of the stable phase: `wsm merge` of 8 and 16 checkpoints as a process of its
-own (seconds, peak memory, bytes read), the seconds of a real decay over 16 intervals, and the disk that either way
-needs. Computed beside it: floating-point operations, and all of it for the paper's model. An online merge
-(`--config.averaging.names=wsm`) holds one more copy of the parameters and reads nothing; benchmarks/averaging.py has
-what it adds to a step.
+own (seconds, peak memory, bytes read), all updates of an online merge (`--config.averaging.names=wsm`) over the 16
+intervals and its read-out, at every step and at every checkpoint (seconds, memory of its state), the seconds of a real
+decay over them, and the disk that each needs. Computed beside it: floating-point operations, and all of it for the
+paper's model. benchmarks/averaging.py has what an online merge adds to a step.
 """
 
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+
+import jax
 
 from configs import matrix
 from experiments import protocol
@@ -21,13 +24,17 @@ from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
 from experiments.training import SEED_SCALES, matrix_of, rates
 from experiments.trajectories import window
-from wsm_jax import disk
+from wsm_jax import checkpoints, disk, schedules, sharding
+from wsm_jax.averaging import tracking
+from wsm_jax.averaging.window import online_wsm
 from wsm_jax.checkpoints import PARAMS
 from wsm_jax.models.model import flops_per_token
+from wsm_jax.optimizer import decay_mask
+from wsm_jax.run import Run
 from wsm_jax.tables import markdown_table
 
 COUNTS = (8, 16)
-REAL, MERGE = "decay", "merge"
+REAL, MERGE, ONLINE = "decay", "merge", "online"
 # A small process between: a child starts with the peak memory of its parent, and this one has run jax.
 MEASURE = """
 import os, subprocess, sys, time
@@ -57,6 +64,15 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
             "flops": flops_per_token(constant.config.model, parameters) * tokens,
         }
     ]
+    for every in (1, runs.interval):
+        seconds, held = online(constant, path[runs.steps], runs.branch_step, every)
+        updates = matrix.DECAY * runs.interval // every
+        rows.append(
+            {
+                **{"arm": ONLINE, "count": updates, "seconds": seconds, "peak_rss": held, "stored": 0},
+                "flops": 7.0 * updates * parameters,  # additions and multiplications of window.py, with weight decay
+            }
+        )
     for count in COUNTS:
         inputs = window(path, "linear", count, runs.steps).paths
         seconds, peak = merge(inputs, folder)
@@ -81,16 +97,45 @@ def merge(inputs: tuple[Path, ...], folder: Path) -> tuple[float, int]:
     return float(seconds), int(peak) * 1024  # Linux counts in kibibytes
 
 
+def online(run: Run, checkpoint: Path, start: int, every: int) -> tuple[float, int]:
+    """Seconds of all updates from ``start`` to the run's end and of the read-out, and bytes of the state.
+
+    Args:
+      run: whose schedule and weight decay it accounts for.
+      checkpoint: parameters that every update takes; what they are does not change how long it takes.
+      start: step at which the window begins.
+      every: steps between updates.
+    """
+    schedule = schedules.from_config(run.config, run.facts["branch_step"])
+    settings = {"learning_rate": schedule, "weight_decay": run.config.optimizer.weight_decay, "mask": decay_mask}
+    averages = {ONLINE: online_wsm("linear", run.plan.steps - start, every=every, **settings)}
+    place = sharding.replicated(sharding.make_mesh())
+    params = jax.tree.map(lambda leaf: jax.device_put(leaf, place), checkpoints.load_tree(checkpoint))
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params)
+    states = tracking.abstract(averages, shapes)
+    update = tracking.compile_update(averages, shapes, states)
+    read = tracking.compile_read(averages, shapes, states)
+    state = tracking.initialise(averages, params, states)
+    clock = time.perf_counter()
+    for step in range(start + 1, run.plan.steps + 1):
+        state = update(state, params, step)
+    jax.block_until_ready(read(state, params, run.plan.steps))
+    seconds = time.perf_counter() - clock
+    return seconds, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
 def present(records: list[Record]) -> Page:
     """Measured costs, and the paper's model by computation."""
     table = Seeds(records, "arm", "count")
     arms = {f"real decay over {matrix.DECAY} intervals": (REAL, matrix.DECAY)}
     arms |= {f"merge of {n}, offline": (MERGE, n) for n in COUNTS}
-    rows = [["", "seconds", "peak memory, MB", "kept on disk and read, MB", "floating-point operations"]]
+    updates = sorted({r["count"] for r in records if r["arm"] == ONLINE}, reverse=True)
+    arms |= {f"online merge, {n} updates": (ONLINE, n) for n in updates}
+    rows = [["", "seconds", "memory, MB", "kept on disk and read, MB", "floating-point operations"]]
     for name, key in arms.items():
-        peak, stored = (f"{table.mean(key, field) / 1e6:,.0f}" for field in ("peak_rss", "stored"))
-        cells = [plus_minus(table.of(key, "seconds"), 1), "–" if key[0] == REAL else peak, stored]
-        rows.append([name, *cells, f"{table.mean(key, 'flops'):.1e}"])
+        held, stored = (table.mean(key, field) / 1e6 for field in ("peak_rss", "stored"))
+        cells = [f"{value:,.0f}" if value else "–" for value in (held, stored)]
+        rows.append([name, plus_minus(table.of(key, "seconds"), 1), *cells, f"{table.mean(key, 'flops'):.1e}"])
     share = table.mean((MERGE, COUNTS[-1]), "flops") / table.mean((REAL, matrix.DECAY), "flops")
     size, active, tokens = PAPER["parameters"], PAPER["active"], PAPER["tokens"]
     lines = [
@@ -101,8 +146,10 @@ def present(records: list[Record]) -> Page:
         *markdown_table(rows),
         "",
         f"A merge of {COUNTS[-1]} takes {share:.1e} of the decay's floating-point operations; its time is that of "
-        "starting Python and of reading the files. *kept on disk*: for the decay a full state, "
-        "for the merge its inputs (float32). An online merge keeps one copy more in memory and reads nothing.",
+        "starting Python and of reading the files. An online merge is updated while the run goes on, after each step "
+        f"or each checkpoint; its seconds are all updates over {matrix.DECAY} intervals and the read-out. *memory*: "
+        "the peak of the offline merge's process; the state that an online merge adds to the run. *kept on disk*: for "
+        "the decay a full state, for the merge its inputs (float32); an online merge reads nothing.",
         "",
         f"For the paper's model, by computation: a decay over {tokens / 1e9:.0f}B tokens is 6 × {active / 1e9:.2f}B × "
         f"{tokens / 1e9:.0f}B = {6 * active * tokens:.1e} floating-point operations; a merge of 16 is 2 × 16 × "
