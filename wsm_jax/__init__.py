@@ -7,7 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsm_jax.coefficients import checkpoint_weights, merge_weights, update_weights
+    from wsm_jax.checkpoints import load_tree
+    from wsm_jax.coefficients import checkpoint_weights, ema_weights, merge_weights, update_weights, wma_weights
     from wsm_jax.config import Config
     from wsm_jax.decay import DECAYS
     from wsm_jax.errors import NonFiniteError, Preempted, UsageError
@@ -16,12 +17,17 @@ if TYPE_CHECKING:
     from wsm_jax.merging.trees import merge
     from wsm_jax.run import Run
     from wsm_jax.schedules import schedule_weights
+    from wsm_jax.sharding import named_leaves
 
 _HOMES = {
     "DECAYS": "decay",
     "checkpoint_weights": "coefficients",
     "update_weights": "coefficients",
     "merge_weights": "coefficients",
+    "ema_weights": "coefficients",
+    "wma_weights": "coefficients",
+    "load_tree": "checkpoints",
+    "named_leaves": "sharding",
     "schedule_weights": "schedules",
     "merge": "merging.trees",
     "merge_checkpoints": "merging.offline",
@@ -44,13 +50,17 @@ __all__ = [
     "Run",
     "UsageError",
     "checkpoint_weights",
+    "ema_weights",
+    "load_tree",
     "merge",
     "merge_checkpoints",
     "merge_many",
     "merge_weights",
+    "named_leaves",
     "paired_difference",
     "schedule_weights",
     "update_weights",
+    "wma_weights",
 ]
 
 

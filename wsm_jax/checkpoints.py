@@ -121,7 +121,7 @@ def choose_item(path: str | os.PathLike, item: str | None = None) -> str | None:
     if PARAMS in names:
         return PARAMS
     if len(names) > 1:
-        raise UsageError(f"{path} has the items {', '.join(names)}; say which one to read")
+        raise UsageError(f"{path} has the items {', '.join(names)}; say which one to read, item=NAME or --item=NAME")
     return names[0] if names else None
 
 

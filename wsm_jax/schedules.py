@@ -235,8 +235,10 @@ def schedule_weights(schedule: Schedule, steps: Sequence[int], peak: float) -> n
     end 12.8%.)
 
     Args:
-      schedule: update count -> learning rate.
-      steps: increasing steps of the saved checkpoints, oldest first.
+      schedule: update count -> learning rate, on the count of the whole run that ``steps`` are on too. A decay that the
+        run would have begun at its update 16,000 is ``optax.linear_schedule(peak, 0, 4000, transition_begin=16000)``.
+      steps: increasing steps of the saved checkpoints, in optimizer updates, oldest first; they need not be evenly
+        spaced.
       peak: the constant rate with which the checkpoints were trained, > 0.
 
     Returns:
@@ -258,4 +260,11 @@ def schedule_weights(schedule: Schedule, steps: Sequence[int], peak: float) -> n
     means = np.where(np.abs(means - 1.0) < 1e-6, 1.0, means)
     running = np.minimum.accumulate(means)
     means = np.where(means - running < 1e-6, running, means)
+    outside = np.flatnonzero((means < 0) | (means > 1))
+    if outside.size:
+        i = outside[0]
+        raise UsageError(
+            f"from update {steps[i]} to {steps[i + 1]} the schedule is {means[i] * peak:g} on average, but the "
+            f"checkpoints were trained at peak={peak:g}; a merge emulates rates from 0 to that"
+        )
     return checkpoint_weights(means)

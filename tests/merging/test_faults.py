@@ -56,7 +56,7 @@ def test_inputs_that_differ(tmp_path, monkeypatch):
     refused(tmp_path, [paths[0], paths[2]], "has no leaf blocks/kernel")
     refused(tmp_path, paths[:1], "need 1 weights", weights=[0.5, 0.5])
     refused(tmp_path, paths[:1], "dtype='int8': choose", dtype="int8")
-    refused(tmp_path, paths[:1], "format 'npz': choose orbax or safetensors", form="npz")
+    refused(tmp_path, paths[:1], "format 'npz': choose orbax or safetensors", format="npz")
     refused(tmp_path, paths[:1], r"no leaf matches 'router'; the leaves are .*embedding", rules=[("router", "last")])
     (tmp_path / "st").mkdir()
     (tmp_path / "st" / "a").mkdir()
@@ -88,7 +88,7 @@ def test_complex_leaves_are_not_merged_in_silence(tmp_path):
 
 def test_a_dtype_that_the_format_does_not_know(tmp_path):
     paths = save_all(tmp_path, [{"w": jnp.ones(8, jnp.float8_e4m3fn)}] * 2)
-    refused(tmp_path, paths, "leaf w is float8_e4m3fn, which safetensors cannot hold here", form="safetensors")
+    refused(tmp_path, paths, "leaf w is float8_e4m3fn, which safetensors cannot hold here", format="safetensors")
 
 
 def test_too_little_disk(tmp_path, monkeypatch):
@@ -210,13 +210,13 @@ def test_what_a_tree_cannot_hold_is_told(tmp_path):
     (tmp_path / "0").mkdir()
     one = np.ones(2, np.float32)
     save_file({"x": one, "x.y": one}, tmp_path / "0" / "model.safetensors")
-    refused(tmp_path, [tmp_path / "0"] * 2, "leaf x/y and another one lie in each other", form="orbax")
+    refused(tmp_path, [tmp_path / "0"] * 2, "leaf x/y and another one lie in each other", format="orbax")
     (tmp_path / "1").mkdir()
     save_file(
         {"x": one, "empty": np.ones((0, 5), np.float32), "flat": np.ones((5, 0), np.float32)},
         tmp_path / "1" / "model.safetensors",
     )
-    wsm_jax.merge_checkpoints([tmp_path / "1"] * 2, [0.5, 0.5], tmp_path / "out", form="orbax")
+    wsm_jax.merge_checkpoints([tmp_path / "1"] * 2, [0.5, 0.5], tmp_path / "out", format="orbax")
     assert checkpoints.load_tree(tmp_path / "out")["empty"].shape == (0, 5)
     assert checkpoints.load_tree(tmp_path / "out")["flat"].shape == (5, 0)
 
@@ -270,8 +270,8 @@ def test_verification_sees_a_wrong_block_and_nothing_is_published(tmp_path, monk
         write(self, path, start, values * np.float32(1 + 1e-5) if path.endswith("norm") else values)
 
     monkeypatch.setattr(sink, "write", wrong)
-    refused(tmp_path, paths, "leaf blocks/norm does not verify: row", form=form, verify=True)
-    wsm_jax.merge_checkpoints(paths, [0.2, 0.3, 0.5], tmp_path / "unseen", form=form)  # that is what verify is for
+    refused(tmp_path, paths, "leaf blocks/norm does not verify: row", format=form, verify=True)
+    wsm_jax.merge_checkpoints(paths, [0.2, 0.3, 0.5], tmp_path / "unseen", format=form)  # that is what verify is for
 
 
 @pytest.mark.parametrize("form", ["orbax", "safetensors"])
@@ -280,7 +280,7 @@ def test_verification_accepts_a_mask_of_infinities_and_what_an_input_without_wei
     trees[1]["w"] = trees[1]["w"].at[0, 0].set(jnp.nan)
     paths = save_all(tmp_path, trees)
     weights, rules = [0.5, 0.0, 0.5], [("mask", "last")]
-    wsm_jax.merge_checkpoints(paths, weights, tmp_path / "out", rules=rules, form=form, verify=True)
+    wsm_jax.merge_checkpoints(paths, weights, tmp_path / "out", rules=rules, format=form, verify=True)
 
 
 def test_verification_knows_that_xla_has_no_subnormal_numbers(tmp_path):

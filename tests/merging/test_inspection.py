@@ -41,7 +41,9 @@ def test_a_checkpoint(tmp_path):
 def test_a_merge_tells_where_it_comes_from(tmp_path, capsys, merges):
     paths = save_all(tmp_path, [tree(0), tree(1)])
     for form in ("orbax", "safetensors"):
-        record = wsm_jax.merge_checkpoints(paths, [0.5, 0.5], tmp_path / form, form=form, metadata={"curve": "linear"})
+        record = wsm_jax.merge_checkpoints(
+            paths, [0.5, 0.5], tmp_path / form, format=form, metadata={"curve": "linear"}
+        )
         assert inspect(tmp_path / form)["record"] == json.loads(json.dumps(record))
         assert cli.main(["inspect", str(tmp_path / form)]) == 0
         printed = capsys.readouterr().out

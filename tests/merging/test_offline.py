@@ -1,10 +1,13 @@
 """Merges from disk: against memory, bit for bit however cut; many from one pass; formats, dtypes, policies, records."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -138,6 +141,7 @@ def test_the_record_names_inputs_and_what_was_read(tmp_path):
     assert [(i["path"], i["step"], i["index"]) for i in record["inputs"]] == [
         (str(p), n, n) for n, p in enumerate(paths)
     ]
+    assert record["weights"] == [0.5, 0.5]
     again = wsm_jax.merge_checkpoints(paths[::-1], [0.9, 0.1], tmp_path / "other")
     assert [i["xxh3"] for i in again["inputs"]] == [i["xxh3"] for i in record["inputs"]][::-1]
     changed = tree(1)
@@ -183,11 +187,11 @@ def test_from_orbax_to_safetensors_and_back(tmp_path):
     trees = [tree(i) for i in range(3)]
     paths = save_all(tmp_path, trees)
     expected = wsm_jax.merge(trees, [0.2, 0.3, 0.5])
-    wsm_jax.merge_checkpoints(paths, [0.2, 0.3, 0.5], tmp_path / "st", form="safetensors", verify=True)
+    wsm_jax.merge_checkpoints(paths, [0.2, 0.3, 0.5], tmp_path / "st", format="safetensors", verify=True)
     stored = load_file(tmp_path / "st" / "model.safetensors")
     assert sorted(stored) == ["blocks.kernel", "blocks.norm", "embedding"]
     np.testing.assert_array_equal(stored["blocks.norm"], expected["blocks"]["norm"])
-    wsm_jax.merge_checkpoints([tmp_path / "st"], [1.0], tmp_path / "back", form="orbax", verify=True)
+    wsm_jax.merge_checkpoints([tmp_path / "st"], [1.0], tmp_path / "back", format="orbax", verify=True)
     assert bits(checkpoints.load_tree(tmp_path / "back")) == bits(expected)
 
 
@@ -200,6 +204,36 @@ def test_the_output_is_an_ordinary_orbax_checkpoint(tmp_path):
     from orbax.checkpoint import v1
 
     assert bits(v1.load(tmp_path / "out", checkpointable_name="params")) == bits(expected)
+
+
+class Stack(nnx.Module):
+    """More layers in a list than have one digit, whose names sort otherwise than their numbers."""
+
+    def __init__(self, seed):
+        self.layers = nnx.List([nnx.Linear(2, 2, rngs=nnx.Rngs(seed + i)) for i in range(11)])
+
+    def __call__(self, x):
+        return functools.reduce(lambda x, layer: layer(x), self.layers, x)
+
+
+def test_a_merge_goes_back_into_the_model_that_was_saved(tmp_path):
+    models = [Stack(100 * i) for i in range(3)]
+    states = [nnx.state(model, nnx.Param) for model in models]
+    paths = [tmp_path / str(i) for i in range(3)]
+    for path, state in zip(paths, states, strict=True):
+        with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path, state)
+    weights = [0.2, 0.3, 0.5]
+    wsm_jax.merge_checkpoints(paths, weights, tmp_path / "out")
+    expected = jax.tree.map(lambda *x: sum(w * v for w, v in zip(weights, x, strict=True)), *states)
+    for found in (
+        wsm_jax.load_tree(tmp_path / "out", abstract=states[0]),
+        orbax.checkpoint.StandardCheckpointer().restore(tmp_path / "out" / "params", states[0]),
+    ):
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        np.testing.assert_allclose(flat(found), flat(expected), rtol=1e-6)
+        nnx.update(models[0], found)
+        assert models[0](jnp.ones(2)).shape == (2,)
 
 
 def test_each_input_has_its_own_item(tmp_path):

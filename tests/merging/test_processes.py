@@ -121,7 +121,7 @@ if form == "fail":
             print(f"error: {error}")
         setattr(place, name, whole)
 else:
-    wsm_jax.merge_checkpoints(paths, [0.2, 0.3, 0.5], out, form=form, verify=True)
+    wsm_jax.merge_checkpoints(paths, [0.2, 0.3, 0.5], out, format=form, verify=True)
     print("offline", read, written)
     read = 0
     mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -143,7 +143,7 @@ def test_two_processes_each_read_and_write_their_part(tmp_path, form):
     trees = [large(i) for i in range(3)]
     paths = save_all(tmp_path, trees)
     printed = run_both(tmp_path / "out", form, *paths)
-    wsm_jax.merge_checkpoints(paths, [0.2, 0.3, 0.5], tmp_path / "alone", form=form)
+    wsm_jax.merge_checkpoints(paths, [0.2, 0.3, 0.5], tmp_path / "alone", format=form)
     if form == "orbax":
         assert bits(checkpoints.load_tree(tmp_path / "out")) == bits(checkpoints.load_tree(tmp_path / "alone"))
     else:

@@ -2,7 +2,8 @@
 
 They work inside anyone's jitted step; :func:`update_all` takes several of them at once. A state is a dictionary of
 arrays, to be saved, sharded and resumed with the rest of the train state. Accumulators are float32 whatever the
-parameters are (float64 for float64 parameters).
+parameters are (float64 for float64 parameters). Parameters are floating arrays; of a Flax NNX model they are
+``nnx.state(model, nnx.Param)``.
 """
 
 import math

@@ -14,6 +14,7 @@ import numpy as np
 from wsm_jax import schedules
 from wsm_jax.checkpoints import PARAMS
 from wsm_jax.errors import UsageError
+from wsm_jax.merging import job as job_lib
 from wsm_jax.merging import offline, provenance, recipe, selection, storage, weighting
 from wsm_jax.merging.leaves import Weights, parse_rule
 from wsm_jax.merging.recipe import Recipe
@@ -80,7 +81,7 @@ def run(options: argparse.Namespace, request: Request | None = None) -> list[dic
         weights,
         {name: merge.output for name, merge in request.merges.items()},
         metadata={name: merge.record for name, merge in request.merges.items()},
-        form=options.format,
+        format=options.format,
         verify=options.verify,
         progress=not options.json,
         item=request.items,
@@ -100,7 +101,7 @@ def explain(options: argparse.Namespace) -> list[dict[str, Any]]:
     """
     request = make_request(options)
     weights = {name: merge.weights for name, merge in request.merges.items()}
-    with offline.prepare(request.paths, weights, item=request.items, **reading(options)) as job:
+    with job_lib.prepare(request.paths, weights, item=request.items, **reading(options)) as job:
         first: dict[bytes, str] = {}
         rows = []
         for path, policy in job.policies.items():
@@ -214,9 +215,15 @@ def merge_inputs(options: argparse.Namespace) -> Request:
         raise UsageError("wsm merge IN ... needs --output=OUT")
     for flag in _RUN_OPTIONS:
         if getattr(options, flag) is not None:
-            raise UsageError(f"--{flag} goes with --run, not with explicit inputs")
+            raise UsageError(
+                f"--{flag} goes with --run; for other checkpoints give weights, IN:WEIGHT ..., e.g. those that "
+                "wsm_jax.schedule_weights computes"
+            )
     if options.weight_decay_aware:
-        raise UsageError("--weight_decay_aware goes with --run, which knows rate, decay and mask")
+        raise UsageError(
+            "--weight_decay_aware goes with --run, which knows rate, decay and mask; for other checkpoints give "
+            "weights, IN:WEIGHT ..., that `wsm weights --weight_decay=...` computes"
+        )
     inputs = [parse_input(text) for text in options.inputs]
     weights = input_weights(inputs, options.curve)
     paths = tuple(path for path, _ in inputs)

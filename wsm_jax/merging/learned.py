@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 from wsm_jax import coefficients, memory, sharding
 from wsm_jax.coefficients import Vector
 from wsm_jax.errors import UsageError
+from wsm_jax.merging import job as job_lib
 from wsm_jax.merging import offline
 from wsm_jax.merging.leaves import AVERAGE
 
@@ -218,7 +219,7 @@ def load(paths: Sequence[Path], mesh: Mesh, *, room: int | None = None) -> Any:
         floating, a NaN or an infinity.
     """
     count = len(paths)
-    with offline.prepare(paths, {"all": np.full(count, 1.0 / count)}, dtype="float32") as job:
+    with job_lib.prepare(paths, {"all": np.full(count, 1.0 / count)}, dtype="float32") as job:
         for leaf, policy in job.policies.items():
             if policy != AVERAGE:
                 raise UsageError(f"leaf {leaf} of {paths[0]} is not floating, so its weights cannot be learned")

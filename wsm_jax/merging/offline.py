@@ -1,130 +1,25 @@
 """Merges of checkpoints on disk: to disk, or many at once into memory, from one pass over the inputs."""
 
 import contextlib
-import dataclasses
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from wsm_jax import disk
 from wsm_jax import memory as memory_lib
 from wsm_jax.errors import UsageError
-from wsm_jax.merging import engine, placement, plan, storage, verification
+from wsm_jax.merging import job as job_lib
 from wsm_jax.merging import leaves as leaves_lib
-from wsm_jax.merging.leaves import AVERAGE, SKIP, Leaf, Rules, Weights
-from wsm_jax.merging.storage import Source
+from wsm_jax.merging import placement, provenance, storage, verification
+from wsm_jax.merging.job import Job
+from wsm_jax.merging.leaves import AVERAGE, Weights
 from wsm_jax.processes import all_succeed
 
-DTYPES = ("same", "float32", "bfloat16", "float16")
 ROOM = 0.8  # share of the host's free memory that results may take
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """Merges of the same checkpoints, checked and ready to run.
-
-    Attributes:
-      sources: the inputs, oldest first.
-      names: of the merges.
-      vectors: for each merge path -> float64 [inputs].
-      policies: path -> policy.
-      leaves: path -> leaf of the inputs, with the quantum of the coarsest.
-      results: path -> leaf of the result; what is skipped is not there.
-      memory: bytes of the workers together.
-    """
-
-    sources: list[Source]
-    names: list[str]
-    vectors: list[dict[str, np.ndarray]]
-    policies: dict[str, str]
-    leaves: dict[str, Leaf]
-    results: dict[str, Leaf]
-    memory: int
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of one result."""
-        return sum(leaf.nbytes for leaf in self.results.values())
-
-    def run(
-        self,
-        write: engine.Write,
-        *,
-        chosen: range | None = None,
-        ranges: Mapping[str, tuple[int, int]] | None = None,
-        progress: bool = False,
-    ) -> list[str | None]:
-        """Executes the merges ``chosen`` (default: all).
-
-        Args:
-          write: see :func:`engine.execute`.
-          chosen: numbers of the merges.
-          ranges: what of each leaf this process wants; without it the processes of a distributed run share all groups.
-          progress: show a bar.
-
-        Returns:
-          the fingerprints of what was read of the inputs.
-        """
-        chosen = range(len(self.names)) if chosen is None else chosen
-        vectors = [self.vectors[i] for i in chosen]
-        groups = plan.make_plan(
-            self.leaves,
-            self.policies,
-            vectors,
-            len(self.sources),
-            memory=self.memory // engine.WORKERS,
-            ranges=ranges,
-        )
-        if ranges is None:
-            groups = groups[jax.process_index() :: jax.process_count()]
-        return engine.execute(
-            self.sources,
-            groups,
-            write,
-            dtypes={path: leaf.dtype for path, leaf in self.results.items()},
-            quanta={path: leaf.quantum for path, leaf in self.leaves.items()},
-            names=[self.names[i] for i in chosen],
-            memory=self.memory,
-            progress=progress and jax.process_index() == 0,
-        ).hexdigests()
-
-
-@contextlib.contextmanager
-def prepare(
-    paths: Sequence[str | os.PathLike],
-    weights: Mapping[str, Weights],
-    *,
-    item: storage.Items = None,
-    rules: Rules = (),
-    dtype: str = "same",
-    memory: int = engine.MEMORY,
-) -> Iterator[Job]:
-    """Opens and checks everything, reading metadata only; arguments and errors as :func:`merge_checkpoints`."""
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype={dtype!r}: choose {', '.join(DTYPES)}")
-    if not weights:
-        raise UsageError("nothing to merge: no weights were given")
-    with storage.open_sources(paths, item) as sources:
-        leaves_lib.check_same([source.leaves for source in sources], [str(source.path) for source in sources], rules)
-        every = {path: leaf for source in sources for path, leaf in source.leaves.items()}
-        found = leaves_lib.leaf_policies(every, rules)
-        policies = {path: found[path] for path in sources[0].leaves}
-        averaged = [path for path, policy in policies.items() if policy == AVERAGE]
-        leaves = plan.common_leaves([source.leaves for source in sources])
-        results = {}
-        for path, policy in policies.items():
-            out = leaves[path].dtype if dtype == "same" or policy != AVERAGE else jnp.dtype(dtype)
-            if policy == AVERAGE and out == np.float64:
-                raise UsageError(f"leaf {path} is float64, but merges are float32 at best; ask for dtype=float32")
-            if policy != SKIP:
-                results[path] = Leaf(leaves[path].shape, np.dtype(out))
-        vectors = [leaves_lib.weight_vectors(vector, averaged, len(paths)) for vector in weights.values()]
-        yield Job(sources, list(weights), vectors, policies, leaves, results, memory)
 
 
 @overload
@@ -136,7 +31,7 @@ def merge_checkpoints(
     metadata: Mapping[str, Any] | None = None,
     verify: bool = False,
     progress: bool = False,
-    form: str | None = None,
+    format: str | None = None,
     **options: Any,
 ) -> dict[str, Any]: ...
 
@@ -151,6 +46,12 @@ def merge_checkpoints(
     paths: Sequence[str | os.PathLike],
     weights: Weights,
     output: str | os.PathLike | None = None,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    verify: bool = False,
+    progress: bool = False,
+    format: str | None = None,
+    shardings: Any = None,
     **options: Any,
 ) -> Any:
     """:func:`wsm_jax.merge` of checkpoints on disk, Orbax or Hugging Face safetensors, in one pass.
@@ -161,29 +62,45 @@ def merge_checkpoints(
 
     Args:
       paths: checkpoint folders, oldest first.
-      weights: as for :func:`wsm_jax.merge`.
-      output: the folder to write; it appears whole or not at all. Without it the merge comes back in memory.
+      weights: as for :func:`wsm_jax.merge`; used as they are given.
+      output: the folder to write; it appears whole or not at all, an Orbax checkpoint with the item ``params`` or a
+        folder of safetensors. Without it the merge comes back in memory.
+      metadata: with ``output``, JSON-ready: kept in the record beside the arrays.
+      verify: with ``output``: read it back and compare samples with a sum in float64 before it appears.
+      progress: show a bar.
+      format: with ``output``: ``orbax`` or ``safetensors``; default: as the inputs.
+      shardings: without ``output``, as for :func:`merge_many`.
       options: ``item`` of Orbax checkpoints, one for all or a sequence with one for each path (None, the default:
         ``params``, else their only one), ``rules`` as for :func:`wsm_jax.merge`, ``dtype`` of the averaged leaves
-        (``same``, ``float32``, ``bfloat16``, ``float16``), ``memory`` (bytes of what is under way), ``progress`` (show
-        a bar). With ``output`` also ``metadata`` (kept in the record beside the arrays), ``verify`` (read the output
-        back and compare samples with a sum in float64 before it appears) and ``form`` (``orbax`` or ``safetensors``;
-        default: as the inputs). Without it ``shardings`` as for :func:`merge_many`.
+        (``same`` or None, ``float32``, ``bfloat16``, ``float16``), ``memory`` (bytes of what is under way).
 
     Returns:
-      without ``output`` the merged pytree of jax arrays; else the record: ``metadata``, ``inputs`` from the first to
-      the last that has a weight, each with a fingerprint of what was read of it, and ``leaf_policies`` other than
-      ``average``.
+      without ``output`` the merged pytree of jax arrays; else the record: ``weights``, ``metadata``, ``inputs`` from
+      the first to the last that has a weight, each with a fingerprint of what was read of it, and ``leaf_policies``
+      other than ``average``.
 
     Raises:
       UsageError: before any array is read: a missing or incomplete checkpoint, leaves that differ, an ``output`` that
         exists, too little disk. While reading: an array that cannot be read or holds a NaN or an infinity, named.
     """
     if output is None:
-        ((_, tree),) = merge_many(paths, {"merged": weights}, **options)
+        if metadata is not None or verify or format is not None:
+            raise UsageError("metadata, verify and format go with an output")
+        ((_, tree),) = merge_many(paths, {"merged": weights}, shardings=shardings, progress=progress, **options)
         return tree
-    metadata = {"merged": options.pop("metadata", None) or {}}
-    return write_many(paths, {"merged": weights}, {"merged": output}, metadata=metadata, **options)["merged"]
+    if shardings is not None:
+        raise UsageError(f"shardings go with a merge in memory, not with an output ({output})")
+    records = write_many(
+        paths,
+        {"merged": weights},
+        {"merged": output},
+        metadata={"merged": metadata or {}},
+        verify=verify,
+        progress=progress,
+        format=format,
+        **options,
+    )
+    return records["merged"]
 
 
 def write_many(
@@ -194,7 +111,7 @@ def write_many(
     metadata: Mapping[str, Mapping[str, Any]] | None = None,
     verify: bool = False,
     progress: bool = False,
-    form: str | None = None,
+    format: str | None = None,
     **options: Any,
 ) -> dict[str, dict[str, Any]]:
     """Several merges of the same checkpoints from one pass over them, each written to its own folder.
@@ -203,8 +120,8 @@ def write_many(
       paths: checkpoint folders, oldest first.
       weights: name -> weights over all ``paths``; zeros leave checkpoints out.
       outputs: name -> folder to write.
-      metadata: name -> what is kept in its record.
-      verify, progress, form, options: as for :func:`merge_checkpoints`.
+      metadata: name -> what is kept in its record, JSON-ready.
+      verify, progress, format, options: as for :func:`merge_checkpoints`.
 
     Returns:
       name -> record.
@@ -212,16 +129,21 @@ def write_many(
     Raises:
       UsageError: as :func:`merge_checkpoints`.
     """
-    if form not in (None, *storage.FORMATS):
-        raise UsageError(f"format {form!r}: choose {' or '.join(storage.FORMATS)}")
+    if format not in (None, *storage.FORMATS):
+        raise UsageError(f"format {format!r}: choose {' or '.join(storage.FORMATS)}")
+    for name, kept in (metadata or {}).items():
+        try:
+            json.dumps(kept)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"the metadata of {name} must be what JSON can hold ({error})") from error
     with contextlib.ExitStack() as stack:
         with all_succeed():
             for output in outputs.values():
                 storage.check_free(output)
-            job = stack.enter_context(prepare(paths, weights, **options))
+            job = stack.enter_context(job_lib.prepare(paths, weights, **options))
             disk.check_disk(Path(next(iter(outputs.values()))).parent, job.bytes * len(outputs))
         folders = [stack.enter_context(storage.unfinished(outputs[name])) for name in job.names]
-        sinks = [storage.create_sink(folder, job.results, job.sources[-1], form) for folder in folders]
+        sinks = [storage.create_sink(folder, job.results, job.sources[-1], format) for folder in folders]
         with all_succeed():
             found = job.run(lambda n, *part: sinks[n].write(*part), progress=progress)
             inputs = [source.record() for source in job.sources]
@@ -232,12 +154,13 @@ def write_many(
         for name, vectors, sink, folder in zip(job.names, job.vectors, sinks, folders, strict=True):
             own = dict((metadata or {}).get(name, {}))
             first, last = leaves_lib.window_ends(vectors, len(inputs))
+            own.setdefault("weights", provenance.as_lists(weights[name], slice(first, last + 1)))
             records[name] = {**own, "inputs": inputs[first : last + 1], "leaf_policies": special}
             with all_succeed():
                 if jax.process_index() == 0:
                     sink.finish(records[name])
                     if verify:
-                        verification.check(job, name, folder, form)
+                        verification.check(job, name, folder, format)
     return records
 
 
@@ -265,13 +188,14 @@ def merge_many(
       options: as for :func:`merge_checkpoints`.
 
     Yields:
-      name, merged pytree of jax arrays (Orbax: the tree that was saved; safetensors: name -> array).
+      name, merged pytree of jax arrays. Orbax: the tree as it was saved, nested dictionaries and lists whose keys are
+      strings, whatever classes it had; safetensors: name -> array.
 
     Raises:
       UsageError: as :func:`merge_checkpoints`.
     """
     stack = contextlib.ExitStack()
-    job = stack.enter_context(prepare(paths, weights, **options))
+    job = stack.enter_context(job_lib.prepare(paths, weights, **options))
     return _results(stack, job, shardings, progress, int(memory_lib.free() * ROOM) if room is None else room)
 
 

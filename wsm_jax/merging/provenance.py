@@ -16,12 +16,11 @@ def record(weights: Weights, **more: Any) -> dict[str, Any]:
       weights: one vector, or a mapping path -> vector.
       more: whatever else identifies the merge, e.g. curve, count, interval, steps.
     """
-    return {
-        **more,
-        "weights": (
-            {path: np.asarray(vector).tolist() for path, vector in weights.items()}
-            if isinstance(weights, Mapping)
-            else np.asarray(weights).tolist()
-        ),
-        **run_lib.environment(),
-    }
+    return {**more, "weights": as_lists(weights), **run_lib.environment()}
+
+
+def as_lists(weights: Weights, inputs: slice = slice(None)) -> Any:
+    """Weights, those of ``inputs``, as JSON holds them."""
+    if isinstance(weights, Mapping):
+        return {path: np.asarray(vector)[inputs].tolist() for path, vector in weights.items()}
+    return np.asarray(weights)[inputs].tolist()

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -85,11 +86,13 @@ def open_source(path: str | os.PathLike, item: str | None = None) -> Source:
         from wsm_jax.merging import zarr  # and with it TensorStore
 
         return zarr.Source(path, item)
+    if "://" in str(path) or re.match(r"[a-z0-9]+:/", str(path)):  # Path makes one slash of two
+        raise UsageError(f"{path} is no path of a file system; mount the bucket, or copy the checkpoint from it")
     wanted = f"a complete Orbax checkpoint nor a folder with {huggingface.SINGLE}"
     if not os.path.exists(path):
         hint = "; there is nothing at that path"
     elif os.path.isfile(path):
-        hint = "; name the folder that a file is in"
+        hint = f"; a single file goes into a folder of its own, as {huggingface.SINGLE}"
     elif (Path(path) / "run.json").is_file():
         hint = f"; it is a run: --run={path}"
     else:

@@ -32,11 +32,12 @@ def merge(trees: Sequence[Any], weights: Weights, *, rules: Rules = (), dtype: A
     Args:
       trees: pytrees of equal structure, shapes and dtypes, oldest first.
       weights: one weight for each tree (e.g. of :func:`wsm_jax.merge_weights`), or a mapping from each leaf's path
-        ("blocks/mlp/up/kernel") to such a vector.
+        ("blocks/mlp/up/kernel", see :func:`wsm_jax.named_leaves`) to such a vector. Used as they are given: they
+        need not sum to 1.
       rules: (regular expression on the path, policy) pairs, see :func:`wsm_jax.merging.leaves.leaf_policies`; by
         default floating leaves are averaged and the others come from the last tree that has a weight. A skipped leaf
         becomes None.
-      dtype: of the averaged leaves of the result; default: as in ``trees``.
+      dtype: of the averaged leaves of the result; None or ``same``: as in ``trees``.
 
     Returns:
       a pytree of the same structure.
@@ -46,7 +47,15 @@ def merge(trees: Sequence[Any], weights: Weights, *, rules: Rules = (), dtype: A
     """
     if not trees:
         raise UsageError("nothing to merge: the list of trees is empty")
-    named = [sharding.named_leaves(tree) for tree in trees]
+    # A train state may count its steps in a Python number.
+    named = [
+        {
+            path: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+            for path, leaf in sharding.named_leaves(tree).items()
+        }
+        for tree in trees
+    ]
+    dtype = None if isinstance(dtype, str) and dtype == "same" else dtype
     leaves_lib.check_same(named, [f"tree {i}" for i in range(len(trees))], rules)
     policies = leaves_lib.leaf_policies(named[0], rules)
     averaged = [path for path, policy in policies.items() if policy == AVERAGE]

@@ -11,7 +11,7 @@ from wsm_jax.merging import storage
 from wsm_jax.merging.leaves import AVERAGE, FIRST, window_ends
 
 if TYPE_CHECKING:
-    from wsm_jax.merging.offline import Job
+    from wsm_jax.merging.job import Job
 
 SAMPLES = 64  # blocks over all leaves, at least one from each leaf
 BLOCK = 1 << 16  # elements of a block, at most, where a row is not longer
