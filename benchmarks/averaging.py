@@ -39,7 +39,7 @@ BATCH = flags.DEFINE_integer("batch_size", 8, "sequences in a step", lower_bound
 CONTEXT = flags.DEFINE_integer("context", 256, "tokens in a sequence", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 20, "steps of a variant in a round, a multiple of 4", lower_bound=4)
 ROUNDS = flags.DEFINE_integer("rounds", 7, "rounds; in each, every variant runs once", lower_bound=1)
-ONLY = flags.DEFINE_list("only", [], "names of variants; empty = all")
+ONLY = flags.DEFINE_multi_string("only", [], "name of a variant, may be repeated; none = all")
 OUTPUT = flags.DEFINE_string("output", "", "file; empty = benchmarks/results/averaging-MODEL[-PLATFORM].jsonl")
 
 SCHEDULE = schedules.constant(1e-3)
@@ -111,6 +111,8 @@ def main(argv: list[str]) -> None:
     del argv
     if STEPS.value % 4:
         sys.exit("--steps must be a multiple of 4")
+    if unknown := set(ONLY.value) - set(variants(STEPS.value)):
+        sys.exit(f"--only={min(unknown)!r} is none of {'; '.join(variants(STEPS.value))}")
     chosen = {n: v for n, v in variants(STEPS.value).items() if not ONLY.value or n in (*ONLY.value, "none")}
     bench, console = Benchmark(chosen), Console()
     for name in chosen:

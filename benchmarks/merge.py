@@ -12,11 +12,12 @@ whole process; the contenders of a case take turns. Baselines are measured in th
 of the same files, the plain write of the result's bytes, and the same multiply-add, jitted and donated, on arrays that
 are in memory. Rates without the start of a process are taken inside it, after a merge of something small.
 
-A smoke test of all this on tiny checkpoints takes about a minute: --sizes=tiny.
+A smoke test of all this on tiny checkpoints takes about a minute: --sizes=tiny --output=/tmp/merge.
 
 Hardware: Linux, 2 cores, 24 GB of memory, 32 GB free under --folder, on the disk to be measured. Time: about 40 minutes
 with peers. Expected: the goals that are printed below the table, met.
-Writes benchmarks/results/merge.{jsonl,png,svg}; big files are removed, also after an error.
+Writes benchmarks/results/merge.{jsonl,png,svg} at the end, merge.jsonl.part before; big files are removed, also after
+an error.
 """
 
 import datetime
@@ -217,10 +218,11 @@ def main(argv: list[str]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="wsm-merge-", dir=FOLDER.value or None) as folder,
-        open(f"{output}.jsonl", "w") as file,
+        open(f"{output}.jsonl.part", "w") as file,
     ):
         for record in measure_all(Path(folder)):
             print(json.dumps(record), file=file, flush=True)  # at once: what was measured is kept whatever comes
+    os.replace(f"{output}.jsonl.part", f"{output}.jsonl")
     import merge_report  # beside this file; late, because matplotlib is large
 
     merge_report.report(output)

@@ -253,6 +253,9 @@ def _seconds(axes: Axes, records: list[Record]) -> None:
     shown = [r for r in find(records, format="safetensors") if r["contender"] in (OURS, *PEERS)]
     beside = {(r["size"], r["count"], r["cache"]) for r in shown if r["contender"] in PEERS}
     shown = [r for r in shown if (r["size"], r["count"], r["cache"]) in beside] or shown
+    if not shown:  # other formats alone were measured
+        axes.set_axis_off()
+        return
     groups = list(dict.fromkeys((r["size"], r["count"], r["cache"]) for r in shown))
     ticks: dict[float, str] = {}
     for place, r in enumerate(shown):

@@ -66,7 +66,7 @@ def engine(task: dict[str, Any]) -> dict[str, Any]:
     def run(inputs: list[str], weights: dict[str, list[float]]) -> int:
         merged = wsm_jax.merge_many(inputs, weights)
         count = 0
-        for _, tree in merged.items() if isinstance(merged, dict) else merged:
+        for _, tree in merged:
             jax.block_until_ready(tree)
             del tree  # before the next one is asked for
             count += 1

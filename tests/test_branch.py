@@ -164,6 +164,11 @@ def test_where_to_branch(reference, tmp_path):
         ({"model__layers": 3}, r"model\.layers differs"),
         ({"optimizer__name": "lion"}, r"optimizer\.name differs from that of .* \('adamw'\)"),
         ({"duration": f"{BRANCH}steps"}, rf"branch starts at step {BRANCH}, but duration='18steps' ends at {BRANCH}"),
+        (
+            {"duration": "480steps", "schedule__warmup": "0.1run"},
+            r"schedule\.warmup='0\.1run' is 48 steps of this run, so after the branch at 18 the rate would warm up "
+            r"again; write schedule\.warmup=\d+steps as the parent",
+        ),
         ({"schedule__name": "wsd", "schedule__decay": "40steps"}, r"starts at step 8, before the branch at 18"),
         (
             {"data__tokenizer": "bpe:299"},

@@ -1,6 +1,7 @@
 """Previews of an anneal during training: the losses of the merges that are there to be made."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -8,6 +9,7 @@ from tests.runs import SIX_STEPS, STEPS
 from wsm_jax import UsageError, checkpoints, merge_checkpoints, merge_weights, preview, report, run
 from wsm_jax.config import CheckpointConfig, Config, EvaluationConfig, PreviewConfig
 from wsm_jax.evaluate import run_evaluator
+from wsm_jax.stream import Stream
 
 pytest_plugins = ["tests.runs"]
 pytestmark = pytest.mark.xdist_group("averages")
@@ -101,6 +103,17 @@ def test_several_devices_preview_as_one_does(tiny):
             assert a[name] == pytest.approx(b[name], rel=1e-4)
 
 
+def test_a_mean_over_an_interval_that_began_before_the_branch_is_no_part_of_a_preview(tmp_path):
+    tree = {"w": np.ones(3, np.float32)}
+    look = [preview.Window("linear", count, 4, True) for count in (1, 2)]
+    with Stream(tmp_path, mergeable=True) as stream:
+        for step in (20, 24):
+            stream.save(step, {"mean": tree})
+        params = jax.tree.map(jnp.asarray, tree)
+        found = [[name for name, _ in preview.merges(look, stream, 24, params, start=start)] for start in (18, 16)]
+    assert found == [["linear-1x4"], ["linear-1x4", "linear-2x4"]]
+
+
 def windows(curves="linear", text="100steps", averages=False, evaluation="0.1run", merge_keep=0, snapshot="point"):
     config = Config(
         duration="1000steps",
@@ -124,6 +137,7 @@ def test_windows_are_curves_times_durations():
     [
         ({"curves": "lineal"}, "unknown curve 'lineal'"),
         ({"text": "110steps"}, r"preview\.windows='110steps' is 110 steps, not a multiple of the merge stream's 20"),
+        ({"text": "1.2run"}, r"preview\.windows='1\.2run' needs 60 checkpoints, but this run saves 50"),
         ({"text": "0steps"}, r"preview\.windows='0steps' is 0 steps"),
         ({"text": "soon"}, r"preview\.windows='soon' is not a duration"),
         ({"merge_keep": 4}, r"needs 5 checkpoints, but checkpoint\.merge_keep=4"),

@@ -86,6 +86,10 @@ def test_the_resume_stream_adds_branch_points_and_the_end_once_each():
         ({"accumulate": 0}, "accumulate is 0"),
         ({"evaluation": EvaluationConfig(batch_size=0)}, r"evaluation\.batch_size is 0; it must be at least 1"),
         ({"data": DataConfig(validation_fraction=0.0)}, r"data\.validation_fraction=0 leaves nothing to evaluate"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; it must be at least 0 and have at most 63 bits"),
+        ({"data": DataConfig(workers=-1)}, r"data\.workers is -1"),
+        ({"evaluation": EvaluationConfig(tokens=-1)}, r"evaluation\.tokens is -1"),
         ({"accumulate": 3}, "batch_size=8 is not a multiple of accumulate=3"),
         ({"log": LogConfig(interval="0.0001run")}, r"log\.interval='0\.0001run' is 0 steps of a run of 1000"),
         ({"evaluation": EvaluationConfig(interval="0steps")}, r"evaluation\.interval='0steps'"),
@@ -236,6 +240,31 @@ def test_exactly_the_fields_that_touch_neither_parameters_nor_merges_may_change(
             assert f"was made with {name}={value!r}, now it is {other!r}" in str(error)
             refused.add(name)
     assert refused == set(flat_fields(settings())) - FREE
+
+
+def test_a_setting_that_may_change_is_kept_as_it_is_now(folder):
+    config = settings(evaluation=EvaluationConfig(tokens=77))
+    begin(folder, config, FACTS)
+    assert run_lib.Run(folder).config.evaluation.tokens == 77
+    assert run_lib.Run(folder).facts == FACTS
+
+
+@pytest.mark.parametrize("what", ["merge", "records"])
+def test_training_does_not_begin_long_before_what_is_there(folder, what):
+    """Full states are due at 300 and 600; a kill may take the one at 300 while it is written, until 600."""
+    begin(folder, settings(checkpoint=CheckpointConfig(resume_interval="300steps")), FACTS)
+    for step, refused in ((600, False), (620, True)):
+        if what == "merge":
+            checkpoints.save_tree(run_lib.merge_stream(folder) / f"{step}", {"w": np.ones(2, np.float32)})
+        else:
+            (folder / "metrics.jsonl").write_text(json.dumps({"kind": "train", "step": step}) + "\n")
+        if not refused:
+            run_lib.check_states(folder)
+            continue
+        with pytest.raises(UsageError, match=r"came to step 620, but the newest full state that it has is of step 0"):
+            run_lib.check_states(folder)
+    checkpoints.save_tree(run_lib.resume_stream(folder) / "300", {"w": np.ones(2, np.float32)}, item="params")
+    run_lib.check_states(folder)
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,7 @@ def test_a_searched_merge_takes_the_weight_decay_aware_form(own, capsys):
         (["--curve=linear", "--count=4", "--fit_split=validation"], "--fit_split goes with --curve=learned"),
         (["--curve=linear", "--count=4", "--monotone"], "--monotone goes with --curve=learned"),
         (["--curve=search", "--count=4", "--fit_steps=3"], "--fit_steps does not go with --curve=search"),
+        (["--curve=search", "--count=4", "--leaves=norm=skip"], "--leaves=norm=skip does not go with --curve=search"),
         (["--curve=search", "--count=4", "--fit_seed=0"], "--fit_seed does not go with --curve=search"),
         (["--curve=learned", "--count=4", "--weight_decay_aware"], "--weight_decay_aware does not go with"),
         (["--curve=learned", "--count=4", "--leaves=.*=last"], "--leaves does not go with --curve=learned: all"),

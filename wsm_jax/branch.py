@@ -58,6 +58,18 @@ def check_branch(parent: Run, step: int, config: Config) -> list[str]:
             raise UsageError(
                 f"{name} differs from that of {Path(parent.path)} ({old[name][0]!r}): its state does not fit"
             )
+    if optimizer.SCHEDULE_FREE == config.optimizer.name and "optimizer.b1" in different:
+        raise UsageError(
+            f"optimizer.b1 differs from that of {Path(parent.path)} ({old['optimizer.b1'][0]!r}), which the state of "
+            f"{optimizer.SCHEDULE_FREE} is made with"
+        )
+    warmup = config.duration_steps("schedule.warmup", config.schedule.warmup)
+    before = parent.config.duration_steps("schedule.warmup", parent.config.schedule.warmup)
+    if config.schedule.name != "rewarm" and step < warmup != before:
+        raise UsageError(
+            f"schedule.warmup={config.schedule.warmup!r} is {warmup} steps of this run, so after the branch at {step} "
+            f"the rate would warm up again; write schedule.warmup={before}steps as the parent, or schedule.name=rewarm"
+        )
     departing = [name for name in different if name.startswith(_SAME_TOKENS) and name != _SWITCH]
     # A duration such as 0.8run is another step in a run of another length.
     return departing + [_SWITCH] * (run_lib.plan(parent.config).switch_step != run_lib.plan(config).switch_step)
@@ -72,6 +84,9 @@ def parse_params(path: str, config: Config) -> Run | None:
     """
     if config.optimizer.name == optimizer.SCHEDULE_FREE:
         raise UsageError(f"--params_from does not go with optimizer.name={optimizer.SCHEDULE_FREE}")
+    names = checkpoints.item_names(path)
+    if len(names) > 1 and checkpoints.PARAMS not in names:
+        raise UsageError(f"{path} has the items {', '.join(names)}, but no {checkpoints.PARAMS} to start from")
     checkpoints.choose_item(path)
     origin = origin_of(path)
     if origin is not None:

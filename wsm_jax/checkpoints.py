@@ -235,7 +235,10 @@ def array_names(path: str | os.PathLike, item: str | None = None) -> tuple[Path,
         metadata = json.loads((folder / "_METADATA").read_text())
         entries = [entry["key_metadata"] for entry in metadata["tree_metadata"].values() if not is_empty(entry)]
         keys = [[str(key["key"]) for key in entry] for entry in entries]
-        layout = ("zarr3" if metadata.get("use_zarr3") else "zarr") + ("+ocdbt" if metadata["use_ocdbt"] else "")
+        ocdbt = metadata.get("use_ocdbt")
+        if ocdbt is None:  # old versions of Orbax did not say so
+            ocdbt = (folder / "manifest.ocdbt").exists()
+        layout = ("zarr3" if metadata.get("use_zarr3") else "zarr") + ("+ocdbt" if ocdbt else "")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UsageError(f"{folder}: unreadable checkpoint metadata ({type(error).__name__}: {error})") from error
     return folder, {"/".join(key): ".".join(key) for key in keys}, layout

@@ -1,7 +1,7 @@
 """Peak dense bf16 rates of accelerators, for MFU.
 
-Sources: vendors' data sheets (NVIDIA A100, H100 SXM, H200: dense, without sparsity; Google Cloud TPU v4, v5e, v5p,
-v6e).
+Sources: vendors' data sheets (NVIDIA A100, H100 SXM and PCIe, H200: dense, without sparsity; Google Cloud TPU v4, v5e,
+v5p, v6e).
 """
 
 from typing import Any
@@ -16,6 +16,7 @@ PEAK_BF16_FLOPS = {
     "TPU v5": 459e12,
     "TPU v4": 275e12,
     "H200": 989e12,
+    "H100 PCIe": 756e12,
     "H100": 989e12,
     "A100": 312e12,
 }

@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--count", required=True, type=int, metavar="N", help="checkpoints")
     sub.add_argument("--learning_rate", type=float, metavar="LR", help="for the weight-decay-aware form")
-    sub.add_argument("--weight_decay", type=float, default=0.0, metavar="WD", help="AdamW's decay; 0 = plain form")
+    sub.add_argument("--weight_decay", type=float, metavar="WD", help="AdamW's decay (default: none, the plain form)")
     sub.add_argument("--steps_per_interval", type=int, metavar="T", help="updates between checkpoints")
     sub.add_argument("--plot", metavar="FILE", help="also draw them: FILE.png and FILE.svg")
     sub.add_argument("--json", action="store_true", help="print JSON")
@@ -235,11 +235,13 @@ def weights(options: argparse.Namespace, settings: list[str]) -> None:
 
     if options.count > MOST_WEIGHTS:
         raise UsageError(f"--count={options.count}: at most {MOST_WEIGHTS:,} weights are printed")
+    if options.weight_decay is None and (options.learning_rate, options.steps_per_interval) != (None, None):
+        raise UsageError("--learning_rate and --steps_per_interval go with --weight_decay")
     vector = weighting.count_weights(
         weighting.parse(options.curve),
         options.count,
         learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
+        weight_decay=options.weight_decay or 0.0,
         steps_per_interval=options.steps_per_interval,
     )
     scales = coefficients.update_weights(vector)

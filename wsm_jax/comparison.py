@@ -15,6 +15,7 @@ from wsm_jax.decay import DECAYS
 from wsm_jax.errors import UsageError
 from wsm_jax.evaluate import Difference, Evaluation
 from wsm_jax.merging import offline, selection
+from wsm_jax.merging.selection import MEAN
 from wsm_jax.run import Run
 
 # Candidate windows, as multiples of the decay's length.
@@ -167,6 +168,8 @@ def check(base: Run, decays: Sequence[Run]) -> int:
     """
     if base.config.schedule.name != "constant":
         raise UsageError(f"{base.path} has schedule.name={base.config.schedule.name!r}; the first run must be constant")
+    if base.config.checkpoint.snapshot == MEAN:
+        raise UsageError(f"{base.path} keeps interval means alone; a report compares merges of point checkpoints")
     if not decays:
         raise UsageError("nothing to compare with: name at least one run branched from the first, with a real decay")
     for run in (base, *decays):

@@ -185,10 +185,14 @@ def model_and_data(run: Run) -> tuple[Model, Corpus]:
             f"the data of {run.path} have changed since it was trained (hash {corpus.hash[:12]}, "
             f"then {run.facts['data_hash'][:12]}); losses would not be comparable"
         )
-    shape = with_vocabulary(run.config.model, corpus.vocab_size)
+    return _model(run), corpus
+
+
+def _model(run: Run) -> Model:
+    shape = with_vocabulary(run.config.model, run.facts["data"]["vocab_size"])
     if shape.attention == "cudnn" and jax.default_backend() != "gpu":
         shape = dataclasses.replace(shape, attention="xla")  # the same function
-    return build(shape), corpus
+    return build(shape)
 
 
 def run_evaluator(run: Run, split: str, *, limit_tokens: int = 0) -> Evaluator:
@@ -215,7 +219,7 @@ def run_evaluator(run: Run, split: str, *, limit_tokens: int = 0) -> Evaluator:
 
 def check_fits(run: Run, path: Path) -> None:
     """Raises UsageError where the parameters at ``path``, which may lie elsewhere, are not of the model of ``run``."""
-    branch.check_params(path, checkpoints.abstract_tree(checkpoint_path(run)))
+    branch.check_params(path, jax.eval_shape(_model(run).init, jax.random.key(0)))
     if origin := branch.origin_of(path):
         branch.check_heads(path, origin, run.config)
         if origin.facts["data"]["tokenizer_hash"] != run.facts["data"]["tokenizer_hash"]:

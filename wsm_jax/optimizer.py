@@ -1,5 +1,6 @@
 """The update rules of the papers as optax chains: clip, direction, decoupled weight decay on matrices, rate."""
 
+import math
 from typing import Any
 
 import jax
@@ -36,11 +37,14 @@ def make(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTra
     Raises:
       UsageError: unknown name or a value out of range.
     """
-    if not config.peak_lr > 0:
-        raise UsageError(f"optimizer.peak_lr is {config.peak_lr}; it must be positive")
-    for field in ("weight_decay", "clip_norm"):
+    if not 0 < config.peak_lr < math.inf:
+        raise UsageError(f"optimizer.peak_lr is {config.peak_lr}; it must be positive and finite")
+    for field in ("weight_decay", "clip_norm", "eps"):
         if not getattr(config, field) >= 0:
             raise UsageError(f"optimizer.{field} is {getattr(config, field)}; it must not be negative")
+    for field in ("b1", "b2"):
+        if not 0 <= getattr(config, field) < 1:
+            raise UsageError(f"optimizer.{field} is {getattr(config, field)}; it must be at least 0 and below 1")
     rules = (
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         _direction(config),

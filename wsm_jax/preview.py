@@ -42,14 +42,19 @@ class Window:
         return f"{self.curve}-{self.count}x{self.interval}"
 
 
-def windows(config: Config, plan: Plan) -> list[Window]:
+def windows(config: Config, plan: Plan, branch_step: int | None = None) -> list[Window]:
     """The previews that ``config.preview`` asks for: every curve over every window.
 
     They merge interval means where ``checkpoint.snapshot`` stores them, with the plain weights of the curve.
 
+    Args:
+      config: the run's configuration.
+      plan: its durations in steps.
+      branch_step: where the run was branched, if it was: its checkpoints come after that.
+
     Raises:
-      UsageError: an unknown curve; a window that is no multiple of the merge interval or longer than what is kept;
-        validations that do not fall on checkpoints.
+      UsageError: an unknown curve; a window that is no multiple of the merge interval, or longer than what is kept or
+        than the run; validations that do not fall on checkpoints.
     """
     curves, found = parse_list(config.preview.curves), []
     kept = config.averaging.names or config.checkpoint.snapshot != "point" or config.optimizer.name == SCHEDULE_FREE
@@ -66,6 +71,12 @@ def windows(config: Config, plan: Plan) -> list[Window]:
                     f"preview.windows={text!r} is {count * plan.merge_interval + rest} steps, not a multiple of the "
                     f"merge stream's {plan.merge_interval}"
                 )
+            planned = plan.steps // plan.merge_interval - (branch_step or 0) // plan.merge_interval
+            if count > planned:
+                raise UsageError(
+                    f"preview.windows={text!r} needs {count} checkpoints, but this run saves {planned}; "
+                    "name shorter ones"
+                )
             if config.checkpoint.merge_keep and count > config.checkpoint.merge_keep:
                 raise UsageError(
                     f"preview.windows={text!r} needs {count} checkpoints, but checkpoint.merge_keep="
@@ -80,7 +91,9 @@ def windows(config: Config, plan: Plan) -> list[Window]:
     return found
 
 
-def merges(previews: Sequence[Window], stream: Stream, step: int, params: Any) -> Iterator[tuple[str, Any]]:
+def merges(
+    previews: Sequence[Window], stream: Stream, step: int, params: Any, *, start: int = 0
+) -> Iterator[tuple[str, Any]]:
     """(name, merged parameters) of every preview whose window the stream holds, in memory.
 
     Args:
@@ -88,12 +101,18 @@ def merges(previews: Sequence[Window], stream: Stream, step: int, params: Any) -
       stream: the merge stream; a save under way is waited for.
       step: the newest checkpoint, that of now.
       params: parameters of now, the end point of interval means.
+      start: where the run was branched; a mean over an interval that began before is not whole.
     """
     if not previews:
         return
     stream.wait()
     there = set(stream.steps)
-    ready = [w for w in previews if all(step - i * w.interval in there for i in range(w.count))]
+    ready = [
+        w
+        for w in previews
+        if all(step - i * w.interval in there for i in range(w.count))
+        and (not w.means or step - w.count * w.interval >= start)
+    ]
     if not ready:
         return
     longest, interval, means = max(w.count for w in ready), ready[0].interval, ready[0].means

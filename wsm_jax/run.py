@@ -74,6 +74,9 @@ def plan(config: Config) -> Plan:
     for field in ("batch_size", "accumulate", "model.context", "evaluation.batch_size"):
         if (value := flat[field][0]) < 1:
             raise UsageError(f"{field} is {value}; it must be at least 1")
+    for field in ("seed", "data.workers", "evaluation.tokens"):
+        if not 0 <= (value := flat[field][0]) < 2**63:
+            raise UsageError(f"{field} is {value}; it must be at least 0 and have at most 63 bits")
     if config.evaluation.interval and not config.data.validation_fraction:
         raise UsageError("data.validation_fraction=0 leaves nothing to evaluate; raise it, or set evaluation.interval=")
     if config.batch_size % config.accumulate:
@@ -176,7 +179,8 @@ def claimed(path: Path) -> Iterator[None]:
 def begin(path: Path, config: Config, facts: dict[str, Any]) -> None:
     """Writes config.json and run.json, or checks that the run that is there is the same one.
 
-    Of a run that goes on, ``branch_points`` in run.json may change, see :func:`resumed_plan`.
+    Of a run that goes on, FREE_FIELDS in config.json may change, and ``branch_points`` in run.json, see
+    :func:`resumed_plan`.
 
     Raises:
       UsageError: the folder holds a run whose configuration differs, naming the first field.
@@ -186,6 +190,8 @@ def begin(path: Path, config: Config, facts: dict[str, Any]) -> None:
         saved = read_json(path / "run.json")
         if saved.get("branch_points") != facts["branch_points"]:
             write_json(path / "run.json", {**saved, "branch_points": facts["branch_points"]})
+        if read_json(path / "config.json") != (now := config_lib.to_dict(config)):
+            write_json(path / "config.json", now)  # evaluations of the run look for its data where they are now
         return
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / "run.json", facts)
@@ -216,6 +222,26 @@ def check_config(path: Path, config: Config) -> None:
                 f"{path} was made with {name}={old[name]!r}, now it is {value!r}; "
                 "use another --run, or --branch_from to start from one of its checkpoints"
             )
+
+
+def check_states(path: str | os.PathLike) -> None:
+    """Raises UsageError where the run at ``path`` has more than training from its newest full state can explain.
+
+    A kill takes at most the state that was being written, and what was saved then ends before the next one. Else states
+    were removed, and training would begin long before what is there and write it anew.
+    """
+    if not _has_begun(Path(path)):
+        return
+    run = Run(path)
+    start = (checkpoints.complete_steps(run.resume_stream) or [run.facts.get("branch_step") or 0])[-1]
+    coming = [step for step in run.plan.resume_steps() if step > start]
+    saved = checkpoints.complete_steps(run.merge_stream)
+    reached = max([*saved, *(record["step"] for record in run.metrics("train"))], default=0)
+    if len(coming) > 1 and reached > coming[1]:
+        raise UsageError(
+            f"{path} came to step {reached}, but the newest full state that it has is of step {start}; training from "
+            f"there would replace what is saved. Use another --run, or remove {path} to train it anew"
+        )
 
 
 def resumed_plan(path: str | os.PathLike, config: Config) -> Plan:

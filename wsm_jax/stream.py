@@ -65,8 +65,7 @@ class Stream:
     def save(self, step: int, items: dict[str, Any], metadata: dict[str, Any] | None = None) -> None:
         """Starts writing ``items`` (name -> pytree) for ``step``; returns once the arrays may be donated.
 
-        A step that is there already is left alone: a run that is resumed on the same kind of machine writes the same
-        bits again, and on another one the same parameters up to rounding.
+        A step that is there already is left alone.
         """
         if step in self.steps:
             return

@@ -48,8 +48,9 @@ def train(
 ) -> Run:
     """Trains the run in ``directory`` to its end: from where it stopped, from a branch point, or from scratch.
 
-    The same call again resumes from the newest full state, bit for bit on CPUs and TPUs. On GPUs XLA adds in no fixed
-    order, and the run goes on up to rounding; merge checkpoints after that state are made anew there.
+    The same call again resumes from the newest full state, bit for bit on a CPU or TPU of the same kind. On GPUs XLA
+    adds in no fixed order, and the run goes on up to rounding; so it does on another kind of machine. Merge checkpoints
+    after that state are made anew, so that those of a run lie on one path.
 
     Args:
       config: the whole configuration.
@@ -85,7 +86,7 @@ def train(
     schedule = schedules.from_config(config, branch_step)
     optimizer = optimizer_lib.make(config.optimizer, schedule)
     averages, host = registry.from_config(config, schedule), config.averaging.host
-    previews = preview_lib.windows(config, plan)
+    previews = preview_lib.windows(config, plan, branch_step)
     mesh = sharding.make_mesh()
     if config.batch_size % (config.accumulate * mesh.size):
         raise UsageError(
@@ -95,6 +96,7 @@ def train(
 
     with all_succeed():
         run_lib.check_config(directory, config)
+        run_lib.check_states(directory)
         model_lib.check(presets.with_vocabulary(config.model, 1))  # of what is known before the tokenizer
         corpus = tokens.prepare(config.data, progress=not quiet)
     if parent is not None:
@@ -146,9 +148,8 @@ def train(
             )
         )
         with all_succeed():
-            # On a GPU the order of sums is not fixed, so what comes after the full state is another path from there.
-            if jax.default_backend() == "gpu" and jax.process_index() == 0:
-                drop_after(run_lib.merge_stream(directory), (resume.steps or [0])[-1])
+            if jax.process_index() == 0:  # what comes after the full state may be another path from there
+                drop_after(run_lib.merge_stream(directory), (resume.steps or [branch_step or 0])[-1])
         merge = stack.enter_context(
             Stream(run_lib.merge_stream(directory), mergeable=True, keep=config.checkpoint.merge_keep)
         )
@@ -227,20 +228,21 @@ def train(
                         _check_finite(state["params"], done)
                     looking = validating and config.preview.averages
                     found = read_averages(state, done) if done in merge_steps or looking else {}
-                    if done in merge_steps:  # without a name for the items, which would keep the averages on the device
+                    if done in merge_steps:
                         tokens_read = {"tokens": run_lib.tokens_read(facts, done)}
                         merge.save(done, _merge_items(config, state["params"], found), tokens_read)
                     if validating and validate is not None:  # before the save: a full state promises its records too
                         result = validate(state["params"]).summary()
                         writer.write("validation", done, **{**result, "tokens": run_lib.tokens_read(facts, done)})
                         progress.say(f"step {done}: validation loss {result['loss']:.4f}{_around(result)}")
-                        merges = preview_lib.merges(previews, merge, done, state["params"])
+                        merges = preview_lib.merges(previews, merge, done, state["params"], start=branch_step or 0)
                         for kind, trees in (("averages", found.items() if looking else ()), ("preview", merges)):
                             if losses := preview_lib.evaluate(trees, validate):
                                 writer.write(kind, done, **losses)
                     if done in resume_steps or stopping:
                         merge.wait()  # a full state on disk promises that every merge checkpoint before it is there
                         resume.save(done, train_state.items(state))
+                    found = {}  # the averages that were read need not stay on the device
                     if saving or validating:
                         progress.restart()
                     if stopping:

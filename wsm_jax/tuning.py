@@ -20,6 +20,7 @@ from wsm_jax.evaluate import Evaluator
 from wsm_jax.merging import command, learned, offline, recipe, selection, storage, weighting
 from wsm_jax.merging.command import Request
 from wsm_jax.merging.learned import Fit
+from wsm_jax.merging.leaves import SKIP, parse_rule
 from wsm_jax.merging.selection import MEAN, Window
 from wsm_jax.merging.weighting import Rule
 from wsm_jax.models.model import loss_per_token
@@ -216,6 +217,8 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, flag)
         if value is not None and value is not False and value != []:  # 0 was asked for too
             raise UsageError(f"--{flag} does not go with --curve={curve}" + (f": {reason}" if reason else ""))
+    if skipped := [pattern for pattern, policy in map(parse_rule, options.leaves or ()) if policy == SKIP]:
+        raise UsageError(f"--leaves={skipped[0]}={SKIP} does not go with --curve={curve}: it evaluates whole models")
 
 
 def _learned(options: argparse.Namespace, run: Run, window: Window, say: Say) -> tuple[Rule, Window, dict[str, Any]]:

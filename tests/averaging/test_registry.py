@@ -69,6 +69,7 @@ def test_the_decay_of_an_ema_in_steps_or_tokens_or_as_a_half_life(text, decay):
         ({"names": "ema", "every": 3}, r"averaging\.every=3 does not divide the 20 steps"),
         ({"names": "ema", "every": 0}, r"averaging\.every=0"),
         ({"names": "ema", "ema_decay": "1.5/step"}, r"averaging\.ema_decay='1\.5/step' is not a decay between 0 and 1"),
+        ({"names": "ema", "ema_decay": "1.5/tok"}, r"averaging\.ema_decay='1\.5/tok' is not a decay between 0 and 1"),
         ({"names": "ema", "ema_decay": "0/tok"}, r"averaging\.ema_decay='0/tok'"),
         ({"names": "ema", "ema_decay": "0.99"}, r"averaging\.ema_decay='0\.99' is not a duration"),
         ({"names": "ema", "ema_decay": "0.9.9/step"}, r"averaging\.ema_decay='0\.9\.9/step' is not a duration"),

@@ -32,6 +32,12 @@ def safetensors_folders(folder, count=2, **changed):
     return paths
 
 
+def index(folder, text):
+    """In the place of the single file, which would come first."""
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
 # --- before any array is read ----------------------------------------------------------------------------------------
 
 
@@ -40,6 +46,9 @@ def test_inputs_that_are_not_there(tmp_path):
     (tmp_path / "1").mkdir()
     refused(tmp_path, [*paths, tmp_path / "1"], "1 is neither a complete Orbax checkpoint nor a folder with model.safe")
     refused(tmp_path, [*paths, tmp_path / "2"], "2 is neither")
+    refused(tmp_path, ["gs://bucket/run/1"], "gs://bucket/run/1 is no path of a file system; mount the bucket")
+    (tmp_path / "model_5.safetensors").touch()
+    refused(tmp_path, [tmp_path / "model_5.safetensors"], "a single file goes into a folder of its own, as model.safe")
     shutil.copytree(paths[0], tmp_path / "3.orbax-checkpoint-tmp-17")
     refused(tmp_path, [*paths, tmp_path / "3.orbax-checkpoint-tmp-17"], "is neither a complete")
     with pytest.raises(UsageError, match="nothing to merge"):
@@ -108,10 +117,10 @@ def test_float64_is_not_merged_in_silence(tmp_path):
     [
         (lambda f: (f / "model.safetensors").write_bytes(b"\x00" * 4), "1/model.safetensors: cannot be read"),
         (lambda f: os.truncate(f / "model.safetensors", 150), "1/model.safetensors: cannot be read"),
-        (lambda f: (f / "model.safetensors.index.json").write_text("{"), "not an index of safetensors"),
-        (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "not an index of safetensors"),
+        (lambda f: index(f, "{"), "not an index of safetensors"),
+        (lambda f: index(f, "[]"), "not an index of safetensors"),
         (
-            lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"w": "gone.safetensors"}}'),
+            lambda f: index(f, '{"weight_map": {"w": "gone.safetensors"}}'),
             "1 has no file gone.safetensors, which its index names",
         ),
     ],

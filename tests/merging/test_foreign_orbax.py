@@ -1,5 +1,6 @@
 """Checkpoints of another codebase, written with Orbax's classic API and its defaults, are merged as they are."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,16 @@ def test_a_path_may_hold_what_means_something_in_a_url(writer, tmp_path):
     wsm_jax.merge_checkpoints(paths, list(WEIGHTS), out, verify=True)
     check(checkpoints.load_tree(out), trees)
     assert cli.main(["inspect", str(out)]) == 0
+
+
+@pytest.mark.parametrize("writer", ["PyTreeCheckpointer", "PyTreeCheckpointer without OCDBT"])
+def test_a_checkpoint_of_an_orbax_that_did_not_say_how_it_stores(writer, tmp_path):
+    trees, paths = saved(writer, tmp_path / "run")
+    for file in (tmp_path / "run").rglob("_METADATA"):
+        metadata = json.loads(file.read_text())
+        del metadata["use_ocdbt"]
+        file.write_text(json.dumps(metadata))
+    check(wsm_jax.merge_checkpoints(paths, list(WEIGHTS)), trees)
 
 
 def test_a_checkpoint_of_an_orbax_that_kept_no_metadata_beside_it(tmp_path):

@@ -35,6 +35,26 @@ def folder(path, seed, *, shards=1, dtype: Any = np.float32, **more):
     return tensors
 
 
+def test_the_configuration_names_the_dtype_of_the_result(tmp_path):
+    for i in range(2):
+        folder(tmp_path / str(i), i, dtype=ml_dtypes.bfloat16)
+        config = {"torch_dtype": "bfloat16", "text_config": {"dtype": "bfloat16"}, "vocab_size": 7}
+        (tmp_path / str(i) / "config.json").write_text(json.dumps(config))
+    paths = [tmp_path / "0", tmp_path / "1"]
+    wsm_jax.merge_checkpoints(paths, [0.5, 0.5], tmp_path / "same")
+    assert (tmp_path / "same" / "config.json").read_bytes() == (tmp_path / "1" / "config.json").read_bytes()
+    wsm_jax.merge_checkpoints(paths, [0.5, 0.5], tmp_path / "out", dtype=jnp.float32)
+    found = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert found == {"torch_dtype": "float32", "text_config": {"dtype": "float32"}, "vocab_size": 7}
+
+
+def test_a_single_file_comes_before_an_index_that_was_left(tmp_path):
+    tensors = folder(tmp_path / "0", 0)
+    (tmp_path / "0" / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002"}}')
+    merged = wsm_jax.merge_checkpoints([tmp_path / "0"], [1.0], rules=[("count", "skip")])
+    np.testing.assert_array_equal(merged["layers.0.weight"], tensors["layers.0.weight"])
+
+
 def merge(*arguments):
     return cli.main(["merge", *map(str, arguments)])
 

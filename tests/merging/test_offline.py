@@ -152,6 +152,33 @@ def test_the_record_names_inputs_and_what_was_read(tmp_path):
     assert third["inputs"][1]["xxh3"] != record["inputs"][1]["xxh3"]
 
 
+def test_the_record_has_the_inputs_that_have_a_weight_with_it(tmp_path):
+    paths = save_all(tmp_path, [tree(i) for i in range(4)])
+    record = wsm_jax.merge_checkpoints(paths, [0.0, 0.25, 0.0, 0.75], tmp_path / "out")
+    assert [(entry["path"], entry["weight"]) for entry in record["inputs"]] == [
+        (str(paths[1]), 0.25),
+        (str(paths[3]), 0.75),
+    ]
+    assert record["weights"] == [0.25, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metadata": {"weights": np.ones(2)}}, "the metadata of merged must be what JSON can hold"),
+        ({"shardings": "x"}, "shardings go with a merge in memory"),
+        ({"output": None, "verify": True}, "metadata, verify and format go with an output"),
+        ({"dtype": "float8"}, "dtype='float8': choose same, float32"),
+        ({"dtype": jnp.float64}, "choose same, float32"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_first(tmp_path, options, message):
+    paths = save_all(tmp_path, [tree(i) for i in range(2)])
+    with pytest.raises(UsageError, match=message):
+        wsm_jax.merge_checkpoints(paths, [0.5, 0.5], **{"output": tmp_path / "out", **options})
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("stored", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_dtypes_in_and_out(tmp_path, stored, dtype):

@@ -114,6 +114,12 @@ def test_weights_that_do_not_fit_are_refused(weights, words):
         wsm_jax.merge([tree(0), tree(1)], weights)
 
 
+def test_a_step_in_a_python_number_comes_from_the_newest():
+    states = [{"w": jnp.ones(2) * i, "step": 10 * i} for i in range(3)]
+    merged = wsm_jax.merge(states, [0.0, 0.5, 0.5], dtype="same")
+    assert (merged["w"].tolist(), int(merged["step"])) == ([1.5, 1.5], 20)
+
+
 def test_no_trees_is_an_error():
     with pytest.raises(UsageError, match="nothing to merge"):
         wsm_jax.merge([], [])

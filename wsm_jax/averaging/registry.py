@@ -58,7 +58,7 @@ def _ema(config: Config, _: Schedule) -> dict[str, Average]:
 
 
 def _decay_of_tokens(decay: float, tokens: int) -> float:
-    return math.exp(tokens * math.log(decay)) if decay > 0 else 0.0
+    return math.exp(tokens * math.log(decay)) if 0 < decay < 1 else decay  # the caller refuses the others
 
 
 def _running_mean(config: Config, _: Schedule) -> dict[str, Average]:

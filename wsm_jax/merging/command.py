@@ -215,10 +215,8 @@ def merge_inputs(options: argparse.Namespace) -> Request:
         raise UsageError("wsm merge IN ... needs --output=OUT")
     for flag in _RUN_OPTIONS:
         if getattr(options, flag) is not None:
-            raise UsageError(
-                f"--{flag} goes with --run; for other checkpoints give weights, IN:WEIGHT ..., e.g. those that "
-                "wsm_jax.schedule_weights computes"
-            )
+            hint = "; for other checkpoints give weights, IN:WEIGHT ..., that wsm_jax.schedule_weights computes"
+            raise UsageError(f"--{flag} goes with --run" + (hint if flag in ("schedule", "like") else ""))
     if options.weight_decay_aware:
         raise UsageError(
             "--weight_decay_aware goes with --run, which knows rate, decay and mask; for other checkpoints give "

@@ -37,13 +37,13 @@ def is_folder(path: str | os.PathLike) -> bool:
 
 
 def files(path: str | os.PathLike) -> list[Path]:
-    """The safetensors files of a folder, in order of name.
+    """The safetensors files of a folder, in order of name; as in ``transformers`` a single file comes before an index.
 
     Raises:
       UsageError: an index that cannot be read or names a file that is not there.
     """
     folder = Path(path)
-    if not (folder / INDEX).is_file():
+    if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     try:
         names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
@@ -65,25 +65,19 @@ class Source:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.leaves: dict[str, Leaf] = {}
-        self._places: dict[str, tuple[int, int]] = {}  # name -> file descriptor, offset of the data
-        self._files: dict[int, Path] = {}
-        try:
-            for file in files(path):
-                self._open(file)
-        except BaseException:
-            self.close()
-            raise
+        self._places: dict[str, tuple[Path, int]] = {}  # name -> file, offset of the data
+        for file in files(path):
+            self._look_into(file)
 
-    def _open(self, file: Path) -> None:
+    def _look_into(self, file: Path) -> None:
         try:
             with safe_open(file, framework="numpy"):  # checks header and length
                 pass
-            descriptor = os.open(file, os.O_RDONLY)
+            with file.open("rb") as opened:
+                length = int.from_bytes(opened.read(8), "little")
+                header = json.loads(opened.read(length))
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{file}: cannot be read ({error})") from error
-        self._files[descriptor] = file
-        length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
-        header = json.loads(os.pread(descriptor, length, 8))
         header.pop("__metadata__", None)
         # In the order of the file, so that a merge reads it from front to back.
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
@@ -92,7 +86,7 @@ class Source:
             if name in self.leaves:
                 raise UsageError(f"{file}: tensor {name} is in another file of the folder too")
             self.leaves[name] = Leaf(tuple(entry["shape"]), np.dtype(_DTYPES[entry["dtype"]]))
-            self._places[name] = descriptor, 8 + length + entry["data_offsets"][0]
+            self._places[name] = file, 8 + length + entry["data_offsets"][0]
 
     def tree(self) -> dict[str, Leaf]:
         """Name -> leaf: the tree that a merge of such folders has."""
@@ -100,8 +94,16 @@ class Source:
 
     def read(self, path: str, start: int, out: np.ndarray) -> None:
         """Fills ``out`` (1-D, of the leaf's dtype) with the leaf's elements from ``start`` on, in C order."""
-        descriptor, offset = self._places[path]
-        read_exactly(descriptor, offset + start * out.itemsize, out, f"{self._files[descriptor]}: tensor {path}")
+        file, offset = self._places[path]
+        # Opened for each read: many inputs of many shards would be more open files than a process may have.
+        try:
+            descriptor = os.open(file, os.O_RDONLY)
+        except OSError as error:
+            raise UsageError(f"{file} cannot be read ({error.strerror})") from error
+        try:
+            read_exactly(descriptor, offset + start * out.itemsize, out, f"{file}: tensor {path}")
+        finally:
+            os.close(descriptor)
 
     def rows(self, path: str, start: int, stop: int) -> np.ndarray:
         """Rows ``start`` to ``stop`` of the tensor (a scalar: all of it), read by the safetensors library."""
@@ -110,16 +112,14 @@ class Source:
 
     def file_of(self, path: str) -> str:
         """Name of the file that holds the tensor."""
-        return self._files[self._places[path][0]].name
+        return self._places[path][0].name
 
     def record(self) -> dict[str, Any]:
         """What identifies the checkpoint in a record."""
         return {"path": str(self.path), "format": "safetensors"}
 
     def close(self) -> None:
-        """Closes the files."""
-        while self._files:
-            os.close(self._files.popitem()[0])
+        """Nothing is kept open."""
 
 
 def read_exactly(descriptor: int, offset: int, out: np.ndarray, what: str) -> None:
@@ -142,8 +142,8 @@ def read_exactly(descriptor: int, offset: int, out: np.ndarray, what: str) -> No
 class Sink:
     """Writes a folder that ``transformers`` loads, part by part and from several threads.
 
-    The files are those of ``like`` where all its tensors are there, else one. What else ``like`` holds (configuration,
-    tokenizer) is copied.
+    Tensors are in the files that they have in ``like``. What else ``like`` holds (configuration, tokenizer) is copied;
+    the dtype that its configuration names follows that of the tensors, for ``transformers`` would load them in it.
 
     Args:
       folder: must not exist.
@@ -162,6 +162,10 @@ class Sink:
                 weights = file.suffix in _WEIGHTS or file.name.endswith(".index.json")
                 if file.is_file() and not weights and file.name != RECORD:
                     shutil.copy(file, folder)
+            _name_dtypes(
+                folder / "config.json",
+                {like.leaves[name].dtype.name: leaf.dtype.name for name, leaf in leaves.items()},
+            )
         groups: dict[str, list[str]] = {}
         for name in leaves:
             groups.setdefault(like.file_of(name) if like else SINGLE, []).append(name)
@@ -205,6 +209,25 @@ class Sink:
     def finish(self, record: Mapping[str, Any]) -> None:
         """Stores the record of the merge; the folder is complete then."""
         (self._folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _name_dtypes(config: Path, dtypes: Mapping[str, str]) -> None:
+    """Puts new dtypes in the place of old ones where the configuration of a model says in which it is to be loaded."""
+
+    def renewed(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        new = {key: renewed(value) for key, value in node.items()}
+        named = {key: new[key] for key in ("dtype", "torch_dtype") if isinstance(new.get(key), str)}
+        return new | {key: dtypes.get(dtype, dtype) for key, dtype in named.items()}
+
+    if not config.is_file() or all(old == new for old, new in dtypes.items()):
+        return
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError:
+        return  # copied as it is
+    config.write_text(json.dumps(renewed(found), indent=2) + "\n", encoding="utf-8")
 
 
 def write_exactly(file: Path, offset: int, values: np.ndarray) -> None:

@@ -163,14 +163,19 @@ def weight_vectors(weights: Weights, paths: Sequence[str], count: int) -> dict[s
 
 
 def window_ends(vectors: Mapping[str, np.ndarray], count: int) -> tuple[int, int]:
-    """The first and last of ``count`` checkpoints that have a weight, where ``first`` and ``last`` leaves come from.
+    """The first and last of :func:`used`, where ``first`` and ``last`` leaves come from."""
+    numbers = used(vectors, count)
+    return numbers[0], numbers[-1]
+
+
+def used(vectors: Mapping[str, np.ndarray], count: int) -> list[int]:
+    """Which of ``count`` checkpoints have a weight.
 
     Args:
       vectors: path -> weights; where there is none, or all are zero, every checkpoint counts.
       count: number of checkpoints.
     """
-    used = [i for i in range(count) if any(vector[i] for vector in vectors.values())] or range(count)
-    return used[0], used[-1]
+    return [i for i in range(count) if any(vector[i] for vector in vectors.values())] or list(range(count))
 
 
 def _few(paths: Mapping[str, Any]) -> str:

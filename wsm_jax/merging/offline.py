@@ -75,9 +75,9 @@ def merge_checkpoints(
         (``same`` or None, ``float32``, ``bfloat16``, ``float16``), ``memory`` (bytes of what is under way).
 
     Returns:
-      without ``output`` the merged pytree of jax arrays; else the record: ``weights``, ``metadata``, ``inputs`` from
-      the first to the last that has a weight, each with a fingerprint of what was read of it, and ``leaf_policies``
-      other than ``average``.
+      without ``output`` the merged pytree of jax arrays; else the record: ``metadata``, ``inputs``, those that have a
+      weight, each with it (where all leaves have the same) and a fingerprint of what was read, their ``weights``, and
+      ``leaf_policies`` other than ``average``.
 
     Raises:
       UsageError: before any array is read: a missing or incomplete checkpoint, leaves that differ, an ``output`` that
@@ -153,9 +153,10 @@ def write_many(
         special = {path: policy for path, policy in job.policies.items() if policy != AVERAGE}
         for name, vectors, sink, folder in zip(job.names, job.vectors, sinks, folders, strict=True):
             own = dict((metadata or {}).get(name, {}))
-            first, last = leaves_lib.window_ends(vectors, len(inputs))
-            own.setdefault("weights", provenance.as_lists(weights[name], slice(first, last + 1)))
-            records[name] = {**own, "inputs": inputs[first : last + 1], "leaf_policies": special}
+            used = leaves_lib.used(vectors, len(inputs))
+            own.setdefault("weights", provenance.as_lists(weights[name], used))
+            read = [{**inputs[i], **provenance.weight_of(weights[name], i)} for i in used]
+            records[name] = {**own, "inputs": read, "leaf_policies": special}
             with all_succeed():
                 if jax.process_index() == 0:
                     sink.finish(records[name])

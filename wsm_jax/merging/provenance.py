@@ -1,6 +1,6 @@
 """The record of a merge: what went in, with which weights, made by what."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,14 @@ def record(weights: Weights, **more: Any) -> dict[str, Any]:
     return {**more, "weights": as_lists(weights), **run_lib.environment()}
 
 
-def as_lists(weights: Weights, inputs: slice = slice(None)) -> Any:
-    """Weights, those of ``inputs``, as JSON holds them."""
+def as_lists(weights: Weights, inputs: Sequence[int] | None = None) -> Any:
+    """Weights, those of ``inputs`` (default: all), as JSON holds them."""
+    chosen = slice(None) if inputs is None else list(inputs)
     if isinstance(weights, Mapping):
-        return {path: np.asarray(vector)[inputs].tolist() for path, vector in weights.items()}
-    return np.asarray(weights)[inputs].tolist()
+        return {path: np.asarray(vector)[chosen].tolist() for path, vector in weights.items()}
+    return np.asarray(weights)[chosen].tolist()
+
+
+def weight_of(weights: Weights, number: int) -> dict[str, float]:
+    """``{"weight": that of the input}``; nothing where every leaf has weights of its own."""
+    return {} if isinstance(weights, Mapping) else {"weight": float(weights[number])}

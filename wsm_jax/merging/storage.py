@@ -184,18 +184,27 @@ def unfinished(output: str | os.PathLike) -> Iterator[Path]:
 
 
 def _claim(folder: Path, output: Path) -> int:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{output} cannot be written: {error.filename} ({error.strerror})") from error
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise UsageError(f"{output} is being written by another merge; wait for it or choose another name") from error
-    except OSError:
-        pass  # a file system without locks
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{output} cannot be written: {error.filename} ({error.strerror})") from error
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # of a merge that has just ended
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise UsageError(
+                f"{output} is being written by another merge; wait for it or choose another name"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        if folder.is_dir() and os.path.samestat(os.stat(folder), os.fstat(lock)):
+            break
+        os.close(lock)  # that merge has removed it in between
     for leftover in folder.iterdir():
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     return lock

@@ -68,7 +68,7 @@ def check(config: ModelConfig) -> None:
     """Raises UsageError where the fields of ``config`` cannot make a model."""
     if config.family not in FAMILIES:
         raise UsageError(f"unknown model.family {config.family!r}; known: {', '.join(FAMILIES)}")
-    for field in ("layers", "d_model", "heads", "context", "vocab_size"):
+    for field in ("layers", "d_model", "heads", "context", "vocab_size", "scan_unroll"):
         if getattr(config, field) < 1:
             raise UsageError(f"model.{field} is {getattr(config, field)}; it must be at least 1")
     if config.d_model % config.heads:
