@@ -135,7 +135,7 @@ def present(records: list[Record]) -> Page:
     for name, key in arms.items():
         held, stored = (table.mean(key, field) / 1e6 for field in ("peak_rss", "stored"))
         cells = [f"{value:,.0f}" if value else "–" for value in (held, stored)]
-        rows.append([name, plus_minus(table.of(key, "seconds"), 1), *cells, f"{table.mean(key, 'flops'):.1e}"])
+        rows.append([name, plus_minus(table.of(key, "seconds"), 2), *cells, f"{table.mean(key, 'flops'):.1e}"])
     share = table.mean((MERGE, COUNTS[-1]), "flops") / table.mean((REAL, matrix.DECAY), "flops")
     size, active, tokens = PAPER["parameters"], PAPER["active"], PAPER["tokens"]
     lines = [
