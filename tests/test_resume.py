@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import shutil
 import signal
 import time
 
@@ -124,6 +125,20 @@ def test_the_same_command_on_a_run_that_is_done_changes_nothing(tiny, reference)
     before = {path: path.stat().st_mtime_ns for path in reference.path.rglob("*") if path.is_file()}
     tiny.run("reference")
     assert {path: path.stat().st_mtime_ns for path in reference.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_keeps_few_merge_checkpoints_goes_on_after_a_kill(tiny, reference):
+    """A kill finds one more than are kept, and the first that is saved then pushes it out, to be saved again itself."""
+    run = tiny.run("few", checkpoint__merge_keep=2)
+    assert checkpoints.complete_steps(run.merge_stream) == [STEPS - 3, STEPS]
+    shutil.rmtree(run.resume_stream / str(STEPS))
+    shutil.copytree(reference.merge_stream / str(STEPS - 6), run.merge_stream / str(STEPS - 6))
+    run = tiny.run("few", checkpoint__merge_keep=2)
+    assert run.metrics("start")[-1]["step"] == STEPS - RESUME
+    assert checkpoints.complete_steps(run.merge_stream) == [STEPS - 3, STEPS]
+    for step in (STEPS - 3, STEPS):
+        expected, got = (checkpoints.load_tree(r.merge_stream / str(step)) for r in (reference, run))
+        assert_same_bits(expected, got, step)
 
 
 @pytest.mark.slow
