@@ -1,6 +1,7 @@
 """The options of `wsm merge`: what they ask for, all of it before an array is read, and what comes of it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -172,6 +173,16 @@ def test_a_merge_that_lies_elsewhere_is_evaluated_by_its_path(reference, tmp_pat
     assert f"{tmp_path / 'wide'}: leaf " in capsys.readouterr().err
     assert cli.main(["eval", f"--run={reference.path}", "--merged=nowhere"]) == 2
     assert f"{reference.path} has no merge 'nowhere', and no such folder is there" in capsys.readouterr().err
+
+
+def test_a_merge_is_evaluated_although_the_checkpoints_are_gone(reference, tmp_path, capsys):
+    copy = shutil.copytree(reference.path, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    record = merge_checkpoints([reference.merge_stream / "45"], [1.0], copy / "merged" / "mine")
+    assert record["inputs"][0]["weight"] == 1.0
+    assert cli.main(["eval", f"--run={copy}", "--merged=mine", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert cli.main(["eval", f"--run={reference.path}", "--step=45", "--json"]) == 0
+    assert found["loss"] == json.loads(capsys.readouterr().out)["loss"]
 
 
 def test_leaves_that_share_their_weights_need_not_say_whose(reference):
