@@ -161,7 +161,8 @@ def planned_with_all_pieces_done(experiment, folder):
 
 def test_pages_that_are_ready_are_written_and_after_a_failure_nothing_is_started(tmp_path, capsys):
     before, after = (planned_with_all_pieces_done(m.EXPERIMENT, tmp_path) for m in (cost, merge_granularity))
-    fails = protocol.planned(lawa.EXPERIMENT, ["--config.optimizer.name=adamx", f"--output={tmp_path}/lawa"])
+    places = [f"--output={tmp_path}/lawa", f"--results={tmp_path}/results/lawa"]
+    fails = protocol.planned(lawa.EXPERIMENT, ["--config.optimizer.name=adamx", *places])
     assert before.todo == after.todo == [] and len(fails.todo) > 2
     assert protocol.carry_out([before, fails, after]) == 2
     page = Path("cost") / "small" / "README.md"

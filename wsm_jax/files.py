@@ -3,12 +3,19 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from wsm_jax.errors import UsageError
+
+
+def check_local(path: str | os.PathLike) -> None:
+    """Raises UsageError for the address of a bucket, of which Path makes a folder."""
+    if re.match(r"[a-z0-9]+:/", str(path)):  # Path makes one slash of two
+        raise UsageError(f"{path} is no path of a file system; mount the bucket and name its folder")
 
 
 def read_json(path: Path) -> Any:

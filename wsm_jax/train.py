@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from wsm_jax import (
     checkpoints,
     disk,
     evaluate,
+    files,
     schedules,
     sharding,
     train_state,
@@ -69,8 +69,7 @@ def train(
       Preempted: SIGINT or SIGTERM came; the state is saved.
     """
     directory = Path(directory)
-    if re.match(r"[a-z0-9]+:/", str(directory)):  # Path makes one slash of two
-        raise UsageError(f"{directory} is no path of a file system; mount the bucket and name its folder")
+    files.check_local(directory)
     say = _silent if quiet or jax.process_index() else _say
     plan = run_lib.resumed_plan(directory, config)
     metrics_lib.check_trackers(config.log)

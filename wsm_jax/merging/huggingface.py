@@ -95,15 +95,7 @@ class Source:
     def read(self, path: str, start: int, out: np.ndarray) -> None:
         """Fills ``out`` (1-D, of the leaf's dtype) with the leaf's elements from ``start`` on, in C order."""
         file, offset = self._places[path]
-        # Opened for each read: many inputs of many shards would be more open files than a process may have.
-        try:
-            descriptor = os.open(file, os.O_RDONLY)
-        except OSError as error:
-            raise UsageError(f"{file} cannot be read ({error.strerror})") from error
-        try:
-            read_exactly(descriptor, offset + start * out.itemsize, out, f"{file}: tensor {path}")
-        finally:
-            os.close(descriptor)
+        read_exactly(file, offset + start * out.itemsize, out, f"{file}: tensor {path}")
 
     def rows(self, path: str, start: int, stop: int) -> np.ndarray:
         """Rows ``start`` to ``stop`` of the tensor (a scalar: all of it), read by the safetensors library."""
@@ -122,21 +114,33 @@ class Source:
         """Nothing is kept open."""
 
 
-def read_exactly(descriptor: int, offset: int, out: np.ndarray, what: str) -> None:
-    """Fills ``out`` from ``offset`` on.
+def read_exactly(file: Path, offset: int, out: np.ndarray, what: str, *, size: int = 0) -> None:
+    """Fills ``out`` from ``offset`` on. The file is open only meanwhile: many inputs have more files than may be open.
+
+    Args:
+      file: to read.
+      offset: in bytes.
+      out: 1-D, contiguous.
+      what: its name in an error.
+      size: bytes that the file must have at least.
 
     Raises:
-      UsageError: the file ends before, or cannot be read; ``what`` names it.
+      UsageError: the file is shorter, or cannot be read.
     """
     view = memoryview(out.view(np.uint8).data)
-    while view.nbytes:
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
         try:
-            count = os.preadv(descriptor, [view], offset)
-        except OSError as error:
-            raise UsageError(f"{what} cannot be read ({error.strerror})") from error
-        if not count:
-            raise UsageError(f"{what} cannot be read: the file is cut short")
-        view, offset = view[count:], offset + count
+            whole = os.fstat(descriptor).st_size >= size
+            while view.nbytes and whole:
+                count = os.preadv(descriptor, [view], offset)
+                view, offset, whole = view[count:], offset + count, count > 0
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UsageError(f"{what} cannot be read: {file} ({error.strerror})") from error
+    if not whole:
+        raise UsageError(f"{what} cannot be read: {file} is cut short")
 
 
 class Sink:

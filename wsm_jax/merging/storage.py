@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from wsm_jax import checkpoints
+from wsm_jax import checkpoints, files
 from wsm_jax.errors import UsageError
 from wsm_jax.merging import huggingface
 from wsm_jax.merging.leaves import Leaf
@@ -86,8 +85,7 @@ def open_source(path: str | os.PathLike, item: str | None = None) -> Source:
         from wsm_jax.merging import zarr  # and with it TensorStore
 
         return zarr.Source(path, item)
-    if "://" in str(path) or re.match(r"[a-z0-9]+:/", str(path)):  # Path makes one slash of two
-        raise UsageError(f"{path} is no path of a file system; mount the bucket, or copy the checkpoint from it")
+    files.check_local(path)
     wanted = f"a complete Orbax checkpoint nor a folder with {huggingface.SINGLE}"
     if not os.path.exists(path):
         hint = "; there is nothing at that path"

@@ -87,16 +87,7 @@ class Source:
     def _read_file(self, path: str, index: int, inside: int, out: np.ndarray) -> None:
         file = self._folder / self._names[path] / self._raw[path].name(index)
         what = f"{self.path}: leaf {path}"
-        try:
-            descriptor = os.open(file, os.O_RDONLY)
-        except OSError as error:
-            raise UsageError(f"{what} cannot be read: {file} ({error.strerror})") from error
-        try:
-            if os.fstat(descriptor).st_size < self._raw[path].elements * out.itemsize:
-                raise UsageError(f"{what} cannot be read: {file} is cut short")
-            read_exactly(descriptor, inside * out.itemsize, out, what)
-        finally:
-            os.close(descriptor)
+        read_exactly(file, inside * out.itemsize, out, what, size=self._raw[path].elements * out.itemsize)
 
     def _read_rows(self, path: str, start: int, out: np.ndarray) -> None:
         across = max(math.prod(self.leaves[path].shape[1:]), 1)
