@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from experiments import protocol, report, training
-from experiments.environment import ended
 from wsm_jax import files, run
+from wsm_jax.errors import ended
 
 ONE = ("--only", "--output")  # of one experiment; the pieces of another have other names
 
@@ -36,13 +36,14 @@ def main() -> int:
     start = time.perf_counter()
     found = [importlib.import_module(f"experiments.{name}").EXPERIMENT for name in report.NAMES]
     plans = [protocol.planned(experiment, rest) for experiment in found]
+    from_nothing = not any(plan.options.output.exists() for plan in plans)
     for stage in (plans[:1], plans[1:]):  # everything else trains at the rates that tuning finds
         if status := protocol.carry_out(stage):
             return status
     report.write()
     minutes = (time.perf_counter() - start) / 60
     print(f"{minutes:.0f} minutes")
-    if all(plan.todo == plan.chosen for plan in plans):
+    if from_nothing:
         command = " ".join(["python -m experiments.all", *sys.argv[1:]])
         took = {"minutes": round(minutes, 1), **run.environment(), "command": command}
         folder = Path(options.results) / "all" / plans[0].options.scale

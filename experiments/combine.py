@@ -69,7 +69,7 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
         recipes[MERGED_DECAYED, DECAY, at] = protocol.single(both[step(at)])
     found = domains.losses(recipes, domains.evaluators(runs, constant))
     facts = {"peak_lr": rate, **protocol.provenance(constant)}
-    return [{"arm": arm, "count": n, "at": at, **loss, **facts} for (arm, n, at), loss in found.items()]
+    return [{"arm": arm, "count": n, "at": at, **facts, **loss} for (arm, n, at), loss in found.items()]
 
 
 def present(records: list[Record]) -> Page:

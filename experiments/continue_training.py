@@ -64,7 +64,7 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
     found = domains.losses(recipes, domains.evaluators(runs, constant))
     facts = {"peak_lr": rate, **protocol.provenance(constant)}
     return [
-        {"way": way, "arm": arm, "count": n, "at": at, **loss, **facts} for (way, arm, n, at), loss in found.items()
+        {"way": way, "arm": arm, "count": n, "at": at, **facts, **loss} for (way, arm, n, at), loss in found.items()
     ]
 
 
@@ -80,15 +80,15 @@ def present(records: list[Record]) -> Page:
     points = range(END, LAST + 1, EVERY)
     rows = [["", *(f"{at - END} intervals" for at in points)]]
     for way, name in WAYS.items():
-        rows.append([f"{name}: checkpoint", *(f"{table.mean((way, RAW, 1, at)):.4f}" for at in points)])
+        rows.append([f"{name}: checkpoint", *(plus_minus(table.of((way, RAW, 1, at))) for at in points)])
         merges = [best(table, way, at) for at in points]
-        cells = [f"{table.mean(key):.4f} ({key[2]})" if key[1] == MERGE else "–" for key in merges]
+        cells = [f"{plus_minus(table.of(key))} ({key[2]})" if key[1] == MERGE else "–" for key in merges]
         rows.append([f"{name}: best merge (checkpoints)", *cells])
     again = [(AGAIN, RAW, 1, at) for at in points]
     rows.append(
         [
             f"{WAYS['rewarmed']}, and decayed again",
-            *(f"{table.mean(key):.4f}" if key in table else "–" for key in again),
+            *(plus_minus(table.of(key)) if key in table else "–" for key in again),
         ]
     )
     first, raw = END + EVERY, {way: (way, RAW, 1, LAST) for way in WAYS}

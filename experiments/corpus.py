@@ -4,10 +4,10 @@
 
 `--data` is a folder of gzipped JSON lines: novels and Python enhancement proposals for the stable phase; textbooks,
 mathematics and worked solutions (GSM8K's and MBPP's training parts, MATH's test set without MATH-500) for the annealing
-phase; and question with solution from GSM8K's test set, MATH-500, HumanEval and MMLU-Pro, which are never trained on. A
-novel or a textbook chapter is cut into passages of about 2 kB at line ends, so that held-out passages come from many
-books: other passages of the same book are in the training split, and a few lines (1 to 3% of the text) are on both
-sides.
+phase; and question with solution from GSM8K's test set, MATH-500, HumanEval and MMLU-Pro, which are never trained on.
+All longer texts (novels, proposals, textbook chapters, mathematics) are cut into passages of about 2 kB at line ends,
+so that held-out passages come from many of them: other passages of the same text are in the training split, and a few
+lines (1 to 3% of the text) are on both sides.
 """
 
 import argparse
@@ -16,13 +16,13 @@ import hashlib
 import itertools
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.environment import ended
 from wsm_jax.data.publish import published
-from wsm_jax.errors import UsageError
+from wsm_jax.errors import UsageError, ended
 from wsm_jax.files import read_json, write_json
 
 SOURCES = """\
@@ -156,9 +156,19 @@ def build(data: Path, output: Path, megabytes: float) -> Path:
 
 def _texts(data: Path, files: list[tuple[str, Documents]]) -> Iterator[str]:
     for file, documents in files:
-        with gzip.open(data / f"{file}.jsonl.gz", "rt", encoding="utf-8") as lines:
-            for line in lines:
-                yield from documents(json.loads(line))
+        path = data / f"{file}.jsonl.gz"
+        try:
+            with gzip.open(path, "rt", encoding="utf-8") as lines:
+                for number, line in enumerate(lines, 1):
+                    try:
+                        yield from documents(json.loads(line))
+                    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+                        raise UsageError(
+                            f"{path}, line {number}: {type(error).__name__}: {error} (`python -m experiments.corpus "
+                            "--help` lists the fields)"
+                        ) from error
+        except (EOFError, UnicodeError, zlib.error, gzip.BadGzipFile) as error:
+            raise UsageError(f"{path}: {error}") from error
 
 
 def _first(texts: Iterable[str], limit: int) -> list[str]:

@@ -9,6 +9,7 @@ decay over them, and the disk that each needs. Computed beside it: floating-poin
 paper's model. benchmarks/averaging.py has what an online merge adds to a step.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,15 +17,18 @@ import time
 from pathlib import Path
 
 import jax
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from configs import matrix
-from experiments import protocol
+from experiments import figures, protocol
+from experiments.intervals import interval
 from experiments.jobs import WSM
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
 from experiments.training import SEED_SCALES, matrix_of, rates
 from experiments.trajectories import window
-from wsm_jax import checkpoints, disk, schedules, sharding
+from wsm_jax import checkpoints, disk, plot_style, schedules, sharding
 from wsm_jax.averaging import tracking
 from wsm_jax.averaging.window import online_wsm
 from wsm_jax.checkpoints import PARAMS
@@ -83,7 +87,7 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
                 **{"stored": stored, "flops": 2.0 * count * parameters},
             }
         )
-    return [{**row, **protocol.provenance(constant)} for row in rows]
+    return [{**row, **protocol.provenance(decay if row["arm"] == REAL else constant)} for row in rows]
 
 
 def merge(inputs: tuple[Path, ...], folder: Path) -> tuple[float, int]:
@@ -92,7 +96,10 @@ def merge(inputs: tuple[Path, ...], folder: Path) -> tuple[float, int]:
     with tempfile.TemporaryDirectory(dir=folder) as place:
         options = ["--curve=linear", f"--output={place}/merged"]
         command = [sys.executable, "-m", "wsm_jax", "merge", *map(str, inputs), *options]
-        found = subprocess.run([sys.executable, "-c", MEASURE, *command], capture_output=True, text=True, check=True)
+        # As it is run by hand: the heap that training keeps would show in the peak memory.
+        plain = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+        measured = [sys.executable, "-c", MEASURE, *command]
+        found = subprocess.run(measured, stdout=subprocess.PIPE, text=True, env=plain, check=True)
     seconds, peak = found.stdout.split()
     return float(seconds), int(peak) * 1024  # Linux counts in kibibytes
 
@@ -156,7 +163,29 @@ def present(records: list[Record]) -> Page:
         f"{size / 1e9:.1f}B = {32 * size:.1e}, reads {16 * 4 * size / 1e12:.2f} TB in float32 (half of it in "
         f"bfloat16), at 2 GB/s {16 * 4 * size / 2e9 / 60:.0f} minutes, and keeps them on disk.",
     ]
-    return Page(lines, {})
+    lines += ["", "![Seconds, disk and operations of the decay and of the merges](cost.png)", ""]
+    lines += ["Logarithmic axes; bars are 95% intervals over seeds."]
+    return Page(lines, {"cost": figure(table, arms)})
+
+
+@plot_style.styled_figure
+def figure(table: Seeds, arms: dict[str, tuple]) -> Figure:
+    """A row for each arm; panels of seconds, bytes kept and operations."""
+    made = Figure(figsize=(plot_style.WIDTH, 0.3 * len(arms) + 0.8))
+    panels = made.subplots(1, 3, sharey=True)
+    fields = {"seconds": 1.0, "kept on disk, MB": 1e-6, "floating-point operations": 1.0}
+    for axes, field, (label, unit) in zip(panels, ("seconds", "stored", "flops"), fields.items(), strict=True):
+        for place, key in enumerate(arms.values()):
+            mean, half = interval([unit * value for value in table.of(key, field)])
+            if mean:
+                colour = figures.REAL if key[0] == REAL else figures.MERGED
+                axes.errorbar([mean], [place], xerr=[half], color=colour, marker="o", capsize=2)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(numticks=5))
+        axes.set(xlabel=label)
+    panels[0].set_yticks(range(len(arms)), list(arms))
+    panels[0].invert_yaxis()
+    return made
 
 
 EXPERIMENT = Experiment("cost", SEED_SCALES, measure, present)

@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.environment import ended, tuned
+from experiments.environment import tuned
 from wsm_jax import config_flags, files, run
-from wsm_jax.errors import UsageError
+from wsm_jax.errors import UsageError, ended
 
 CONFIG = Path(__file__).parent.parent / "configs" / "demo.py"
 CURVES = ("linear", "cosine", "minus_sqrt")
@@ -61,7 +61,12 @@ def main() -> int:
     for number, command in enumerate(todo, 1):
         print(f"\n[{number}/{len(todo)}] wsm {' '.join(command)}", file=sys.stderr, flush=True)
         clock = time.perf_counter()
-        status = subprocess.run([sys.executable, "-m", "wsm_jax", *command], env=environment, check=False).returncode
+        process = subprocess.Popen([sys.executable, "-m", "wsm_jax", *command], env=environment)
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:  # the process saves where it is and ends by itself
+            process.terminate()
+            status = process.wait() or 130
         if status:
             return status
         stages[f"{number} {command[0]}"] = round(time.perf_counter() - clock, 1)

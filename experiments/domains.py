@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from experiments.protocol import Record, evaluated
+from experiments.protocol import Record, evaluated, trained_by
 from experiments.training import Matrix
 from wsm_jax import evaluate, sharding
 from wsm_jax.data import tokens
@@ -69,7 +69,8 @@ def losses(recipes: Mapping[Key, Recipe], measures: Mapping[str, Evaluator]) -> 
 
     Returns:
       key -> bits per byte: ``validation`` and ``test``, the means over domains, ``validation_domains`` and ``domains``,
-      each one's on validation and on test, and ``test_documents``, how many documents each of those is of.
+      each one's on validation and on test, ``test_documents``, how many documents each of those is of, and the hashes
+      of the run that it is of.
     """
     found = {}
     for key, evaluations in evaluated(recipes, measures).items():
@@ -86,5 +87,6 @@ def losses(recipes: Mapping[Key, Recipe], measures: Mapping[str, Evaluator]) -> 
             "test": statistics.fmean(bits.values()),
             "test_documents": {name: len(evaluation.tokens) for name, evaluation in test.items()},
             "domains": bits,
+            **trained_by(recipes[key]),
         }
     return found

@@ -7,8 +7,15 @@ switch). At every fourth interval of the decay: its loss, and that of the merge 
 the part of the curve that has passed, by the paper's grid. At its end also by the schedule's mean over each interval,
 by the means of the parameters over each interval, and with the window that is best on validation. And a full cosine
 from the end of the warm-up, against the merge of all checkpoints since then.
+
+What a merge misses of the decay of its own curve is taken apart. A merge of interval means scales every update as the
+decay does (within the interval along a straight line), one that also knows AdamW's weight decay takes away what that
+does to them. So from one to the next goes what the grid misses, and what weight decay does; what is left to the real
+decay are the updates that change as the rate shrinks, which Theorem 3.1 holds fixed: gradients are taken at other
+points of a curved loss, and AdamW's moments are of those.
 """
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -16,7 +23,7 @@ from matplotlib.figure import Figure
 
 from configs import matrix
 from experiments import domains, protocol
-from experiments.intervals import CLAIMS, HOLDS, claimed, shown
+from experiments.intervals import CLAIMS, HOLDS, claimed, share, shown
 from experiments.jobs import CURVES, WSM
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
@@ -32,6 +39,7 @@ from wsm_jax.tables import markdown_table
 DECAY, EVERY = matrix.DECAY, 4
 COUNTS = (4, 8, 12, 16, 24, 32, 48, 60)
 RAW, REAL, GRID, MEANS, SNAPSHOTS = "raw", "decay", "paper's grid", "schedule's means", "interval means"
+AWARE = "weight-decay-aware interval means"
 FULL = "full cosine"
 ALL = matrix.INTERVALS - matrix.WARMUP  # checkpoints since the end of the warm-up
 
@@ -52,7 +60,10 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
             weights = checkpoint_weights(curve_update_weights(curve, DECAY)[: since - 1])
             recipes[GRID, curve, DECAY, since] = window(path, weights, since, step)
         recipes[MEANS, curve, DECAY, DECAY] = by_schedule(decay, path, runs.branch_step, runs.steps)
-        recipes[SNAPSHOTS, curve, DECAY, DECAY] = make_recipe(constant, curve, DECAY, snapshot=MEAN)
+        for arm, aware in ((SNAPSHOTS, False), (AWARE, True)):
+            recipes[arm, curve, DECAY, DECAY] = make_recipe(
+                constant, curve, DECAY, snapshot=MEAN, weight_decay_aware=aware
+            )
     recipes |= {
         (GRID, curve, n, DECAY): window(path, curve, n, runs.steps) for curve in CURVES for n in COUNTS if n != DECAY
     }
@@ -63,7 +74,7 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
     found = domains.losses(recipes, domains.evaluators(runs, constant))
     facts = {"peak_lr": rate, **protocol.provenance(constant)}
     return [
-        {"arm": arm, "curve": curve, "count": n, "since": since, **loss, **facts}
+        {"arm": arm, "curve": curve, "count": n, "since": since, **facts, **loss}
         for (arm, curve, n, since), loss in found.items()
     ]
 
@@ -83,12 +94,16 @@ def present(records: list[Record]) -> Page:
     """The end of each decay beside its merges, and both over time."""
     table, raw = Seeds(records, "arm", "curve", "count", "since"), (RAW, "", 1, DECAY)
     rows = [["curve", "real decay", "paper's grid", "schedule's means", "interval means", "best window", "its length"]]
+    parts = [["curve", "merge minus real decay", "the grid", "weight decay", "updates that change"]]
     claims = [CLAIMS]
     for curve in CURVES:
         name, real = plot_style.CURVE_LABELS[curve], (REAL, curve, DECAY, DECAY)
         best = table.best([(GRID, curve, n, DECAY) for n in COUNTS])
         keys = [real, *((arm, curve, DECAY, DECAY) for arm in (GRID, MEANS, SNAPSHOTS)), best]
         rows.append([name, *(_cell(table, key, raw, real) for key in keys), str(best[2])])
+        steps = [keys[1], keys[3], (AWARE, curve, DECAY, DECAY), real]
+        if all(key in table for key in steps):
+            parts.append([name, *(shown(table.minus(*pair)) for pair in [(keys[1], real), *itertools.pairwise(steps)])])
         for words, key in (("the equal window", keys[1]), (f"the best window ({best[2]})", best)):
             claims.append(claimed(f"{name}: the merge at {words} is better than the decay", table.minus(key, real)))
     full = (REAL, FULL, ALL, DECAY)
@@ -113,19 +128,36 @@ def present(records: list[Record]) -> Page:
         "",
         *markdown_table(rows),
         "",
+        *(_apart(parts) if len(parts) > 1 else ()),
         *markdown_table(claims),
         "",
         HOLDS,
         "",
         "![Loss of each decay and of the merge that emulates it, over time](emulation.png)",
+        "",
+        "Means over seeds.",
     ]
     return Page(lines, {"emulation": figure(table)})
 
 
 def _cell(table: Seeds, key: tuple, raw: tuple, real: tuple) -> str:
     gain = table.minus(key, raw)
-    share = sum(gain) / sum(table.minus(real, raw))
-    return shown(gain) + ("" if key == real else f" ({share:.0%})")
+    return shown(gain) + ("" if key == real else f" ({share(gain, table.minus(real, raw))})")
+
+
+def _apart(parts: list[list[str]]) -> list[str]:
+    """What merges at equal windows miss, by cause."""
+    return [
+        f"What the merge of {DECAY} by the paper's grid has more of loss than the decay of its curve, and of what that "
+        f"is the sum: *the grid*, the curve taken at one point an interval, and {DECAY} checkpoints span {DECAY - 1} "
+        "intervals (what interval means take away); *weight "
+        "decay*, which shrinks the updates inside the checkpoints (what weight-decay-aware weights take away from "
+        "that); and *updates that change*, what is left: a merge scales the updates that the constant rate made, the "
+        "decay makes others, of gradients at other points of a curved loss and of AdamW's moments of those.",
+        "",
+        *markdown_table(parts),
+        "",
+    ]
 
 
 @plot_style.styled_figure

@@ -1,10 +1,10 @@
-"""What a training process finds in its environment, and how a command ends."""
+"""What a training process finds in its environment."""
 
-import sys
-from collections.abc import Callable
+import hashlib
+import os
 from pathlib import Path
 
-from wsm_jax.errors import UsageError
+import jax
 
 # XLA:CPU makes and frees its temporaries at every update. With one heap that is never given back no page is new after
 # the first updates; otherwise page faults cost a fifth of the time (benchmarks/train_step.py).
@@ -12,16 +12,23 @@ KEPT_HEAP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736:gli
 
 
 def tuned() -> dict[str, str]:
-    """Environment variables that make training faster on this machine: on CPUs the kept heap."""
+    """Environment variables that make training faster on this machine: on CPUs the kept heap.
+
+    On an accelerator no process takes all of the memory at its start, as several may share it.
+    """
     devices = Path("/dev")
     accelerator = any(any(devices.glob(name)) for name in ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "kfd"))
-    return {} if accelerator else {"GLIBC_TUNABLES": KEPT_HEAP}
+    return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if accelerator else {"GLIBC_TUNABLES": KEPT_HEAP}
 
 
-def ended(name: str, main: Callable[[], int]) -> int:
-    """The exit status of a command; bad input is one line and status 2."""
-    try:
-        return main()
-    except UsageError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
+def compile_once(folder: Path) -> None:
+    """Keeps what this process compiles in ``folder``, for others that need the same; the user's own place stays.
+
+    Apart for each kind of processor, as code for one may not run on another, and number of cores, on which the order of
+    sums depends.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        kind = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+        name = hashlib.sha256("\n".join([*kind, str(len(os.sched_getaffinity(0)))]).encode()).hexdigest()[:12]
+        jax.config.update("jax_compilation_cache_dir", str((folder / name).absolute()))

@@ -30,9 +30,8 @@ def rows(values: Mapping[str, Sequence[float]], label: str) -> Figure:
         colour = REAL if name in decays else MERGED
         axes.errorbar([mean], [place], xerr=[half], color=colour, marker="o", capsize=2)
     if decays:
-        axes.axvline(interval(values[decays[0]])[0], color=REAL, linestyle="--", linewidth=0.9, label=decays[0])
-        axes.legend()
+        axes.axvline(interval(values[decays[0]])[0], color=REAL, linestyle="--", linewidth=0.9)
     axes.set_yticks(range(len(values)), list(values))
     axes.invert_yaxis()
-    axes.set(xlabel=label)
+    axes.set(xlabel=label + (f" (dashed: {decays[0]})" if decays else ""))
     return made

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from experiments import protocol
 from experiments.intervals import interval, shown, verdict
 from experiments.protocol import Experiment, Page, Record
-from experiments.seeds import Seeds
+from experiments.seeds import Seeds, source
 from wsm_jax import plot_style
 from wsm_jax.merging.recipe import Recipe, make_recipe
 from wsm_jax.merging.selection import MEAN, POINT, SNAPSHOTS
@@ -88,6 +88,7 @@ def measure(folder: Path, piece: Piece, settings: list[str]) -> list[Record]:
             **{"arm": arm, "curve": curve, "count": count, "weight_decay_aware": aware},
             **protocol.compared(found, evaluations[raw]),
             **facts,
+            **protocol.trained_by(recipes[arm, curve, count, aware]),
         }
         for (arm, curve, count, aware), found in evaluations.items()
     ]
@@ -125,16 +126,13 @@ class Table(Seeds):
 def present(records: list[Record]) -> Page:
     """Tables and figure for each size."""
     first = records[0]
-    seconds = sum({r["piece"]: r["piece_seconds"] for r in records}.values())
     sizes = [size for size in SIZES if any(r["size"] == size for r in records)]
     tables = {size: Table([r for r in records if r["size"] == size]) for size in sizes}
     lines = [
         "# Interval means beside point checkpoints",
         "",
-        f"Test loss minus that of the last checkpoint of the constant-rate run, nats a token, mean ± 95% (Student's t "
-        f"over {len(next(iter(tables.values())).seeds)} seeds). Windows in intervals of {first['interval']} steps; the "
-        f"real decays are {DECAY} intervals long. `{first['command']}`; {first['machine']}, Python {first['python']}, "
-        f"jax {first['versions']['jax']}; data {first['data_hash'][:12]}; {seconds / 60:.0f} minutes of one core.",
+        "Test loss minus that of the last checkpoint of the constant-rate run, nats a token. Windows in intervals of "
+        f"{first['interval']} steps; the real decays are {DECAY} intervals long. {source(records)}",
     ]
     for size, table in tables.items():
         parameters = next(r["parameters"] for r in records if r["size"] == size)
@@ -239,7 +237,7 @@ def figure(tables: dict[str, Table]) -> Figure:
     return made
 
 
-EXPERIMENT = Experiment("interval_means", SCALES, measure, present)
+EXPERIMENT = Experiment("interval_means", SCALES, measure, present, fixed=("seed", "schedule.name", "schedule.curve"))
 
 if __name__ == "__main__":
     sys.exit(protocol.main(EXPERIMENT))

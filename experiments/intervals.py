@@ -21,6 +21,22 @@ def shown(values: Sequence[float], digits: int = 4) -> str:
     return f"{mean:+.{digits}f} ± {half:.{digits}f}"
 
 
+def share(gains: Sequence[float], of: Sequence[float]) -> str:
+    """``mean ± half width``, over seeds, of how much of a gain others are; a dash where that is no gain in some seed.
+
+    Gains are differences of losses: below zero.
+    """
+    if max(of) >= 0:
+        return "–"
+    return percent([a / b for a, b in zip(gains, of, strict=True)])
+
+
+def percent(values: Sequence[float]) -> str:
+    """``mean ± half width`` of shares."""
+    mean, half = interval(values)
+    return f"{mean:.0%} ± {half:.0%}"
+
+
 CLAIMS = ["claim", "difference", "", "the paper"]  # header of a table of claims
 HOLDS = (
     "The difference is paired by seed, with its 95% interval. *holds*: the whole interval is below zero. *does not "

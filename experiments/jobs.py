@@ -20,6 +20,12 @@ POINTS, SHORT = (16, 32, 48), 8  # where short decays leave the stable run (Figu
 LATER = 16  # intervals that training goes on for after the end
 REDECAY = 8  # of them, in a decay again
 RATE_FACTORS = (0.25, 0.5, 2.0)  # constant rates of other branches, over the tuned one
+# Fields that the jobs, their seeds and rates set themselves.
+FIXED = (
+    *("seed", "duration", "batch_size", "optimizer.name", "optimizer.peak_lr", "schedule.name", "schedule.curve"),
+    *("data.source", "data.switch_source", "data.switch_at"),
+    *("checkpoint.merge_interval", "checkpoint.branch_points", "checkpoint.snapshot"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

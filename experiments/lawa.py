@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from experiments import protocol
 from experiments.intervals import interval, shown, verdict
 from experiments.protocol import Experiment, Page, Record
-from experiments.seeds import Seeds
+from experiments.seeds import Seeds, source
 from wsm_jax import plot_style
 from wsm_jax.merging.recipe import Recipe, make_recipe
 from wsm_jax.run import Run
@@ -86,7 +86,8 @@ def measure(folder: Path, piece: Piece, settings: list[str]) -> list[Record]:
     run = protocol.trained(folder / "run", piece.config, [*piece.settings, *own, *settings])
     recipes = {}
     for share in SHARES:
-        step = round(share * run.plan.steps / run.plan.merge_interval) * run.plan.merge_interval
+        interval_steps = run.plan.merge_interval
+        step = min(round(share * run.plan.steps / interval_steps), run.plan.steps // interval_steps) * interval_steps
         recipes |= {(share, step, name): recipe for name, recipe in averages(run, step).items()}
     splits = protocol.evaluators(run, validation_tokens=piece.validation_tokens, test_tokens=piece.test_tokens)
     evaluations = protocol.evaluated(recipes, splits)
@@ -119,7 +120,8 @@ class Table(Seeds):
     def __init__(self, records: Sequence[Record]):
         super().__init__(records, "peak_lr", "share", "arm")
         self.rates = sorted({r["peak_lr"] for r in records})
-        self.shares = sorted({r["share"] for r in records})
+        averaged = {lawa(k) for k in SPACINGS}
+        self.shares = sorted({r["share"] for r in records if r["arm"] in averaged})  # after the warm-up
 
     def gain(self, *key: Any) -> list[float]:
         """Test loss minus raw by seed; empty where the arm was not measured."""
@@ -140,15 +142,11 @@ def present(records: list[Record]) -> Page:
             raw = table.mean((rate, share, RAW))
             cells = [shown(values) if (values := table.gain(rate, share, arm)) else "–" for arm in arms]
             rows.append([f"{rate:g}", f"{share:g}", f"{raw:.4f}", *cells, table.chosen(rate, share).split()[-1]])
-    seeds, steps = len({r["seed"] for r in records}), max(r["step"] for r in records)
-    seconds = sum({(r["peak_lr"], r["seed"]): r["piece_seconds"] for r in records}.values())
+    steps = max(r["step"] for r in records)
     lines = [
         "# LAWA early in training (arXiv 2306.03241)",
         "",
-        f"{first['parameters']:,} parameters, {seeds} seeds, test loss in nats a token, mean ± 95% (Student's t over "
-        f"seeds); k = {COUNT}; a spacing of 1 is {first['interval']} steps; `{first['command']}`; "
-        f"{first['machine']}, Python {first['python']}, jax {first['versions']['jax']}; data "
-        f"{first['data_hash'][:12]}; {seconds / 60:.0f} minutes of one core in all.",
+        f"Test loss in nats a token; k = {COUNT}; a spacing of 1 is {first['interval']} steps. {source(records)}",
         "",
         *markdown_table(rows),
         "",
@@ -177,7 +175,7 @@ def claims(table: Table) -> list[list[str]]:
         rows.append([claim, rate, f"{share:g}", shown(values), verdict(values)])
 
     low, high = table.rates[0], table.rates[-1]
-    for share in EARLY:
+    for share in (each for each in EARLY if each in table.shares):
         for rate in table.rates:
             best = table.chosen(rate, share)
             add("LAWA is better than the raw model", f"{rate:g}", share, table.gain(rate, share, best))
@@ -228,7 +226,7 @@ def figure(table: Table, interval_steps: int) -> Figure:
     return made
 
 
-EXPERIMENT = Experiment("lawa", SCALES, measure, present)
+EXPERIMENT = Experiment("lawa", SCALES, measure, present, fixed=("seed", "optimizer.peak_lr"))
 
 if __name__ == "__main__":
     sys.exit(protocol.main(EXPERIMENT))

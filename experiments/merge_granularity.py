@@ -3,20 +3,21 @@
     python -m experiments.merge_granularity [--scale=small]
 
 Merges with equal weights that end with the constant-rate run (no switch): windows of 8, 16 and 32 intervals, each
-sampled at every 1, 2, 4, ... intervals down to one checkpoint, which is no merge.
+sampled at every 1, 2, 4, ... intervals down to one checkpoint, which is no merge. For finding 1 the variance between
+these merges of a seed is shared out as in an analysis of variance: how much of it lies between the levels of a factor
+(eta squared), by itself and after duration.
 """
 
 import itertools
-import math
-import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import domains, figures, protocol
-from experiments.intervals import CLAIMS, HOLDS, claimed, shown
+from experiments.intervals import CLAIMS, HOLDS, claimed, percent, shown
 from experiments.jobs import WSM
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
@@ -30,7 +31,9 @@ APART = (1, 2, 4, 8, 16)
 SHAPES = [(w // a, a) for w in WINDOWS for a in APART if a < w]  # (count, intervals between checkpoints)
 ONE = (1, 1)
 PAPER = {1: 63.63, 2: 63.78, 4: 63.36, 8: 62.77, 16: 60.33}  # Table 4: 80B as 16 x 5B, 8 x 10B, ... 1 x 80B
-FACTORS = {"duration": lambda n, a: n * a, "interval": lambda n, a: a, "count": lambda n, a: n}
+SHORTER = [(n, a) for n, a in SHAPES if n * a < WINDOWS[-1]]
+DURATION = "duration"
+FACTORS = {DURATION: lambda n, a: n * a, "interval": lambda n, a: a, "count": lambda n, a: n}
 
 
 def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
@@ -42,7 +45,7 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
     recipes = {(n, a): window(path, "linear", n, runs.steps, apart=a) for n, a in [ONE, *SHAPES]}
     found = domains.losses(recipes, domains.evaluators(runs, constant))
     facts = {"peak_lr": rate, **protocol.provenance(constant)}
-    return [{"count": n, "apart": a, **loss, **facts} for (n, a), loss in found.items()]
+    return [{"count": n, "apart": a, **facts, **loss} for (n, a), loss in found.items()]
 
 
 def present(records: list[Record]) -> Page:
@@ -57,6 +60,12 @@ def present(records: list[Record]) -> Page:
         claim = f"{first[0]} checkpoints at a spacing of {first[1]} are better than {second[0]} at {second[1]}"
         paper = f"{PAPER[first[1]]:.2f} against {PAPER[second[1]]:.2f}"
         claims.append(claimed(claim, table.minus(first, second), paper))
+    for words, shapes in (("all windows", SHAPES), (f"windows below {WINDOWS[-1]}", SHORTER)):
+        shares = by_seed(table, shapes, adjusted=True)
+        for first, second in itertools.pairwise(FACTORS):
+            claim = f"finding 1, {words}: {first} explains more than {second} (less adjusted share of the variance)"
+            values = [a - b for a, b in zip(shares[(second,)], shares[(first,)], strict=True)]
+            claims.append(claimed(claim, values, "duration, then interval, then count"))
     lines = [
         "# The granularity of a merge (Table 4, finding 1)",
         "",
@@ -70,15 +79,16 @@ def present(records: list[Record]) -> Page:
         "",
         HOLDS,
         "",
-        "Share of the variance between these merges (seeds' means) that a straight line in the logarithm of one factor "
-        "explains, alone and after the other ones (the three are linked, duration = interval × count, so two of them "
-        "always say all):",
+        f"Share of the variance between the {len(SHAPES)} merges of a seed that lies between the levels of a factor; "
+        "*adjusted* for the number of levels, so that chance gives 0; *after duration*: what it adds to the share of "
+        "duration. The three are linked (duration = interval × count), so of interval and count the one says nearly "
+        "what the other does.",
         "",
         *markdown_table(variance(table, SHAPES)),
         "",
         f"The same without the windows of {WINDOWS[-1]}, which reach further back than is good for these runs:",
         "",
-        *markdown_table(variance(table, [(n, a) for n, a in SHAPES if n * a < WINDOWS[-1]])),
+        *markdown_table(variance(table, SHORTER)),
         "",
         "![Loss by spacing, a line for each window](granularity.png)",
     ]
@@ -86,22 +96,43 @@ def present(records: list[Record]) -> Page:
 
 
 def variance(table: Seeds, shapes: list[tuple[int, int]]) -> list[list[str]]:
-    """Header and rows: factor, its share alone, and what it adds to each of the others, between these shapes."""
-    y = [statistics.fmean(table.minus(shape, ONE)) for shape in shapes]
-    x = {name: [math.log(factor(*shape)) for shape in shapes] for name, factor in FACTORS.items()}
-    alone = {name: explained([values], y) for name, values in x.items()}
-    rows = [["factor", "alone", *(f"added to {name}" for name in x)]]
-    for name in x:
-        added = [f"{explained([x[name], x[other]], y) - alone[other]:.0%}" if other != name else "–" for other in x]
-        rows.append([name, f"{alone[name]:.0%}", *added])
+    """Header and rows: factor, its levels, its share of the variance between these shapes, adjusted, after duration."""
+    plain, adjusted = (by_seed(table, shapes, adjusted=each) for each in (False, True))
+    rows = [["factor", "levels", "share", "adjusted", "after duration"]]
+    for name, level in FACTORS.items():
+        cells = [percent(plain[(name,)]), percent(adjusted[(name,)])]
+        if name == DURATION:
+            cells.append("–")
+        else:
+            after = zip(plain[DURATION, name], plain[(DURATION,)], strict=True)
+            cells.append(percent([both - alone for both, alone in after]))
+        rows.append([name, str(len({level(*shape) for shape in shapes})), *cells])
     return rows
 
 
-def explained(columns: list[list[float]], y: list[float]) -> float:
-    """R² of a linear fit of ``y`` on ``columns`` and a constant."""
-    design = np.column_stack([np.ones(len(y)), *columns])
-    residual = np.asarray(y) - design @ np.linalg.lstsq(design, np.asarray(y), rcond=None)[0]
-    return float(1 - residual @ residual / np.square(np.asarray(y) - np.mean(y)).sum())
+def by_seed(table: Seeds, shapes: list[tuple[int, int]], *, adjusted: bool) -> dict[tuple[str, ...], list[float]]:
+    """Share by seed of each factor, and of duration with each other one."""
+    losses = np.asarray([table.minus(shape, ONE) for shape in shapes]).T
+    levels = {name: [level(*shape) for shape in shapes] for name, level in FACTORS.items()}
+    asked = [*((name,) for name in levels), *((DURATION, name) for name in levels if name != DURATION)]
+    return {
+        names: [explained([levels[name] for name in names], y, adjusted=adjusted) for y in losses] for names in asked
+    }
+
+
+def explained(factors: Sequence[Sequence[int]], y: np.ndarray, *, adjusted: bool = False) -> float:
+    """Share of the variance of ``y`` [merges] that lies between the levels of ``factors``, their effects added.
+
+    Args:
+      factors: for each factor the level of every merge.
+      y: of every merge.
+      adjusted: for the number of levels (Ezekiel's R²): as large as by chance is 0.
+    """
+    columns = [np.asarray(levels) == level for levels in factors for level in set(levels)]
+    design = np.column_stack([np.ones(len(y)), *columns]).astype(float)
+    fitted, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
+    left = np.square(y - design @ fitted).sum() / np.square(y - np.mean(y)).sum()
+    return float(1 - left * ((len(y) - 1) / (len(y) - rank) if adjusted else 1))
 
 
 @plot_style.styled_figure

@@ -15,10 +15,7 @@ import argparse
 import dataclasses
 import json
 import os
-import queue
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,11 +25,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.environment import ended, tuned
+from experiments.environment import compile_once, tuned
+from experiments.jobs import FIXED
+from experiments.processes import Processes, terminable
 from wsm_jax import config_flags, evaluate, files, memory, plot_style, run
 from wsm_jax.checkpoints import PARAMS
 from wsm_jax.config import parse_list
-from wsm_jax.errors import UsageError
+from wsm_jax.errors import UsageError, ended
 from wsm_jax.evaluate import Evaluation, Evaluator
 from wsm_jax.merging import offline
 from wsm_jax.merging import recipe as recipe_lib
@@ -42,7 +41,7 @@ from wsm_jax.train import train
 
 Record = dict[str, Any]
 Key = TypeVar("Key", bound=Hashable)
-PARALLEL = "pieces at a time (default: 2); on an accelerator 1, or more with XLA_PYTHON_CLIENT_PREALLOCATE=false"
+PARALLEL = "pieces at a time (default: 2); on an accelerator they share its memory"
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -62,12 +61,14 @@ class Experiment:
       scales: scale -> piece -> what ``measure`` is told; the name of a piece is that of its folder.
       measure: (folder of the piece, what it is told, further settings ``--config.FIELD=VALUE``) -> records.
       present: records of all pieces -> page.
+      fixed: fields of the configuration that it sets itself.
     """
 
     name: str
     scales: Mapping[str, Mapping[str, Any]]
     measure: Callable[[Path, Any, list[str]], list[Record]]
     present: Callable[[list[Record]], Page]
+    fixed: tuple[str, ...] = FIXED
 
 
 def trained(folder: Path, config: str, settings: Sequence[str], *, branch_from: str = "", params_from: str = "") -> Run:
@@ -126,6 +127,12 @@ def provenance(base: Run) -> Record:
     return {"seed": base.config.seed, **{name: base.facts[name] for name in names}, **environment}
 
 
+def trained_by(recipe: Recipe) -> Record:
+    """Hashes of the configuration and the data of the run that saved a recipe's newest checkpoint."""
+    facts = Run(recipe.paths[-1].parents[2]).facts  # RUN/checkpoints/STREAM/STEP
+    return {name: facts[name] for name in ("config_hash", "data_hash")}
+
+
 def main(experiment: Experiment) -> int:
     """Does the pieces that are not done and writes the page; returns the exit status."""
     return ended(experiment.name, lambda: _main(experiment))
@@ -136,6 +143,7 @@ def _main(experiment: Experiment) -> int:
     if not options.piece:
         return carry_out([planned(experiment, sys.argv[1:])])
     os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
+    compile_once(options.output / "compiled")
     piece = experiment.scales[options.scale][options.piece]
     return _do(experiment, options.output / options.piece, options.piece, piece, settings)
 
@@ -164,7 +172,7 @@ def planned(experiment: Experiment, arguments: list[str]) -> Plan:
       SystemExit: wrong arguments.
     """
     options, settings = _parse(experiment, arguments)
-    chosen = parse_list(options.only) or list(experiment.scales[options.scale])
+    chosen = list(dict.fromkeys(parse_list(options.only))) or list(experiment.scales[options.scale])
     done = [name for name in chosen if (options.output / name / "records.jsonl").is_file()]
     if other := [name for name in done if _settings(options.output / name) != settings]:
         had = " ".join(_settings(options.output / other[0])) or "no --config.FIELD=VALUE"
@@ -183,33 +191,21 @@ def carry_out(plans: Sequence[Plan]) -> int:
       plans: in the order in which they are done; what one needs of another it makes itself.
 
     Returns:
-      The exit status, that of the first piece that fails.
+      The exit status, that of the first piece that fails; the others that are being done end first.
+
+    Raises:
+      KeyboardInterrupt, SystemExit: a SIGINT or SIGTERM, which is passed on to the pieces: they save where they are.
     """
     work = [(each, name) for each in plans for name in each.todo]
-    cores = sorted(os.sched_getaffinity(0))
-    parallel = min(plans[0].options.parallel, len(cores))
-    free: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for share in np.array_split(cores, parallel):
-        free.put(",".join(map(str, share)))
+    parallel = min(plans[0].options.parallel, len(os.sched_getaffinity(0)))
     print(f"{', '.join(each.name for each in plans)}: {len(work)} pieces to do, {parallel} at a time", flush=True)
-    start, done, failed = time.perf_counter(), 0, threading.Event()
-
-    def one(piece: tuple[Plan, str]) -> int:
-        if failed.is_set():
-            return 1  # nothing is started after a failure
-        status = _run(*piece, free)
-        if status:
-            failed.set()
-        return status
-
-    with ThreadPoolExecutor(parallel) as pool:
-        statuses = pool.map(one, work)
+    start, done, processes = time.perf_counter(), 0, Processes(parallel)
+    with terminable(), ThreadPoolExecutor(parallel) as pool:
         try:
+            statuses = pool.map(lambda piece: _run(piece[0], piece[1], processes), work)
             for each in plans:
                 for name in each.todo:
                     if status := next(statuses):
-                        tail = (each.options.output / name / "log.txt").read_text().strip().splitlines()[-8:]
-                        print("\n".join([f"{each.name} {name} ended with {status}:", *tail]), file=sys.stderr)
                         return status
                     done += 1
                     took = (time.perf_counter() - start) / 60
@@ -217,22 +213,20 @@ def carry_out(plans: Sequence[Plan]) -> int:
                     count = f"[{done}/{len(work)}] {each.name} {name}"
                     print(f"{count}; {took:.1f} minutes so far, about {left:.1f} to go", flush=True)
                 _finish(each)
+        except (KeyboardInterrupt, SystemExit):
+            processes.stop()
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     return 0
 
 
-def _run(plan: Plan, name: str, free: "queue.SimpleQueue[str]") -> int:
-    """Does one piece in a process of its own on cores that are free; its exit status."""
-    mine, folder = free.get(), plan.options.output / name
-    folder.mkdir(parents=True, exist_ok=True)
-    asked = {"scale": plan.options.scale, "output": plan.options.output, "piece": name, "cores": mine}
-    program = [sys.executable, "-m", f"experiments.{plan.name}", *(f"--{key}={value}" for key, value in asked.items())]
+def _run(plan: Plan, name: str, processes: Processes) -> int:
+    """Does one piece in a process of its own; its exit status."""
+    asked = [f"--scale={plan.options.scale}", f"--output={plan.options.output}", f"--piece={name}", *plan.settings]
+    command = [sys.executable, "-m", f"experiments.{plan.name}", *asked]
     environment = {**tuned(), **os.environ, "WSM_EXPERIMENT_COMMAND": plan.command}
-    with (folder / "log.txt").open("w") as log:
-        piece = subprocess.run([*program, *plan.settings], stdout=log, stderr=log, env=environment, check=False)
-    free.put(mine)
-    return piece.returncode
+    return processes.run(f"{plan.name} {name}", command, plan.options.output / name, environment)
 
 
 def _finish(plan: Plan) -> None:
@@ -260,9 +254,14 @@ def _parse(experiment: Experiment, arguments: list[str]) -> tuple[argparse.Names
     options, settings = parser.parse_known_args(arguments)
     if wrong := [text for text in settings if not text.startswith("--config.")]:
         parser.error(f"unknown argument {wrong[0]!r}; a setting is written --config.FIELD=VALUE")
+    config_flags.check_fields(settings)
+    if own := [text for text in settings if text.split("=")[0].removeprefix("--config.") in experiment.fixed]:
+        parser.error(f"{own[0].split('=')[0]} is set by the experiment itself")
     pieces = experiment.scales[options.scale]
     if unknown := [name for name in parse_list(options.only) if name not in pieces]:
         parser.error(f"unknown piece {unknown[0]!r}; known: {', '.join(pieces)}")
+    if options.output and options.output.name in scales and options.output.name != options.scale:
+        parser.error(f"--output={options.output} is the folder of another scale than --scale={options.scale}")
     if options.parallel < 1:
         parser.error(f"--parallel={options.parallel} must be at least 1")
     options.output = options.output or Path("runs") / experiment.name / options.scale

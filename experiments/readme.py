@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments import interval_means, lawa, report
-from experiments.environment import ended
-from experiments.intervals import HOLDS, interval, shown
+from experiments.intervals import HOLDS, interval, share, shown
 from wsm_jax import pages, plot_style
+from wsm_jax.errors import ended
 from wsm_jax.files import read_json, read_jsonl, write_text
 from wsm_jax.tables import markdown_table
 
@@ -50,10 +50,10 @@ def demo_section(results: list[dict[str, Any]], seconds: list[dict[str, float]])
                 f"{statistics.fmean(row['seconds'] for row in each):.1f}",
             ]
         )
-    steps, interval_steps = first["rows"][0]["tokens"], first["interval"]
+    tokens, interval_steps = first["rows"][0]["tokens"], first["interval"]
     took = statistics.fmean(sum(stages.values()) for stages in seconds)
     return [
-        f"{first['parameters']:,} parameters, {steps:,} tokens, test loss in nats a token, {len(results)} seeds "
+        f"{first['parameters']:,} parameters, {tokens:,} tokens, test loss in nats a token, {len(results)} seeds "
         f"({first['machine']}; {took / 60:.1f} minutes a seed; Python {first['python']}, "
         f"jax {first['versions']['jax']}; "
         f"config {', '.join(result['config_hash'] for result in results)}; data {first['data_hash'][:12]}):",
@@ -239,14 +239,14 @@ def means_section(records: list[dict[str, Any]]) -> list[str]:
                 best = table.window(snapshot, curve, False)
                 counts.append(interval_means.DECAY if window == "equal" else best)
                 own = table.gain((snapshot, curve, counts[-1], False))
-                cells += [shown(own), f"{sum(own) / sum(real):.0%}"]
+                cells += [shown(own), share(own, real)]
             length = " / ".join(str(n) for n in dict.fromkeys(counts))
             rows.append([plot_style.CURVE_LABELS[curve], f"{window}: {length}", shown(real), *cells])
     first = next(r for r in records if r["size"] == size)
     return [
-        f"Test loss minus that of the last constant-rate checkpoint, {first['parameters']:,} parameters, "
-        f"{len(table.seeds)} seeds (mean ± 95% over seeds), windows in intervals of {first['interval']} steps, the "
-        "best one chosen on validation; *share* is that of the real decay's gain "
+        "Test loss in nats a token minus that of the last constant-rate checkpoint, "
+        f"{first['parameters']:,} parameters, {len(table.seeds)} seeds (mean ± 95% over seeds), windows in intervals "
+        f"of {first['interval']} steps, the best one chosen on validation; *share* is that of the real decay's gain "
         "([both sizes, all windows, claims](results/interval_means/small)):",
         "",
         *markdown_table(rows),
@@ -258,14 +258,14 @@ def lawa_section(records: list[dict[str, Any]]) -> list[str]:
     table = lawa.Table(records)
     rows = [["peak rate", "share of the run", "raw, test loss", "LAWA, k = 5", "spacing", lawa.EMA, lawa.SWA]]
     for rate in table.rates:
-        for share in lawa.EARLY:
-            best = table.chosen(rate, share)
-            raw = table.mean((rate, share, lawa.RAW))
-            cells = [shown(table.gain(rate, share, arm)) for arm in (best, lawa.EMA, lawa.SWA)]
+        for part in lawa.EARLY:
+            best = table.chosen(rate, part)
+            raw = table.mean((rate, part, lawa.RAW))
+            cells = [shown(table.gain(rate, part, arm)) for arm in (best, lawa.EMA, lawa.SWA)]
             spacing = int(best.split()[-1]) * records[0]["interval"]
-            rows.append([f"{rate:g}", f"{share:g}", f"{raw:.4f}", cells[0], str(spacing), *cells[1:]])
+            rows.append([f"{rate:g}", f"{part:g}", f"{raw:.4f}", cells[0], str(spacing), *cells[1:]])
     return [
-        f"Test loss minus that of the parameters as they are, early in a run with a cosine, "
+        f"Test loss in nats a token minus that of the parameters as they are, early in a run with a cosine, "
         f"{records[0]['parameters']:,} parameters, {len({r['seed'] for r in records})} seeds; LAWA's spacing (steps) "
         "chosen on validation ([all steps and spacings, claims](results/lawa/small)):",
         "",

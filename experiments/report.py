@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 from configs import matrix
-from experiments.environment import ended
 from experiments.intervals import HOLDS
 from experiments.protocol import results_root
 from wsm_jax import pages
-from wsm_jax.errors import UsageError
+from wsm_jax.errors import UsageError, ended
 from wsm_jax.files import read_jsonl, write_text
 from wsm_jax.pages import Outline
 

@@ -13,6 +13,7 @@ corpus at runs/corpus/SCALE that was built elsewhere, else the standard library,
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -71,38 +72,16 @@ class Matrix:
 
     def run(self, seed: int, rate: float, job: str) -> Run:
         """The finished run, trained now if it is not; a branch waits for whoever trains its parent."""
-        asked, folder = JOBS[job], self._folder(seed, rate) / job
-        parent = self.run(seed, rate, asked.parent) if asked.parent else None
-        text = self.sources()
-        settings = {
-            "duration": f"{asked.end * self.interval}steps",
-            "seed": seed,
-            "optimizer.peak_lr": rate * asked.rate,
-            "data.source": text.stable,
-        }
-        if asked.batch > 1:
-            settings["batch_size"] = asked.batch * matrix.SIZES[self.scale].batch_size
-        if keep := ",".join(f"{at * self.interval}steps" for at in asked.keep):
-            settings["checkpoint.branch_points"] = keep
-        if asked.switch and text.anneal:
-            settings |= {"data.switch_source": text.anneal, "data.switch_at": f"{self.branch_step}steps"}
-        flags = [*(f"{key}={value}" for key, value in settings.items()), *OPTIMIZERS[self.optimizer], *asked.settings]
-        with _locked(folder):
-            return protocol.trained(
-                folder,
-                f"matrix.py:{self.scale}",
-                [*(f"--config.{flag}" for flag in flags), *self.settings],
-                branch_from=f"{parent.path}@{asked.start * self.interval}" if parent else "",
-                params_from=str(self._merged(seed, rate, job)) if asked.merged else "",
-            )
+        return _trained(self, seed, rate, job)
 
-    def _folder(self, seed: int, rate: float) -> Path:
+    def folder(self, seed: int, rate: float) -> Path:
+        """Of the runs of a seed at a rate."""
         return self.root / f"seed{seed}-{self.optimizer}-lr{rate:g}"
 
-    def _merged(self, seed: int, rate: float, job: str) -> Path:
+    def merged(self, seed: int, rate: float, job: str) -> Path:
         """The checkpoint that a job with ``merged`` starts with, made now if it is not there."""
         asked = JOBS[job]
-        place = self._folder(seed, rate) / f"{job}-start"
+        place = self.folder(seed, rate) / f"{job}-start"
         if not checkpoints.is_checkpoint(place):
             path = self.path(seed, rate, asked.parent)
             recipe = window(path, "linear", asked.merged, asked.start * self.interval)
@@ -131,17 +110,47 @@ class Matrix:
         return Sources(*(corpus.mixture(place, phase, WEIGHTS) for phase in corpus.PHASES))
 
 
+@functools.cache  # to open a finished run again reads its state
+def _trained(runs: Matrix, seed: int, rate: float, job: str) -> Run:
+    asked, folder = JOBS[job], runs.folder(seed, rate) / job
+    parent = runs.run(seed, rate, asked.parent) if asked.parent else None
+    text = runs.sources()
+    settings = {
+        "duration": f"{asked.end * runs.interval}steps",
+        "seed": seed,
+        "optimizer.peak_lr": rate * asked.rate,
+        "data.source": text.stable,
+    }
+    if asked.batch > 1:
+        settings["batch_size"] = asked.batch * matrix.SIZES[runs.scale].batch_size
+    if keep := ",".join(f"{at * runs.interval}steps" for at in asked.keep):
+        settings["checkpoint.branch_points"] = keep
+    if asked.switch and text.anneal:
+        settings |= {"data.switch_source": text.anneal, "data.switch_at": f"{runs.branch_step}steps"}
+    flags = [*(f"{key}={value}" for key, value in settings.items()), *OPTIMIZERS[runs.optimizer], *asked.settings]
+    with _locked(folder):
+        return protocol.trained(
+            folder,
+            f"matrix.py:{runs.scale}",
+            [*(f"--config.{flag}" for flag in flags), *runs.settings],
+            branch_from=f"{parent.path}@{asked.start * runs.interval}" if parent else "",
+            params_from=str(runs.merged(seed, rate, job)) if asked.merged else "",
+        )
+
+
 def text_folder() -> Path | None:
-    """The folder of text that $WSM_EXPERIMENT_DATA names, or ../shared/data; None where there is none.
+    """The folder of text that $WSM_EXPERIMENT_DATA names, else ../shared/data; None where it is empty or not there.
 
     Raises:
       UsageError: the folder that is named is not there.
     """
     asked = os.environ.get("WSM_EXPERIMENT_DATA")
-    folder = Path(asked or "../shared/data")
-    if asked and not folder.is_dir():
+    if asked is None:
+        usual = Path("../shared/data")
+        return usual if (usual / "text").is_dir() else None
+    if asked and not Path(asked).is_dir():
         raise UsageError(f"WSM_EXPERIMENT_DATA={asked} is no folder")
-    return folder if folder.is_dir() else None
+    return Path(asked) if asked else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +193,10 @@ def best(records: list[Record], arm: str, optimizer: str = ADAMW, rate: float | 
     """
     chosen = [r for r in records if (r["optimizer"], r["arm"]) == (optimizer, arm) and rate in (None, r["peak_lr"])]
     if not chosen:
-        raise UsageError(f"nothing was tuned for {arm} with {optimizer}; run python -m experiments.tuning")
+        raise UsageError(
+            f"nothing was tuned for {arm} with {optimizer}; run python -m experiments.tuning with the same --scale, or "
+            "leave these pieces out by --only"
+        )
     return min(chosen, key=lambda r: r["validation"])
 
 
@@ -193,7 +205,10 @@ def _locked(folder: Path) -> Iterator[None]:
     """One process at a time trains the run in ``folder``; the others wait and find it finished."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UsageError(f"{folder.parent} is on a file system without locks; choose another --output") from error
         yield
 
 

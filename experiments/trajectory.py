@@ -5,7 +5,8 @@
 The paper shows that the path at a constant rate oscillates, that of the decay converges, and that the merge lies
 inside. Here, without the switch: the constant run from half of the steps on, a real decay (1-sqrt) from 3/4 on, merges
 of 2 to 32 checkpoints. Beside the picture of one seed, figures that say the same: how nearly a step of one interval
-goes back on the one before it, and how far each point is from the end of the decay.
+goes back on the one before it, how long the first and the last of these steps are, and how far each point is from the
+end of the decay.
 """
 
 import sys
@@ -18,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import protocol
-from experiments.intervals import CLAIMS, claimed
+from experiments.intervals import CLAIMS, HOLDS, claimed
 from experiments.jobs import WSM
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
@@ -31,6 +32,7 @@ from wsm_jax.tables import markdown_table
 COUNTS = (2, 4, 8, 16, 32)
 CONSTANT, REAL, MERGE = "constant", "decay", "merge"
 BLOCK = 2**20  # parameters
+MOVED = ("last_step", "first_step")  # lengths of displacements over an interval
 
 
 def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
@@ -41,12 +43,14 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
     path = runs.path(seed, rate, "constant")
     branch = runs.branch_step
     later = {step: place for step, place in path.items() if 2 * step >= runs.steps}
-    points = {
-        (arm, step, 1): _flat(checkpoints.load_tree(place))
+    recipes = {
+        (arm, step, 1): protocol.single(place)
         for arm, places in ((CONSTANT, later), (REAL, along(decay)))
         for step, place in places.items()
     }
+    points = {key: _flat(checkpoints.load_tree(one.paths[0])) for key, one in recipes.items()}
     chosen = {str(n): window(path, "linear", n, runs.steps) for n in COUNTS}
+    recipes |= {(MERGE, runs.steps, int(name)): one for name, one in chosen.items()}
     paths, items, weights = recipe.union(chosen)
     for name, merged in offline.merge_many(paths, weights, item=items):
         points[MERGE, runs.steps, int(name)] = _flat(merged)
@@ -54,15 +58,22 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
     coordinates, shares = components(products)
     away = distances(products, keys.index((REAL, runs.steps, 1)))
     order = {
-        arm: [i for i, (name, step, _) in enumerate(keys) if name == arm and step > branch] for arm in (CONSTANT, REAL)
+        arm: [keys.index((CONSTANT, branch, 1))]
+        + [i for i, (name, step, _) in enumerate(keys) if name == arm and step > branch]
+        for arm in (CONSTANT, REAL)
     }
-    back = {arm: turning(products[np.ix_(places, places)]) for arm, places in order.items()}
+    steps = {arm: displacements(products[np.ix_(places, places)]) for arm, places in order.items()}
+    moved = {
+        arm: {"turning": turning(each), "first_step": lengths(each)[0], "last_step": lengths(each)[-1]}
+        for arm, each in steps.items()
+    }
     facts = {"branch_step": branch, "shares": shares, "peak_lr": rate, **protocol.provenance(constant)}
     return [
         {
             **{"arm": arm, "step": step, "count": n, "x": float(x), "y": float(y), "away": float(d)},
-            **({"turning": back[arm]} if arm in back else {}),
+            **(moved[arm] if arm in moved else {}),
             **facts,
+            **protocol.trained_by(recipes[arm, step, n]),
         }
         for (arm, step, n), (x, y), d in zip(keys, coordinates, away, strict=True)
     ]
@@ -99,10 +110,19 @@ def distances(products: np.ndarray, end: int) -> np.ndarray:
     return np.sqrt(np.maximum(squares, 0.0))
 
 
-def turning(products: np.ndarray) -> float:
+def displacements(products: np.ndarray) -> np.ndarray:
+    """Inner products [points - 1, points - 1] of the displacements from each point to the next."""
+    return np.diff(np.diff(products, axis=0), axis=1)
+
+
+def turning(steps: np.ndarray) -> float:
     """The mean cosine between one displacement and the next: -1 goes back, 0 turns, 1 goes straight on."""
-    steps = np.diff(np.diff(products, axis=0), axis=1)  # inner products of the displacements
     return float(np.mean(steps.diagonal(1) / np.sqrt(steps.diagonal()[:-1] * steps.diagonal()[1:])))
+
+
+def lengths(steps: np.ndarray) -> list[float]:
+    """Of the displacements."""
+    return [float(length) for length in np.sqrt(steps.diagonal())]
 
 
 def present(records: list[Record]) -> Page:
@@ -118,6 +138,12 @@ def present(records: list[Record]) -> Page:
         claim = f"the merge of {n} is nearer to the decay than the last checkpoint"
         claims.append(claimed(claim, table.minus((MERGE, last, n), raw, "away"), "inside", 2))
     turns = {arm: table.of((arm, last, 1), "turning") for arm in (CONSTANT, REAL)}
+    claim = "the path at the constant rate goes back on itself (cosine below zero)"
+    claims.append(claimed(claim, turns[CONSTANT], "oscillates"))
+    for arm, words, paper in ((CONSTANT, "the constant-rate path", "does not"), (REAL, "the decay", "converges")):
+        claim = f"{words} converges (its last step over an interval less its first)"
+        shorter = [a - b for a, b in zip(*(table.of((arm, last, 1), name) for name in MOVED), strict=True)]
+        claims.append(claimed(claim, shorter, paper, 2))
     lines = [
         "# The path of the parameters",
         "",
@@ -126,6 +152,8 @@ def present(records: list[Record]) -> Page:
         *markdown_table(rows),
         "",
         *markdown_table(claims),
+        "",
+        HOLDS,
         "",
         f"Mean cosine between the displacement over one interval and over the next, since the branch: "
         f"{plus_minus(turns[CONSTANT], 3)} at the constant rate, {plus_minus(turns[REAL], 3)} in the decay (below "

@@ -52,7 +52,7 @@ def measure(folder: Path, piece: tuple[str, float], settings: list[str]) -> list
     recipes[WSD, "minus_sqrt", 0] = protocol.single(decay.merge_stream / str(end))
     found = domains.losses(recipes, domains.evaluators(runs, switched))
     facts = {"optimizer": optimizer, "peak_lr": rate, **protocol.provenance(switched)}
-    return [{"arm": arm, "curve": curve, "count": n, **loss, **facts} for (arm, curve, n), loss in found.items()]
+    return [{"arm": arm, "curve": curve, "count": n, **facts, **loss} for (arm, curve, n), loss in found.items()]
 
 
 def present(records: list[Record]) -> Page:

@@ -3,8 +3,10 @@
 import collections
 import json
 import math
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -12,11 +14,13 @@ import numpy as np
 import pytest
 
 from experiments import all as everything
-from experiments import cost, interval_means, intervals, lawa, merge_granularity, protocol, report
-from experiments.environment import ended
+from experiments import cost, interval_means, intervals, jobs, lawa, merge_granularity, protocol, report
+from experiments.processes import Processes
 from experiments.seeds import Seeds
+from tests.runs import recorded_step, stop_when
 from wsm_jax import Run, checkpoints, config_flags, files
-from wsm_jax.errors import UsageError
+from wsm_jax.config import Config, flat_fields
+from wsm_jax.errors import UsageError, ended
 from wsm_jax.evaluate import run_evaluator
 
 pytestmark = pytest.mark.xdist_group("experiments")  # one short run of each serves the whole file
@@ -130,6 +134,9 @@ def test_a_merge_of_means_comes_out_again(means_run):
         (["--parallel=0"], "--parallel=0"),
         (["--sedes=1"], "--sedes=1"),
         (["--scale=huge"], "huge"),
+        (["--config.seed=5"], "--config.seed is set by the experiment itself"),
+        (["--config.optimizer.peak_lr=1e-3"], "--config.optimizer.peak_lr is set by the experiment itself"),
+        (["--output=runs/lawa/gpt2_small"], "folder of another scale than --scale=small"),
     ],
 )
 def test_bad_arguments_end_with_one_error(arguments, named, monkeypatch, capsys):
@@ -138,6 +145,22 @@ def test_bad_arguments_end_with_one_error(arguments, named, monkeypatch, capsys)
         protocol.main(lawa.EXPERIMENT)
     assert error.value.code == 2
     assert named in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_field_that_is_misspelt_is_named_before_anything_is_done(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lawa", "--config.optimizer.naem=lion", f"--output={tmp_path}/runs"])
+    assert protocol.main(lawa.EXPERIMENT) == 2
+    assert "did you mean --config.optimizer.name?" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("field", jobs.FIXED)
+def test_what_jobs_set_is_a_field_of_the_configuration(field):
+    assert field in flat_fields(Config())
+
+
+def test_a_piece_that_is_asked_for_twice_is_done_once(tmp_path):
+    places = [f"--output={tmp_path}/runs", f"--results={tmp_path}/results"]
+    assert protocol.planned(lawa.EXPERIMENT, ["--only=0.006-seed0,0.006-seed0", *places]).todo == ["0.006-seed0"]
 
 
 def test_a_comma_too_many_is_no_piece_more(tmp_path, monkeypatch, capsys):
@@ -173,6 +196,42 @@ def test_pages_that_are_ready_are_written_and_after_a_failure_nothing_is_started
     assert f"lawa {fails.todo[0]} ended with 2:" in error and "adamx" in error
 
 
+def test_a_folder_that_cannot_be_written_is_one_error_and_no_endless_wait(tmp_path):
+    (tmp_path / "file").write_text("")
+    found = Processes(1)
+
+    def go(name):
+        return found.run(name, ["true"], tmp_path / "file" / name, {})
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = [pool.submit(go, name) for name in ("one", "two")]
+        with pytest.raises(NotADirectoryError):
+            waiting[0].result(timeout=60)
+        assert waiting[1].result(timeout=60) == 1
+
+
+def test_the_end_of_a_log_is_shown_at_once_and_nothing_is_started_after_it(tmp_path, capsys):
+    found = Processes(1)
+    command = [sys.executable, "-c", "import sys; print('the reason'); sys.exit(7)"]
+    assert found.run("a piece", command, tmp_path / "a", {}) == 7
+    assert capsys.readouterr().err == "a piece ended with 7:\nthe reason\n"
+    assert found.run("another", command, tmp_path / "b", {}) == 1 and not (tmp_path / "b").exists()
+
+
+def test_a_signal_to_the_command_is_passed_on_and_training_saves_where_it_is(store, short_demo, tmp_path):
+    settings = [*short_demo, "--config.duration=100000steps", "--config.checkpoint.resume_interval=100000steps"]
+    settings += ["--config.checkpoint.branch_points=", "--config.checkpoint.merge_interval=50000steps"]
+    arguments = ["--only=0.006-seed0", "--parallel=1", f"--output={tmp_path}/runs", *settings]
+    command = [sys.executable, "-m", "experiments.lawa", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = tmp_path / "runs" / "0.006-seed0" / "run"
+    status, output = stop_when(process, lambda: recorded_step(run) > 0, signal.SIGTERM)
+    assert status == 128 + signal.SIGTERM, output
+    log = (tmp_path / "runs" / "0.006-seed0" / "log.txt").read_text()
+    (step,) = checkpoints.complete_steps(Run(run).resume_stream)
+    assert f"step {step}" in log and "lawa 0.006-seed0 ended with 75:" in output
+
+
 def test_all_refuses_pieces_of_other_settings_before_it_does_anything(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WSM_EXPERIMENT_DATA", raising=False)
@@ -204,6 +263,19 @@ def test_arms_of_other_seeds_are_not_paired():
     assert Seeds([row for row in rows if row["seed"] == 1], "arm").minus(("a",), ("b",)) == [0.0]
 
 
+def test_seeds_that_were_measured_on_different_text_are_not_averaged():
+    rows = [{"arm": "a", "seed": seed, "test": 1.0, "data_hash": f"text {seed}"} for seed in (0, 1)]
+    with pytest.raises(UsageError, match=r"\('a',\) was measured on different text"):
+        Seeds(rows, "arm")
+
+
+def test_shares_of_a_gain_are_by_seed_and_there_are_none_where_it_is_none():
+    assert intervals.share([-1.0, -1.0, -1.0], [-2.0, -2.0, -2.0]) == "50% ± 0%"
+    mean, half = intervals.interval([0.5, 0.25])
+    assert intervals.share([-1.0, -1.0], [-2.0, -4.0]) == f"{mean:.0%} ± {half:.0%}"
+    assert intervals.share([1.0, 1.2], [-1.0, 1.0]) == "–"  # the decay does harm
+
+
 def test_a_piece_that_fails_stops_the_experiment_and_says_why(store, tmp_path):
     done = start("lawa", "--only=0.006-seed0", f"--output={tmp_path}/runs", "--config.optimizer.name=adamx")
     assert done.returncode == 2
@@ -227,6 +299,14 @@ def test_the_spacing_is_chosen_on_validation():
 
     table = lawa.Table([row(lawa.lawa(1), 2.0, -0.5), row(lawa.lawa(2), 1.0, -0.1), row(lawa.RAW, 0.5, 0.0)])
     assert table.chosen(1.0, 0.5) == lawa.lawa(2)  # though the other is better on test
+
+
+def test_a_share_of_the_run_without_an_average_after_the_warm_up_is_left_out():
+    rows = files.read_jsonl(ROOT / "results" / "lawa" / "small" / "records.jsonl")
+    early = [row for row in rows if row["share"] > 0.25 or not row["arm"].startswith("LAWA")]
+    assert lawa.Table(early).shares == [0.5, 0.75, 1.0]
+    page = lawa.present(early)
+    assert {row[2] for row in lawa.claims(lawa.Table(early))[1:]} == {"0.5"} and set(page.figures) == {"gains"}
 
 
 def test_all_scales_have_three_seeds_and_configurations_that_load():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import itertools
 import json
 import math
 import os
@@ -124,6 +125,24 @@ def test_a_missing_file_is_named_before_anything_is_written(data, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b'{"text": "a"}\n{"texts": "b"}\n', "line 2: KeyError: 'text'"),
+        (b'{"text": "a"}\n{"text": null}\n', "line 2: AttributeError"),
+        (b'{"text": "a"}\n{"text"\n', "line 2: JSONDecodeError: Expecting"),
+        (None, "Compressed file ended"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_line(data, tmp_path, content, named):
+    copy = shutil.copytree(data, tmp_path / "data")
+    file = copy / "text" / "stable" / "peps.jsonl.gz"
+    file.write_bytes(gzip.compress(content) if content else file.read_bytes()[:200])
+    with pytest.raises(UsageError, match=rf"peps\.jsonl\.gz[,:] {named}"):
+        corpus.build(copy, tmp_path / "corpus", 0)
+    assert not (tmp_path / "corpus").exists()
+
+
 def test_a_question_comes_with_its_solution():
     record = {"question": "Which?", "options": ["this", "that"], "answer": "B"}
     assert list(corpus._choice(record)) == ["Which?\nA. this\nB. that\nAnswer: B"]
@@ -175,6 +194,7 @@ def test_a_branch_of_a_branch_and_one_that_starts_with_a_merge(runs):
 def test_shared_runs_are_trained_once(runs):
     run = runs.run(0, RATE, "stable")
     before = (run.path / "metrics.jsonl").stat().st_mtime_ns
+    training._trained.cache_clear()  # as in another process
     assert runs.run(0, RATE, "stable").path == run.path
     assert (run.path / "metrics.jsonl").stat().st_mtime_ns == before
 
@@ -193,6 +213,16 @@ def test_without_the_data_there_is_the_standard_library_and_no_switch(monkeypatc
     monkeypatch.setenv("WSM_EXPERIMENT_DATA", "no-such-folder")
     with pytest.raises(UsageError, match="no-such-folder"):
         runs.sources()
+
+
+def test_the_usual_folder_of_text_can_be_switched_off(monkeypatch, tmp_path):
+    (tmp_path / "shared" / "data" / "text").mkdir(parents=True)
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.delenv("WSM_EXPERIMENT_DATA", raising=False)
+    assert training.text_folder() == pathlib.Path("../shared/data")
+    monkeypatch.setenv("WSM_EXPERIMENT_DATA", "")
+    assert training.text_folder() is None
 
 
 def test_a_corpus_that_was_built_elsewhere_needs_no_data(runs, monkeypatch, tmp_path):
@@ -233,11 +263,21 @@ def test_an_output_that_names_no_scale_is_refused(tmp_path):
 
 def test_one_factor_that_is_all_there_is_explains_all():
     shapes = merge_granularity.SHAPES
-    y = [3.0 - 0.5 * math.log(n * a) for n, a in shapes]
-    x = {name: [math.log(f(*shape)) for shape in shapes] for name, f in merge_granularity.FACTORS.items()}
-    assert merge_granularity.explained([x["duration"]], y) == pytest.approx(1.0)
-    assert merge_granularity.explained([x["interval"], x["count"]], y) == pytest.approx(1.0)
-    assert merge_granularity.explained([x["interval"]], y) < 0.6
+    y = np.asarray([3.0 - 0.5 * math.log(n * a) for n, a in shapes])
+    x = {name: [f(*shape) for shape in shapes] for name, f in merge_granularity.FACTORS.items()}
+    for adjusted in (False, True):
+        assert merge_granularity.explained([x["duration"]], y, adjusted=adjusted) == pytest.approx(1.0)
+        assert merge_granularity.explained([x["interval"], x["count"]], y, adjusted=adjusted) == pytest.approx(1.0)
+        assert merge_granularity.explained([x["interval"]], y, adjusted=adjusted) < 0.6
+
+
+def test_the_share_of_a_factor_is_that_of_its_sum_of_squares_and_adjusted_it_is_none_by_chance():
+    levels, random = [1, 1, 2, 2, 4, 4], np.random.default_rng(0)
+    y = np.asarray([1.0, 3.0, 2.0, 4.0, 9.0, 5.0])
+    between = 2 * sum((mean - 4.0) ** 2 for mean in (2.0, 3.0, 7.0))
+    assert merge_granularity.explained([levels], y) == pytest.approx(between / np.square(y - 4.0).sum())
+    drawn = [merge_granularity.explained([levels], random.standard_normal(6), adjusted=True) for _ in range(2000)]
+    assert abs(np.mean(drawn)) < 0.04
 
 
 def test_a_path_that_goes_straight_on_or_back():
@@ -247,7 +287,9 @@ def test_a_path_that_goes_straight_on_or_back():
         ([0 * there, there, 0 * there], -1),
         ([0 * there, there, there + aside], 0),
     ):
-        assert trajectory.turning(trajectory.inner_products(path)) == pytest.approx(cosine)
+        steps = trajectory.displacements(trajectory.inner_products(path))
+        assert trajectory.turning(steps) == pytest.approx(cosine)
+        assert trajectory.lengths(steps) == pytest.approx([np.linalg.norm(b - a) for a, b in itertools.pairwise(path)])
 
 
 def test_principal_components_keep_the_distances_in_a_plane():
@@ -289,7 +331,13 @@ def test_every_rate_has_both_arms_and_the_best_is_chosen_on_validation(runs):
         f"Chosen: adamw {RATE:g} for WSM and {RATE:g} for WSD (at the edge" in "\n".join(page.lines)
         and "rates" in page.figures
     )
+    hashes = {r["arm"]: r["config_hash"] for r in records}
+    own = {arm: runs.run(tuning.SEED, RATE, job) for arm, job in ARMS.items()}
+    assert hashes == {arm: run.facts["config_hash"] for arm, run in own.items()} and len(set(hashes.values())) == 2
     assert set(records[0]["domains"]) == {domain for phase in corpus.PHASES.values() for domain in phase}
+
+
+ARMS = {tuning.RAW: "switched", jobs.WSM: "switched", jobs.WSD: "switched-minus_sqrt"}
 
 
 def measured(experiment, runs, told):

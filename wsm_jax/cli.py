@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from wsm_jax import config_flags, merge_options
-from wsm_jax.errors import NonFiniteError, Preempted, UsageError
+from wsm_jax.errors import UsageError, ended
 from wsm_jax.tables import listed, print_table, text
 
 MOST_WEIGHTS = 10**5
@@ -25,33 +25,20 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb and returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        # --config.field=value belongs to ml_collections; argparse sees the rest.
-        arguments = _joined(arguments)
-        settings = [a for a in arguments if a.split("=")[0].split(".")[0] == "--config"]
-        options, unknown = _parser().parse_known_args([a for a in arguments if a not in settings])
-        if unknown:
-            raise UsageError(f"unrecognized arguments: {' '.join(unknown)} (wsm {options.verb} --help tells more)")
-        if settings and not options.takes_config:
-            raise UsageError(f"wsm {options.verb} takes no {settings[0].split('=')[0]}")
-        return options.run(options, settings) or 0
-    except UsageError as error:
-        print(f"wsm: {error}", file=sys.stderr)
-        return 2
-    except NonFiniteError as error:
-        print(f"wsm: stopped at a value that is not finite: {error}", file=sys.stderr)
-        return 3
-    except Preempted as error:
-        print(f"wsm: {error}", file=sys.stderr)
-        return 75
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(f"wsm: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # outside the training loop, which saves and stops by itself
-        print("wsm: interrupted", file=sys.stderr)
-        return 130
+    """Runs one verb and returns the exit status, as :func:`wsm_jax.errors.ended` has it."""
+    return ended("wsm", lambda: _run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def _run(arguments: list[str]) -> int:
+    # --config.field=value belongs to ml_collections; argparse sees the rest.
+    arguments = _joined(arguments)
+    settings = [a for a in arguments if a.split("=")[0].split(".")[0] == "--config"]
+    options, unknown = _parser().parse_known_args([a for a in arguments if a not in settings])
+    if unknown:
+        raise UsageError(f"unrecognized arguments: {' '.join(unknown)} (wsm {options.verb} --help tells more)")
+    if settings and not options.takes_config:
+        raise UsageError(f"wsm {options.verb} takes no {settings[0].split('=')[0]}")
+    return options.run(options, settings) or 0
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:

@@ -22,6 +22,8 @@ def load(arguments: Sequence[str]) -> Config:
     from ml_collections import config_flags
 
     check_fields(arguments)
+    if not any(argument.lstrip("-").startswith("config=") for argument in arguments):
+        raise UsageError("--config=FILE is missing; e.g. --config=configs/tiny.py")
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["wsm", *arguments])
     try:
@@ -41,7 +43,7 @@ def load(arguments: Sequence[str]) -> Config:
 
 
 def check_fields(arguments: Sequence[str]) -> None:
-    """Raises UsageError for a ``--config`` that is missing or no file, or an unknown ``--config.field``."""
+    """Raises UsageError for a ``--config`` that is no file, or an unknown ``--config.field``."""
     known = flat_fields(Config())
     names = [argument.lstrip("-").split("=", 1)[0] for argument in arguments]
     for name, argument in zip(names, arguments, strict=True):
@@ -53,8 +55,6 @@ def check_fields(arguments: Sequence[str]) -> None:
                 raise UsageError(f"--config: no file {path}")
         elif name.removeprefix("config.") not in known:
             raise UsageError(f"unknown option --{name}{_nearest(name, known)}")
-    if "config" not in names:
-        raise UsageError("--config=FILE is missing; e.g. --config=configs/tiny.py")
 
 
 def _nearest(name: str, known: dict[str, Any]) -> str:

@@ -190,6 +190,14 @@ def test_leaves_that_share_their_weights_need_not_say_whose(reference):
     assert {row["weights of"] for row in rows} == {None}
 
 
+def test_explaining_needs_no_output_that_is_free(reference, capsys):
+    step = str(reference.merge_stream / "45")
+    for arguments in ([step], [step, f"--output={step}"]):
+        assert cli.main(["merge", *arguments, "--explain", "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert {(row["policy"], row["result"]) for row in rows} == {("average", "float32")}
+
+
 def test_the_best_checkpoints_are_merged_and_counted(reference, tmp_path, capsys):
     output = tmp_path / "best"
     assert cli.main(["merge", f"--run={reference.path}", "--curve=best:2", "--count=16", f"--output={output}"]) == 0

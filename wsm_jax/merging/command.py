@@ -33,7 +33,7 @@ class Merge:
 
     Attributes:
       weights: over all paths of the request: one vector, or a mapping from each leaf's path to one.
-      output: where it is written; nothing is there yet.
+      output: where it is written.
       record: what is stored beside the arrays.
     """
 
@@ -50,18 +50,11 @@ class Request:
       paths: the checkpoints, oldest first.
       merges: name -> merge; at least one.
       items: the item to read of all checkpoints or of each, as :func:`wsm_jax.merge_checkpoints` takes it.
-
-    Raises:
-      UsageError: an output that exists.
     """
 
     paths: tuple[str | Path, ...]
     merges: dict[str, Merge]
     items: storage.Items = None
-
-    def __post_init__(self) -> None:
-        for merge in self.merges.values():
-            storage.check_free(merge.output)
 
 
 def run(options: argparse.Namespace, request: Request | None = None) -> list[dict[str, Any]]:
@@ -211,8 +204,8 @@ def merge_inputs(options: argparse.Namespace) -> Request:
     Raises:
       UsageError: options that go with a run, inputs that are no checkpoints, weights that do not fit.
     """
-    if not options.output:
-        raise UsageError("wsm merge IN ... needs --output=OUT")
+    if not (options.output or options.explain):
+        raise UsageError("wsm merge IN ... needs --output=OUT, or --explain, which writes nothing")
     for flag in _RUN_OPTIONS:
         if getattr(options, flag) is not None:
             hint = "; for other checkpoints give weights, IN:WEIGHT ..., that wsm_jax.schedule_weights computes"
@@ -228,7 +221,9 @@ def merge_inputs(options: argparse.Namespace) -> Request:
     if np.ptp(weights) and options.curve:
         check_order(paths)
     record = provenance.record(weights, curve=options.curve, output=str(options.output))
-    output = Path(options.output)
+    output = Path(options.output or "merged")
+    if not options.explain:
+        storage.check_free(output)
     request = Request(paths, {output.name: Merge(weights, output, record)}, options.item)
     for doubt in doubts(inputs):
         print(f"wsm: warning: {doubt}", file=sys.stderr)
@@ -308,7 +303,7 @@ def window_request(options: argparse.Namespace, merging: Run, rule: Rule, window
     """The request for merges of ``windows`` (name -> window): all they read, each once, and their weights over it.
 
     Raises:
-      UsageError: as :func:`wsm_jax.merging.recipe.window_recipe`; an output that exists.
+      UsageError: as :func:`wsm_jax.merging.recipe.window_recipe`; an output that exists, where it is to be written.
     """
     reads = {"item": options.item or PARAMS, "weight_decay_aware": options.weight_decay_aware}
     recipes = {name: recipe.window_recipe(rule, merging, window, **reads) for name, window in windows.items()}
@@ -316,6 +311,8 @@ def window_request(options: argparse.Namespace, merging: Run, rule: Rule, window
     merges = {}
     for name, window in windows.items():
         output = output_path(options, merging, name)
+        if not options.explain:
+            storage.check_free(output)
         record = _record(options, merging, rule, window, recipes[name], name=name, output=str(output))
         merges[name] = Merge(weights[name], output, record)
     return Request(paths, merges, items)
