@@ -9,6 +9,7 @@ decay over them, and the disk that each needs. Computed beside it: floating-poin
 paper's model. benchmarks/averaging.py has what an online merge adds to a step.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import jax
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from configs import matrix
 from experiments import figures, protocol
@@ -182,6 +183,9 @@ def figure(table: Seeds, arms: dict[str, tuple]) -> Figure:
                 axes.errorbar([mean], [place], xerr=[half], color=colour, marker="o", capsize=2)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(numticks=5))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        low, high = axes.get_xlim()
+        axes.set_xlim(10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high)))  # two ticks or more
         axes.set(xlabel=label)
     panels[0].set_yticks(range(len(arms)), list(arms))
     panels[0].invert_yaxis()

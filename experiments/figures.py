@@ -33,5 +33,5 @@ def rows(values: Mapping[str, Sequence[float]], label: str) -> Figure:
         axes.axvline(interval(values[decays[0]])[0], color=REAL, linestyle="--", linewidth=0.9)
     axes.set_yticks(range(len(values)), list(values))
     axes.invert_yaxis()
-    axes.set(xlabel=label + (f" (dashed: {decays[0]})" if decays else ""))
+    axes.set(xlabel=label + ("\n(dashed: the first real decay)" if decays else ""))
     return made

@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -202,7 +202,7 @@ def carry_out(plans: Sequence[Plan]) -> int:
     start, done, processes = time.perf_counter(), 0, Processes(parallel)
     with terminable(), ThreadPoolExecutor(parallel) as pool:
         try:
-            statuses = pool.map(lambda piece: _run(piece[0], piece[1], processes), work)
+            statuses = (_waited(each) for each in [pool.submit(_run, *piece, processes) for piece in work])
             for each in plans:
                 for name in each.todo:
                     if status := next(statuses):
@@ -219,6 +219,12 @@ def carry_out(plans: Sequence[Plan]) -> int:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     return 0
+
+
+def _waited(future: Future[int]) -> int:
+    while not future.done():
+        wait([future], timeout=1.0)  # Python handles a signal that another thread took when this one wakes
+    return future.result()
 
 
 def _run(plan: Plan, name: str, processes: Processes) -> int:
