@@ -27,7 +27,7 @@ def compile_once(folder: Path) -> None:
     Apart for each kind of processor, as code for one may not run on another, and number of cores, on which the order of
     sums depends.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         kind = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
         name = hashlib.sha256("\n".join([*kind, str(len(os.sched_getaffinity(0)))]).encode()).hexdigest()[:12]
