@@ -84,10 +84,9 @@ def measure(folder: Path, piece: Piece, settings: list[str]) -> list[Record]:
     """Trains a run and evaluates every average at every share of it."""
     own = [f"--config.optimizer.peak_lr={piece.peak_lr}", f"--config.seed={piece.seed}"]
     run = protocol.trained(folder / "run", piece.config, [*piece.settings, *own, *settings])
-    recipes = {}
+    recipes, apart = {}, run.plan.merge_interval
     for share in SHARES:
-        interval_steps = run.plan.merge_interval
-        step = min(round(share * run.plan.steps / interval_steps), run.plan.steps // interval_steps) * interval_steps
+        step = min(round(share * run.plan.steps / apart), run.plan.steps // apart) * apart
         recipes |= {(share, step, name): recipe for name, recipe in averages(run, step).items()}
     splits = protocol.evaluators(run, validation_tokens=piece.validation_tokens, test_tokens=piece.test_tokens)
     evaluations = protocol.evaluated(recipes, splits)

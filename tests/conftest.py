@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported
 
+import gzip
+import json
 import pathlib
 import shutil
 import subprocess
@@ -68,4 +70,29 @@ def demo_run(store: pathlib.Path, short_demo: list[str], tmp_path_factory: pytes
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def experiment_text(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Modules of the standard library in the place of every text, a question from each in the place of the problems."""
+    from experiments import corpus
+
+    folder = tmp_path_factory.mktemp("data")
+    modules = sorted(pathlib.Path(os.__file__).parent.glob("*.py"), key=lambda path: path.stat().st_size)[-104:]
+    texts = [path.read_text(encoding="utf-8") for path in modules]
+    problem = {"question", "answer", "problem", "solution", "code", "prompt", "canonical_solution"}
+    place = 0
+    for phase in corpus.PHASES.values():
+        for files in phase.values():
+            for file, _ in files:
+                texts_here = texts[place : place + 8]
+                place += 8
+                records = [
+                    {"text": text, "options": ["one", "two"], **dict.fromkeys(problem, text[:400])}
+                    for text in texts_here
+                ]
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                with gzip.open(folder / f"{file}.jsonl.gz", "wt", encoding="utf-8") as out:
+                    out.writelines(json.dumps(record) + "\n" for record in records)
     return folder

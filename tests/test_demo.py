@@ -4,20 +4,16 @@ import csv
 import dataclasses
 import functools
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments import demo
-from tests.runs import ended, recorded_step
 from wsm_jax import (
     DECAYS,
     Run,
@@ -94,23 +90,6 @@ def test_decays_read_the_tokens_of_the_constant_run_and_end_near_zero(demo_run):
         last = run.metrics("train")[-1]
         assert last["step"] == 40
         assert 0 < last["learning_rate"] < 0.15 * base.config.optimizer.peak_lr
-
-
-def test_an_interruption_lets_the_training_save_where_it_is(store, short_demo, tmp_path):
-    settings = [*short_demo, "--config.duration=100000steps", "--config.checkpoint.resume_interval=100000steps"]
-    command = [sys.executable, "-m", "experiments.demo", f"--output={tmp_path}/demo", *settings]
-    command += ["--config.checkpoint.merge_interval=50000steps"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
-    run = tmp_path / "demo" / "constant"
-    while not recorded_step(run):
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C: to the command and to what it has started
-    status, output = ended(process)
-    assert status == 75 and "Traceback" not in output, output
-    (step,) = checkpoints.complete_steps(Run(run).resume_stream)
-    assert f"step {step}" in output
 
 
 def test_the_report_has_its_figures_and_provenance(demo_run):

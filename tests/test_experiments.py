@@ -3,10 +3,8 @@
 import collections
 import json
 import math
-import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -15,9 +13,7 @@ import pytest
 
 from experiments import all as everything
 from experiments import cost, interval_means, intervals, jobs, lawa, merge_granularity, protocol, report
-from experiments.processes import Processes
 from experiments.seeds import Seeds
-from tests.runs import recorded_step, stop_when
 from wsm_jax import Run, checkpoints, config_flags, files
 from wsm_jax.config import Config, flat_fields
 from wsm_jax.errors import UsageError, ended
@@ -194,42 +190,6 @@ def test_pages_that_are_ready_are_written_and_after_a_failure_nothing_is_started
     assert [folder.name for folder in (tmp_path / "lawa").iterdir()] == fails.todo[:1]
     error = capsys.readouterr().err
     assert f"lawa {fails.todo[0]} ended with 2:" in error and "adamx" in error
-
-
-def test_a_folder_that_cannot_be_written_is_one_error_and_no_endless_wait(tmp_path):
-    (tmp_path / "file").write_text("")
-    found = Processes(1)
-
-    def go(name):
-        return found.run(name, ["true"], tmp_path / "file" / name, {})
-
-    with ThreadPoolExecutor(1) as pool:
-        waiting = [pool.submit(go, name) for name in ("one", "two")]
-        with pytest.raises(NotADirectoryError):
-            waiting[0].result(timeout=60)
-        assert waiting[1].result(timeout=60) == 1
-
-
-def test_the_end_of_a_log_is_shown_at_once_and_nothing_is_started_after_it(tmp_path, capsys):
-    found = Processes(1)
-    command = [sys.executable, "-c", "import sys; print('the reason'); sys.exit(7)"]
-    assert found.run("a piece", command, tmp_path / "a", {}) == 7
-    assert capsys.readouterr().err == "a piece ended with 7:\nthe reason\n"
-    assert found.run("another", command, tmp_path / "b", {}) == 1 and not (tmp_path / "b").exists()
-
-
-def test_a_signal_to_the_command_is_passed_on_and_training_saves_where_it_is(store, short_demo, tmp_path):
-    settings = [*short_demo, "--config.duration=100000steps", "--config.checkpoint.resume_interval=100000steps"]
-    settings += ["--config.checkpoint.branch_points=", "--config.checkpoint.merge_interval=50000steps"]
-    arguments = ["--only=0.006-seed0", "--parallel=1", f"--output={tmp_path}/runs", *settings]
-    command = [sys.executable, "-m", "experiments.lawa", *arguments]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    run = tmp_path / "runs" / "0.006-seed0" / "run"
-    status, output = stop_when(process, lambda: recorded_step(run) > 0, signal.SIGTERM)
-    assert status == 128 + signal.SIGTERM, output
-    log = (tmp_path / "runs" / "0.006-seed0" / "log.txt").read_text()
-    (step,) = checkpoints.complete_steps(Run(run).resume_stream)
-    assert f"step {step}" in log and "lawa 0.006-seed0 ended with 75:" in output
 
 
 def test_all_refuses_pieces_of_other_settings_before_it_does_anything(tmp_path, monkeypatch, capsys):

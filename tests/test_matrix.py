@@ -1,11 +1,9 @@
 """The paper's tables and figures on a tiny model: corpus, shared runs, windows that reach into a branch, pages."""
 
 import dataclasses
-import gzip
 import itertools
 import json
 import math
-import os
 import pathlib
 import shutil
 
@@ -35,7 +33,6 @@ from experiments import (
 )
 from experiments.seeds import Seeds
 from wsm_jax import UsageError, checkpoints, merge_weights, run
-from wsm_jax.data.store import split_of
 from wsm_jax.models import model, presets
 
 pytestmark = pytest.mark.xdist_group("matrix")  # the runs are shared
@@ -43,34 +40,11 @@ RATE = 8e-3
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Modules of the standard library in the place of every text, a question from each in the place of the problems."""
-    folder = tmp_path_factory.mktemp("data")
-    modules = sorted(pathlib.Path(os.__file__).parent.glob("*.py"), key=lambda path: path.stat().st_size)[-104:]
-    texts = [path.read_text(encoding="utf-8") for path in modules]
-    problem = {"question", "answer", "problem", "solution", "code", "prompt", "canonical_solution"}
-    place = 0
-    for phase in corpus.PHASES.values():
-        for files in phase.values():
-            for file, _ in files:
-                texts_here = texts[place : place + 8]
-                place += 8
-                records = [
-                    {"text": text, "options": ["one", "two"], **dict.fromkeys(problem, text[:400])}
-                    for text in texts_here
-                ]
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                with gzip.open(folder / f"{file}.jsonl.gz", "wt", encoding="utf-8") as out:
-                    out.writelines(json.dumps(record) + "\n" for record in records)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def runs(data, store, tmp_path_factory):
+def runs(experiment_text, store, tmp_path_factory):
     """The matrix at its tiniest; nothing is trained before a test asks for it."""
     folder = tmp_path_factory.mktemp("matrix")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WSM_EXPERIMENT_DATA", str(data))
+        patch.setenv("WSM_EXPERIMENT_DATA", str(experiment_text))
         patch.setenv("WSM_EXPERIMENT_RESULTS", str(folder / "results"))
         settings = (
             "--config.data.tokenizer=bpe:300",
@@ -78,74 +52,6 @@ def runs(data, store, tmp_path_factory):
             "--config.data.test_fraction=0.2",
         )
         yield training.Matrix("tiny", folder / "runs" / "training" / "tiny", settings)
-
-
-# --- corpus ----------------------------------------------------------------------------------------------------------
-
-
-def test_passages_are_the_text_in_order():
-    text = "".join(f"line {i}\n" for i in range(5000)) + "the end"
-    parts = list(corpus.passages(text))
-    assert "".join(parts) == text and len(parts) > 3
-    assert all(corpus.PASSAGE <= len(part) < corpus.PASSAGE + 100 for part in parts[:-1])
-
-
-def test_the_corpus_is_the_same_every_time_and_its_splits_are_all_there(data, tmp_path):
-    first, second = (corpus.build(data, tmp_path / name, 0.1) for name in ("a", "b"))
-    counts = json.loads((first / "corpus.json").read_text())["counts"]
-    assert set(counts) == {f"{phase}/{domain}" for phase, domains in corpus.PHASES.items() for domain in domains}
-    for name, count in counts.items():
-        assert 0 < count["characters"] <= 100_000
-        files = [folder / f"{name}.jsonl.gz" for folder in (first, second)]
-        assert files[0].read_bytes() == files[1].read_bytes()
-    texts = [json.loads(line)["text"] for line in gzip.open(first / "stable" / "peps.jsonl.gz", "rt", encoding="utf-8")]
-    # Were the first ones taken in the order that decides the split, they would all be of one.
-    assert {split_of(text, 0.3, 0.3) for text in texts} == {"train", "validation", "test"}
-
-
-def test_a_corpus_of_another_size_is_not_taken_for_this_one(data, tmp_path):
-    corpus.build(data, tmp_path / "a", 0.1)
-    with pytest.raises(UsageError, match="another --output"):
-        corpus.build(data, tmp_path / "a", 0.2)
-
-
-def test_a_folder_of_something_else_is_no_place_for_a_corpus(data, tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "mine.txt").write_text("mine")
-    with pytest.raises(UsageError, match="a holds other files and no corpus"):
-        corpus.build(data, tmp_path / "a", 0.1)
-    assert [path.name for path in tmp_path.glob("*")] == ["a"]
-
-
-def test_a_missing_file_is_named_before_anything_is_written(data, tmp_path):
-    copy = shutil.copytree(data, tmp_path / "data")
-    (copy / "eval" / "math500.jsonl.gz").unlink()
-    with pytest.raises(UsageError, match="math500"):
-        corpus.build(copy, tmp_path / "a", 0.1)
-    assert not (tmp_path / "a").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [
-        (b'{"text": "a"}\n{"texts": "b"}\n', "line 2: KeyError: 'text'"),
-        (b'{"text": "a"}\n{"text": null}\n', "line 2: AttributeError"),
-        (b'{"text": "a"}\n{"text"\n', "line 2: JSONDecodeError: Expecting"),
-        (None, "Compressed file ended"),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_named_with_the_line(data, tmp_path, content, named):
-    copy = shutil.copytree(data, tmp_path / "data")
-    file = copy / "text" / "stable" / "peps.jsonl.gz"
-    file.write_bytes(gzip.compress(content) if content else file.read_bytes()[:200])
-    with pytest.raises(UsageError, match=rf"peps\.jsonl\.gz[,:] {named}"):
-        corpus.build(copy, tmp_path / "corpus", 0)
-    assert not (tmp_path / "corpus").exists()
-
-
-def test_a_question_comes_with_its_solution():
-    record = {"question": "Which?", "options": ["this", "that"], "answer": "B"}
-    assert list(corpus._choice(record)) == ["Which?\nA. this\nB. that\nAnswer: B"]
 
 
 # --- shared runs and windows -----------------------------------------------------------------------------------------
@@ -332,12 +238,10 @@ def test_every_rate_has_both_arms_and_the_best_is_chosen_on_validation(runs):
         and "rates" in page.figures
     )
     hashes = {r["arm"]: r["config_hash"] for r in records}
-    own = {arm: runs.run(tuning.SEED, RATE, job) for arm, job in ARMS.items()}
-    assert hashes == {arm: run.facts["config_hash"] for arm, run in own.items()} and len(set(hashes.values())) == 2
+    own = {tuning.RAW: "switched", jobs.WSM: "switched", jobs.WSD: "switched-minus_sqrt"}
+    assert hashes == {arm: runs.run(tuning.SEED, RATE, job).facts["config_hash"] for arm, job in own.items()}
+    assert len(set(hashes.values())) == 2
     assert set(records[0]["domains"]) == {domain for phase in corpus.PHASES.values() for domain in phase}
-
-
-ARMS = {tuning.RAW: "switched", jobs.WSM: "switched", jobs.WSD: "switched-minus_sqrt"}
 
 
 def measured(experiment, runs, told):

@@ -17,7 +17,7 @@ from wsm_jax.data.pipeline import evaluation_batches
 from wsm_jax.decay import DECAYS
 from wsm_jax.errors import UsageError
 from wsm_jax.evaluate import Evaluator
-from wsm_jax.merging import command, learned, offline, recipe, selection, storage, weighting
+from wsm_jax.merging import command, learned, offline, recipe, selection, weighting
 from wsm_jax.merging.command import Request
 from wsm_jax.merging.learned import Fit
 from wsm_jax.merging.leaves import SKIP, parse_rule
@@ -182,7 +182,7 @@ def make_request(options: argparse.Namespace, *, say: Say = lambda _: None) -> R
     count, interval = selection.window_shape(run, window=options.window, count=options.count, interval=options.interval)
     window = selection.select(run, count, last_step=options.last_step, interval=interval, snapshot=snapshot)
     name = options.name or selection.default_name(options.curve, window)
-    storage.check_free(command.output_path(options, run, name))
+    command.output_path(options, run, name)  # complains of one that exists, before anything is fitted
     split, limit = options.fit_split or "validation", run.config.evaluation.tokens
     newest = recipe.end_point(run, window.steps[-1]) if snapshot == MEAN else window.paths[-1]
     validate = evaluate.run_evaluator(run, split, limit_tokens=limit)

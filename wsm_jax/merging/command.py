@@ -221,9 +221,7 @@ def merge_inputs(options: argparse.Namespace) -> Request:
     if np.ptp(weights) and options.curve:
         check_order(paths)
     record = provenance.record(weights, curve=options.curve, output=str(options.output))
-    output = Path(options.output or "merged")
-    if not options.explain:
-        storage.check_free(output)
+    output = _unused(options, Path(options.output or "merged"))
     request = Request(paths, {output.name: Merge(weights, output, record)}, options.item)
     for doubt in doubts(inputs):
         print(f"wsm: warning: {doubt}", file=sys.stderr)
@@ -303,7 +301,7 @@ def window_request(options: argparse.Namespace, merging: Run, rule: Rule, window
     """The request for merges of ``windows`` (name -> window): all they read, each once, and their weights over it.
 
     Raises:
-      UsageError: as :func:`wsm_jax.merging.recipe.window_recipe`; an output that exists, where it is to be written.
+      UsageError: as :func:`wsm_jax.merging.recipe.window_recipe` and :func:`output_path`.
     """
     reads = {"item": options.item or PARAMS, "weight_decay_aware": options.weight_decay_aware}
     recipes = {name: recipe.window_recipe(rule, merging, window, **reads) for name, window in windows.items()}
@@ -311,8 +309,6 @@ def window_request(options: argparse.Namespace, merging: Run, rule: Rule, window
     merges = {}
     for name, window in windows.items():
         output = output_path(options, merging, name)
-        if not options.explain:
-            storage.check_free(output)
         record = _record(options, merging, rule, window, recipes[name], name=name, output=str(output))
         merges[name] = Merge(weights[name], output, record)
     return Request(paths, merges, items)
@@ -340,7 +336,17 @@ def _record(
 
 
 def output_path(options: argparse.Namespace, merging: Run, name: str) -> Path:
-    """Where a merge of that name is written."""
+    """Where a merge of that name is written.
+
+    Raises:
+      UsageError: something is there, and the merge is not only explained.
+    """
     if not options.output:
-        return merging.merged(name)
-    return Path(options.output) if options.every is None else Path(options.output) / name
+        return _unused(options, merging.merged(name))
+    return _unused(options, Path(options.output) if options.every is None else Path(options.output) / name)
+
+
+def _unused(options: argparse.Namespace, output: Path) -> Path:
+    if not options.explain:
+        storage.check_free(output)
+    return output
