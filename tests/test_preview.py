@@ -105,7 +105,7 @@ def test_several_devices_preview_as_one_does(tiny):
 
 def test_a_mean_over_an_interval_that_began_before_the_branch_is_no_part_of_a_preview(tmp_path):
     tree = {"w": np.ones(3, np.float32)}
-    look = [preview.Window("linear", count, 4, True) for count in (1, 2)]
+    look = [preview.Preview("linear", count, 4, True) for count in (1, 2)]
     with Stream(tmp_path, mergeable=True) as stream:
         for step in (20, 24):
             stream.save(step, {"mean": tree})

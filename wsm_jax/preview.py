@@ -21,7 +21,7 @@ from wsm_jax.stream import Stream
 
 
 @dataclasses.dataclass(frozen=True)
-class Window:
+class Preview:
     """A merge to look at: ``count`` checkpoints or means of the merge stream, every ``interval`` steps, along a curve.
 
     Attributes:
@@ -42,7 +42,7 @@ class Window:
         return f"{self.curve}-{self.count}x{self.interval}"
 
 
-def windows(config: Config, plan: Plan, branch_step: int | None = None) -> list[Window]:
+def windows(config: Config, plan: Plan, branch_step: int | None = None) -> list[Preview]:
     """The previews that ``config.preview`` asks for: every curve over every window.
 
     They merge interval means where ``checkpoint.snapshot`` stores them, with the plain weights of the curve.
@@ -82,7 +82,7 @@ def windows(config: Config, plan: Plan, branch_step: int | None = None) -> list[
                     f"preview.windows={text!r} needs {count} checkpoints, but checkpoint.merge_keep="
                     f"{config.checkpoint.merge_keep}"
                 )
-            found.append(Window(curve, count, plan.merge_interval, config.checkpoint.snapshot != "point"))
+            found.append(Preview(curve, count, plan.merge_interval, config.checkpoint.snapshot != "point"))
     if found and plan.evaluation_interval % plan.merge_interval:
         raise UsageError(
             f"a preview needs validations on checkpoints, but evaluation.interval is {plan.evaluation_interval} steps "
@@ -92,7 +92,7 @@ def windows(config: Config, plan: Plan, branch_step: int | None = None) -> list[
 
 
 def merges(
-    previews: Sequence[Window], stream: Stream, step: int, params: Any, *, start: int = 0
+    previews: Sequence[Preview], stream: Stream, step: int, params: Any, *, start: int = 0
 ) -> Iterator[tuple[str, Any]]:
     """(name, merged parameters) of every preview whose window the stream holds, in memory.
 
