@@ -5,6 +5,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.intervals import interval
 from wsm_jax import plot_style
@@ -33,5 +34,6 @@ def rows(values: Mapping[str, Sequence[float]], label: str) -> Figure:
         axes.axvline(interval(values[decays[0]])[0], color=REAL, linestyle="--", linewidth=0.9)
     axes.set_yticks(range(len(values)), list(values))
     axes.invert_yaxis()
+    axes.xaxis.set_major_locator(MaxNLocator(6))  # more labels would touch
     axes.set(xlabel=label + ("\n(dashed: the first real decay)" if decays else ""))
     return made

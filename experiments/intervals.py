@@ -1,6 +1,7 @@
 """Intervals over seeds."""
 
 import math
+import re
 import statistics
 from collections.abc import Sequence
 
@@ -56,3 +57,8 @@ def verdict(values: Sequence[float]) -> str:
     """What the 95% interval of a difference says of ``below zero``: ``holds``, ``does not hold`` or ``undecided``."""
     mean, half = interval(values)
     return "holds" if mean + half < 0 else "does not hold" if mean - half > 0 else "undecided"
+
+
+def general(claim: str) -> str:
+    """A claim without what was chosen or counted in one place, which stands in parentheses."""
+    return re.sub(r" \([^()]*\)", "", claim)

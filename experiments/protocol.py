@@ -239,7 +239,7 @@ def _finish(plan: Plan) -> None:
     """Writes the page of all that was chosen."""
     places = [plan.options.output / name / "records.jsonl" for name in plan.chosen]
     records = [record for file in places for record in files.read_jsonl(file)]
-    _write(plan.experiment.present(records), records, plan.options.results)
+    publish(plan.experiment.present(records), records, plan.options.results)
     print(f"written: {plan.options.results}/README.md, records.jsonl and figures", flush=True)
 
 
@@ -297,7 +297,8 @@ def _settings(folder: Path) -> list[str]:
     return files.read_json(file) if file.is_file() else []
 
 
-def _write(page: Page, records: list[Record], folder: Path) -> None:
+def publish(page: Page, records: list[Record], folder: Path) -> None:
+    """Writes a page, its records and its figures as PNG and SVG, and prints the page."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in page.figures.items():
         plot_style.save(figure, folder / name)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import interval_means, lawa, report
-from experiments.intervals import HOLDS, interval, share, shown
+from experiments.intervals import HOLDS, general, interval, share, shown
 from wsm_jax import pages, plot_style
 from wsm_jax.errors import ended
 from wsm_jax.files import read_json, read_jsonl, write_text
@@ -141,7 +141,7 @@ def paper_section(results: Path, scales: list[str]) -> list[str]:
         lines.append(
             f"* `{scale}`: {outline.scales[scale]} {minutes:.0f} minutes of processes, "
             f"{'three or four at a time on an H100' if scale == 'gpu' else 'two at a time on two cores'}"
-            + "".join(f"; `{r['command']}` took {r['minutes']:.0f} minutes" for r in whole)
+            + "".join(_whole(record) for record in whole)
             + "."
         )
     rows: dict[tuple[str, str], dict[str, list[str]]] = {}
@@ -150,7 +150,7 @@ def paper_section(results: Path, scales: list[str]) -> list[str]:
         for name, page in found_pages[scale].items():
             claims = pages.claims(page).values() if name not in outline.apart else ()
             for cells in itertools.chain(*claims):
-                rows.setdefault((name, _alike(cells[0])), {})[scale] = cells
+                rows.setdefault((name, general(cells[0])), {})[scale] = cells
     table = [["claim", *scales, "the paper", "page"]]
     for (name, alike), found in sorted(rows.items(), key=lambda row: outline.pages.index(row[0][0])):
         texts = {cells[0] for cells in found.values()}
@@ -161,6 +161,12 @@ def paper_section(results: Path, scales: list[str]) -> list[str]:
         paper = next(iter(found.values()))[3]
         table.append([texts.pop() if len(texts) == 1 else alike, *cells, paper, f"[{name}](results/{name})"])
     return [*lines, "", *markdown_table(table), "", *_times(results, outline)]
+
+
+def _whole(record: dict[str, Any]) -> str:
+    """How long everything took from nothing, and where."""
+    where = record["machine"].partition(", ")[2]
+    return f"; `{record['command']}` took {record['minutes']:.0f} minutes on {where}"
 
 
 def _times(results: Path, outline: pages.Outline) -> list[str]:
@@ -179,11 +185,6 @@ def _times(results: Path, outline: pages.Outline) -> list[str]:
         "",
         *markdown_table(table),
     ]
-
-
-def _alike(claim: str) -> str:
-    """A claim without what was chosen or counted at a scale, which stands in parentheses."""
-    return re.sub(r" \([^()]*\)", "", claim)
 
 
 def averages_section(runs: list[list[dict[str, Any]]]) -> list[str]:

@@ -182,11 +182,13 @@ def figure(records: list[Record]) -> Figure:
             named, left = {start: (x[0], y[0]), "end": (x[-1], y[-1])}, arm == REAL
         for text, place in named.items():
             side: Any = {"xytext": (-5, 3), "ha": "right"} if left else {"xytext": (5, 3)}
+            if text == "branch":  # which the constant rate's path comes to from above
+                side = {"xytext": (0, -11), "ha": "center"}
             axes.annotate(text, place, textcoords="offset points", fontsize=7, color=colour, **side)
     shares = records[0]["shares"]
     axes.set(xlabel=f"first component ({shares[0]:.0%} of the variance)", ylabel=f"second ({shares[1]:.0%})")
     axes.legend(loc="upper center")
-    axes.margins(x=0.08)
+    axes.margins(x=0.08, y=0.08)
     return made
 
 

@@ -141,8 +141,7 @@ def test_what_cannot_be_gathered_is_one_line(tmp_path, capsys, make, arguments, 
 
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
 def test_a_committed_page_is_what_its_records_give(folder):
-    experiment = importlib.import_module(f"experiments.{folder.parent.name}").EXPERIMENT
-    found = experiment.present(read_jsonl(folder / "records.jsonl"))
+    found = importlib.import_module(f"experiments.{folder.parent.name}").present(read_jsonl(folder / "records.jsonl"))
     assert "\n".join(found.lines) + "\n" == (folder / "README.md").read_text()
     assert {f"{name}.{form}" for name in found.figures for form in ("png", "svg")} <= {p.name for p in folder.iterdir()}
 
