@@ -31,12 +31,13 @@ def measure(folders: tuple[Path, Path], scale: str) -> list[Record]:
     Raises:
       UsageError: a folder has no claims at this scale, or they have none in common.
     """
-    found = [_claims(folder, scale) for folder in folders]
-    records = []
+    found, records = [_claims(folder, scale) for folder in folders], []
+    command = f"python -m experiments.replication {folders[0]} {folders[1]} --scale={scale}"
     for key, first in found[0].items():
         if second := found[1].get(key):
             claim = first["claim"] if first["claim"] == second["claim"] else general(first["claim"])
-            records.append({"page": key[0], "claim": claim, "scale": scale, "first": first, "second": second})
+            both = dict(zip(FOLDERS, (first, second), strict=True))
+            records.append({"page": key[0], "claim": claim, "scale": scale, **both, "command": command})
     if not records:
         raise UsageError(f"{folders[0]} and {folders[1]} have no claim in common at --scale={scale}")
     return records
@@ -67,7 +68,8 @@ def present(records: list[Record]) -> Page:
         f"# The claims of {records[0]['scale']}, run twice",
         "",
         f"The first: {of['first']}. The second: {of['second']}. Losses in bits per byte, first arm minus second, with "
-        "95% intervals over the same seeds. What was chosen on validation, of which a claim speaks, may differ.",
+        "95% intervals over the same seeds. What was chosen on validation, of which a claim speaks, may differ. "
+        f"`{records[0]['command']}`",
         "",
         f"* {len(records)} claims are in both; {_number(same, 'has')} the same figures.",
         f"* {_number(len(records) - changes.total(), 'has')} the same verdict; "

@@ -44,6 +44,7 @@ def test_claims_of_two_folders_are_counted_by_verdict(tmp_path, monkeypatch, cap
     page = (out / "README.md").read_text()
     assert capsys.readouterr().out == page
     assert "The first: mine, Python 3.11.7, jax 0.10.2. The second: theirs, Python 3.11.7, jax 0.10.2." in page
+    assert f"`python -m experiments.replication {first} {second} --scale=tiny`" in page
     assert "* 4 claims are in both; 1 has the same figures.\n" in page
     assert "* 2 have the same verdict; 1 is decided in one and undecided in the other; 1 is reversed.\n" in page
     assert "* The second's mean is within the first's interval for 2 of 4.\n" in page
