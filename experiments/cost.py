@@ -174,8 +174,11 @@ def figure(table: Seeds, arms: dict[str, tuple]) -> Figure:
     """A row for each arm; panels of seconds, bytes kept and operations."""
     made = Figure(figsize=(plot_style.WIDTH, 0.3 * len(arms) + 0.8))
     panels = made.subplots(1, 3, sharey=True)
-    shown = [("seconds", 1.0, "seconds"), ("stored", 1e-6, "kept on disk, MB")]
-    shown.append(("flops", 1.0, "floating-point operations"))
+    shown = [
+        ("seconds", 1.0, "seconds"),
+        ("stored", 1e-6, "kept on disk, MB"),
+        ("flops", 1.0, "floating-point operations"),
+    ]
     for axes, (field, unit, label) in zip(panels, shown, strict=True):
         for place, key in enumerate(arms.values()):
             mean, half = interval([unit * value for value in table.of(key, field)])

@@ -8,7 +8,6 @@ differently, and part; on the same machine with the same versions they come out 
 """
 
 import argparse
-import collections
 import sys
 from pathlib import Path
 
@@ -36,8 +35,8 @@ def measure(folders: tuple[Path, Path], scale: str) -> list[Record]:
     for key, first in found[0].items():
         if second := found[1].get(key):
             claim = first["claim"] if first["claim"] == second["claim"] else general(first["claim"])
-            both = dict(zip(FOLDERS, (first, second), strict=True))
-            records.append({"page": key[0], "claim": claim, "scale": scale, **both, "command": command})
+            told = {"page": key[0], "claim": claim, "scale": scale, "command": command}
+            records.append({**told, "first": first, "second": second})
     if not records:
         raise UsageError(f"{folders[0]} and {folders[1]} have no claim in common at --scale={scale}")
     return records
@@ -58,11 +57,13 @@ def _claims(folder: Path, scale: str) -> dict[tuple[str, str], Record]:
 
 
 def present(records: list[Record]) -> Page:
-    """Which claims have another verdict, how many have none, and all of them."""
-    changes = collections.Counter(_verdicts(r) for r in records if _changed(r))
-    reversed_ = sum(n for verdicts, n in changes.items() if "undecided" not in verdicts)
+    """How many claims come out alike, then all of them, those with another verdict first."""
+    verdicts = [{r[name]["verdict"] for name in FOLDERS} for r in records]
+    changed = [r for r, found in zip(records, verdicts, strict=True) if len(found) > 1]
+    alike = [r for r, found in zip(records, verdicts, strict=True) if len(found) == 1]
+    opposite = sum(len(found) > 1 and "undecided" not in found for found in verdicts)
     same = sum(r["first"]["difference"] == r["second"]["difference"] for r in records)
-    inside = sum(abs(_mean(r, "first") - _mean(r, "second")) <= _half(r, "first") for r in records)
+    inside = sum(_within(r["first"], r["second"]) for r in records)
     of = {name: ", and ".join(dict.fromkeys(r[name]["machine"] for r in records)) for name in FOLDERS}
     lines = [
         f"# The claims of {records[0]['scale']}, run twice",
@@ -72,15 +73,13 @@ def present(records: list[Record]) -> Page:
         f"`{records[0]['command']}`",
         "",
         f"* {len(records)} claims are in both; {_number(same, 'has')} the same figures.",
-        f"* {_number(len(records) - changes.total(), 'has')} the same verdict; "
-        f"{_number(changes.total() - reversed_, 'is')} decided in one and undecided in the other; "
-        f"{_number(reversed_, 'is')} reversed.",
+        f"* {_number(len(alike), 'has')} the same verdict; "
+        f"{_number(len(changed) - opposite, 'is')} decided in one and undecided in the other; "
+        f"{_number(opposite, 'is')} reversed.",
         f"* The second's mean is within the first's interval for {inside} of {len(records)}.",
     ]
-    if changes:
-        lines += ["", "With another verdict:", "", *_table([r for r in records if _changed(r)])]
-    if others := [r for r in records if not _changed(r)]:
-        lines += ["", "With the same verdict:", "", *_table(others)]
+    for title, some in {"With another verdict:": changed, "With the same verdict:": alike}.items():
+        lines += ["", title, "", *_table(some)] if some else []
     return Page(lines, {})
 
 
@@ -96,20 +95,10 @@ def _number(count: int, verb: str) -> str:
     return f"{count} {verb if count == 1 else {'has': 'have', 'is': 'are'}[verb]}"
 
 
-def _verdicts(record: Record) -> tuple[str, ...]:
-    return tuple(record[name]["verdict"] for name in FOLDERS)
-
-
-def _changed(record: Record) -> bool:
-    return len(set(_verdicts(record))) > 1
-
-
-def _mean(record: Record, name: str) -> float:
-    return float(record[name]["difference"].partition(" ± ")[0])
-
-
-def _half(record: Record, name: str) -> float:
-    return float(record[name]["difference"].partition(" ± ")[2])
+def _within(first: Record, second: Record) -> bool:
+    """Whether the second's mean lies in the first's interval."""
+    (mean, half), (other, _) = (map(float, found["difference"].split(" ± ")) for found in (first, second))
+    return abs(mean - other) <= half
 
 
 def main() -> int:

@@ -222,10 +222,9 @@ def merge_inputs(options: argparse.Namespace) -> Request:
         check_order(paths)
     record = provenance.record(weights, curve=options.curve, output=str(options.output))
     output = _unused(options, Path(options.output or "merged"))
-    request = Request(paths, {output.name: Merge(weights, output, record)}, options.item)
     for doubt in doubts(inputs):
         print(f"wsm: warning: {doubt}", file=sys.stderr)
-    return request
+    return Request(paths, {output.name: Merge(weights, output, record)}, options.item)
 
 
 # --- windows of a run ------------------------------------------------------------------------------------------------
@@ -341,9 +340,8 @@ def output_path(options: argparse.Namespace, merging: Run, name: str) -> Path:
     Raises:
       UsageError: something is there, and the merge is not only explained.
     """
-    if not options.output:
-        return _unused(options, merging.merged(name))
-    return _unused(options, Path(options.output) if options.every is None else Path(options.output) / name)
+    within = [] if options.every is None else [name]
+    return _unused(options, Path(options.output, *within) if options.output else merging.merged(name))
 
 
 def _unused(options: argparse.Namespace, output: Path) -> Path:
