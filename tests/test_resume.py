@@ -25,7 +25,9 @@ from tests.runs import (
     spans,
     stop_when,
 )
-from wsm_jax import Run, checkpoints
+from wsm_jax import Run, UsageError, checkpoints
+from wsm_jax.config import to_dict
+from wsm_jax.files import write_json
 
 pytest_plugins = ["tests.runs"]
 pytestmark = pytest.mark.xdist_group("resume")
@@ -139,6 +141,37 @@ def test_a_run_that_keeps_few_merge_checkpoints_goes_on_after_a_kill(tiny, refer
     for step in (STEPS - 3, STEPS):
         expected, got = (checkpoints.load_tree(r.merge_stream / str(step)) for r in (reference, run))
         assert_same_bits(expected, got, step)
+
+
+def test_a_state_that_cannot_be_loaded_costs_no_merge_checkpoint(tiny, reference):
+    """The newest state goes, and the one before it is damaged: what was saved after that one stays there."""
+    directory = tiny.folder / "damaged"
+    shutil.copytree(reference.path, directory)
+    run = Run(directory)
+    shutil.rmtree(run.resume_stream / str(STEPS))
+    for file in (run.resume_stream / str(STEPS - RESUME)).rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            os.truncate(file, file.stat().st_size // 2)
+    before = checkpoints.complete_steps(run.merge_stream)
+    with pytest.raises(UsageError, match=f"resume/{STEPS - RESUME} .*next older state is {BRANCH}: remove"):
+        tiny.run("damaged")
+    assert checkpoints.complete_steps(run.merge_stream) == before
+    assert run.metrics() == reference.metrics()
+
+
+@pytest.mark.parametrize("field", ["resume_interval", "branch_points"])
+def test_other_states_are_asked_for_after_a_kill_and_it_is_killed_again_at_once(tiny, reference, field):
+    """So a run is left: merge checkpoints up to the next state of before, and the new settings in config.json."""
+    directory = tiny.folder / f"changed-{field}"
+    shutil.copytree(reference.path, directory)
+    run = Run(directory)
+    shutil.rmtree(run.resume_stream / str(STEPS))
+    shutil.rmtree(run.merge_stream / str(STEPS))
+    changed = {f"checkpoint__{field}": "3steps" if field == "resume_interval" else f"{BRANCH}steps,38steps,40steps"}
+    write_json(directory / "config.json", to_dict(tiny.config(**changed)))
+    resumed = tiny.run(directory.name, **changed)
+    assert resumed.metrics("start")[-1]["step"] == STEPS - RESUME
+    assert_same_checkpoints(reference, tiny.run(directory.name), after=STEPS - 3)
 
 
 @pytest.mark.slow

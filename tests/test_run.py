@@ -252,19 +252,20 @@ def test_a_setting_that_may_change_is_kept_as_it_is_now(folder):
 @pytest.mark.parametrize("what", ["merge", "records"])
 def test_training_does_not_begin_long_before_what_is_there(folder, what):
     """Full states are due at 300 and 600; a kill may take the one at 300 while it is written, until 600."""
-    begin(folder, settings(checkpoint=CheckpointConfig(resume_interval="300steps")), FACTS)
+    config = settings(checkpoint=CheckpointConfig(resume_interval="300steps"))
+    begin(folder, config, FACTS)
     for step, refused in ((600, False), (620, True)):
         if what == "merge":
             checkpoints.save_tree(run_lib.merge_stream(folder) / f"{step}", {"w": np.ones(2, np.float32)})
         else:
             (folder / "metrics.jsonl").write_text(json.dumps({"kind": "train", "step": step}) + "\n")
         if not refused:
-            run_lib.check_states(folder)
+            run_lib.check_states(folder, config)
             continue
         with pytest.raises(UsageError, match=r"came to step 620, but the newest full state that it has is of step 0"):
-            run_lib.check_states(folder)
+            run_lib.check_states(folder, config)
     checkpoints.save_tree(run_lib.resume_stream(folder) / "300", {"w": np.ones(2, np.float32)}, item="params")
-    run_lib.check_states(folder)
+    run_lib.check_states(folder, config)
 
 
 @pytest.mark.parametrize(

@@ -188,8 +188,9 @@ def begin(path: Path, config: Config, facts: dict[str, Any]) -> None:
     if _has_begun(path):
         check_same(path, config, facts)
         saved = read_json(path / "run.json")
-        if saved.get("branch_points") != facts["branch_points"]:
-            write_json(path / "run.json", {**saved, "branch_points": facts["branch_points"]})
+        free = {name: facts[name] for name in ("branch_points", "longest_resume_interval") if name in facts}
+        if {**saved, **free} != saved:
+            write_json(path / "run.json", {**saved, **free})
         if read_json(path / "config.json") != (now := config_lib.to_dict(config)):
             write_json(path / "config.json", now)  # evaluations of the run look for its data where they are now
         return
@@ -224,7 +225,7 @@ def check_config(path: Path, config: Config) -> None:
             )
 
 
-def check_states(path: str | os.PathLike) -> None:
+def check_states(path: str | os.PathLike, config: Config) -> None:
     """Raises UsageError where the run at ``path`` has more than training from its newest full state can explain.
 
     A kill takes at most the state that was being written, and what was saved then ends before the next one. Else states
@@ -234,7 +235,8 @@ def check_states(path: str | os.PathLike) -> None:
         return
     run = Run(path)
     start = (checkpoints.complete_steps(run.resume_stream) or [run.facts.get("branch_step") or 0])[-1]
-    coming = [step for step in run.plan.resume_steps() if step > start]
+    interval = longest_resume_interval(path, plan(config))
+    coming = [*range((start // interval + 1) * interval, run.plan.steps, interval), run.plan.steps]
     saved = checkpoints.complete_steps(run.merge_stream)
     reached = max([*saved, *(record["step"] for record in run.metrics("train"))], default=0)
     if len(coming) > 1 and reached > coming[1]:
@@ -258,6 +260,17 @@ def resumed_plan(path: str | os.PathLike, config: Config) -> Plan:
     run = Run(path)
     before = run.facts.get("branch_points", run.plan.branch_points)
     return dataclasses.replace(made, branch_points=tuple(sorted({*before, *made.branch_points})))
+
+
+def longest_resume_interval(path: str | os.PathLike, made: Plan) -> int:
+    """The longest interval, in steps, at which the run at ``path`` ever saved its full state; ``made`` is its plan now.
+
+    A kill after a change of ``checkpoint.resume_interval`` leaves states at the interval of before.
+    """
+    if not _has_begun(Path(path)):
+        return made.resume_interval
+    run = Run(path)
+    return max(made.resume_interval, run.plan.resume_interval, run.facts.get("longest_resume_interval", 0))
 
 
 def _has_begun(path: Path) -> bool:

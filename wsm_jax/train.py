@@ -95,7 +95,7 @@ def train(
 
     with all_succeed():
         run_lib.check_config(directory, config)
-        run_lib.check_states(directory)
+        run_lib.check_states(directory, config)
         model_lib.check(presets.with_vocabulary(config.model, 1))  # of what is known before the tokenizer
         corpus = tokens.prepare(config.data, progress=not quiet)
     if parent is not None:
@@ -121,6 +121,7 @@ def train(
         "branch_step": branch_step,
         "tokens_at_branch": run_lib.tokens_read(parent.facts, branch_step) if parent and branch_step else 0,
         "branch_points": list(plan.branch_points),
+        "longest_resume_interval": run_lib.longest_resume_interval(directory, plan),
         "params_from": str(Path(params_from).absolute()) if params_from else None,
         "data_hash": corpus.hash,
         "data": corpus.manifest(),
@@ -146,12 +147,6 @@ def train(
                 keep_steps=plan.branch_points,
             )
         )
-        with all_succeed():
-            if jax.process_index() == 0:  # what comes after the full state may be another path from there
-                drop_after(run_lib.merge_stream(directory), (resume.steps or [branch_step or 0])[-1])
-        merge = stack.enter_context(
-            Stream(run_lib.merge_stream(directory), mergeable=True, keep=config.checkpoint.merge_keep)
-        )
         if resume.steps:
             state = _load(resume, resume.steps[-1], abstract)
             say(f"resuming {directory} at step {resume.steps[-1]}")
@@ -166,6 +161,12 @@ def train(
                 state["params"] = checkpoints.load_tree(params_from, abstract=abstract["params"])
                 say(f"the parameters are those of {params_from}")
             state["averages"] = tracking.initialise(averages, state["params"], abstract["averages"])  # they begin here
+        with all_succeed():  # only now, for a state that cannot be loaded must cost nothing
+            if jax.process_index() == 0:  # what comes after the full state may be another path from there
+                drop_after(run_lib.merge_stream(directory), (resume.steps or [branch_step or 0])[-1])
+        merge = stack.enter_context(
+            Stream(run_lib.merge_stream(directory), mergeable=True, keep=config.checkpoint.merge_keep)
+        )
         start = int(state["step"])
         if start >= plan.steps:
             say(f"{directory} is complete at step {start}")
@@ -280,9 +281,12 @@ def _load(stream: Stream, step: int, abstract: train_state.TrainState) -> train_
         items = stream.load(step, items)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
+        place = stream.directory / str(step)
+        older = max((other for other in stream.steps if other < step), default=None)
         raise UsageError(
-            f"{stream.directory / str(step)} cannot be loaded as a state of this run ({type(error).__name__}: "
-            f"{reason}); states that an earlier version saved with optimizer.weight_decay=0 have another form"
+            f"{place} cannot be loaded as a state of this run: it is damaged, or of another form, as states that an "
+            f"earlier version saved with optimizer.weight_decay=0 are ({type(error).__name__}: {reason}). "
+            + (f"The next older state is {older}: remove {place} to go on from there" if older else "There is no older")
         ) from error
     return {"averages": {}, **items, "step": jax.device_put(jnp.asarray(step, jnp.int32), abstract["step"].sharding)}
 

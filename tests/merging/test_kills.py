@@ -28,6 +28,40 @@ def test_two_merges_cannot_write_the_same_output(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["0", "out"]
 
 
+@pytest.mark.parametrize("planted", ["link", "folder", "file"])
+def test_what_no_merge_has_made_is_neither_followed_nor_removed(tmp_path, planted):
+    paths = save_all(tmp_path, [tree(0)])
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "keep").write_text("must survive")
+    place = tmp_path / ".out.merging"
+    if planted == "link":
+        place.symlink_to(victim)
+    elif planted == "folder":
+        victim.rename(place)
+        victim = place
+    else:
+        place.write_text("a file")
+    with pytest.raises(UsageError, match=r"\.out\.merging is in the way"):
+        wsm_jax.merge_checkpoints(paths, [1.0], tmp_path / "out")
+    assert (victim / "keep").read_text() == "must survive"
+    assert os.path.lexists(place)
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_among_the_leftovers_of_a_killed_merge_are_not_followed(tmp_path):
+    paths = save_all(tmp_path, [tree(0)])
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "keep").touch()
+    place = tmp_path / ".out.merging"
+    place.mkdir()
+    (place / storage.MARK).touch()
+    (place / "out").symlink_to(tmp_path / "victim")
+    wsm_jax.merge_checkpoints(paths, [1.0], tmp_path / "out")
+    assert (tmp_path / "victim" / "keep").exists()
+    assert sorted(os.listdir(tmp_path)) == ["0", "out", "victim"]
+
+
 MERGE = """
 import sys, wsm_jax
 paths = sys.argv[2:]
@@ -55,6 +89,7 @@ def test_a_killed_merge_leaves_nothing_that_looks_whole_and_can_be_repeated(tmp_
         """A merge that has just claimed its folder, which removes what an earlier one left in it."""
         shutil.rmtree(out, ignore_errors=True)
         place.mkdir(parents=True, exist_ok=True)
+        (place / storage.MARK).touch()
         (place / "leftover").touch()
         process = subprocess.Popen(command)
         while (place / "leftover").exists():

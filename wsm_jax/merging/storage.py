@@ -18,6 +18,8 @@ from wsm_jax.merging.leaves import Leaf
 from wsm_jax.processes import all_succeed
 from wsm_jax.sharding import named_leaves
 
+MARK = ".made-by-wsm-merge"  # in the folder where a merge is under way; what lacks it is somebody else's
+
 ORBAX, SAFETENSORS = FORMATS = ("orbax", "safetensors")
 
 # The item to read of every Orbax checkpoint, or one for each; None: `params`, else the only one.
@@ -182,15 +184,23 @@ def unfinished(output: str | os.PathLike) -> Iterator[Path]:
 
 
 def _claim(folder: Path, output: Path) -> int:
+    """Makes ``folder``, or takes over what a killed merge left of it, and holds a lock on it.
+
+    Nothing is followed through a link, and nothing is removed that no merge has made: a folder of that name is one of
+    ours where it holds MARK, which is the first thing in it, or nothing at all.
+    """
     while True:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"{output} cannot be written: {error.filename} ({error.strerror})") from error
-        try:
-            lock = os.open(folder, os.O_RDONLY)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:
             continue  # of a merge that has just ended
+        except NotADirectoryError as error:  # what a link gives, too
+            raise UsageError(f"{folder} is in the way and is no folder; remove it, or choose another output") from error
+        except OSError as error:
+            raise UsageError(f"{output} cannot be written: {error.filename} ({error.strerror})") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -200,11 +210,21 @@ def _claim(folder: Path, output: Path) -> int:
             ) from error
         except OSError:
             pass  # a file system without locks
-        if folder.is_dir() and os.path.samestat(os.stat(folder), os.fstat(lock)):
-            break
+        try:
+            if os.path.samestat(os.lstat(folder), os.fstat(lock)):
+                break
+        except FileNotFoundError:
+            pass
         os.close(lock)  # that merge has removed it in between
-    for leftover in folder.iterdir():
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    found = os.listdir(lock)
+    if found and MARK not in found:
+        os.close(lock)
+        raise UsageError(f"{folder} is in the way and was not made by a merge; remove it, or choose another output")
+    for name in found:
+        if name != MARK:
+            leftover = folder / name
+            shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
+    (folder / MARK).touch()
     return lock
 
 
