@@ -29,10 +29,12 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from wsm_jax import disk, optimizer, run, schedules, sharding, train_state, train_step
-from wsm_jax.averaging import average, tracking, window
 from wsm_jax.config import OptimizerConfig
+from wsm_jax.core import averages, online, schedules
+from wsm_jax.io import disk, machine
 from wsm_jax.models import model, presets
+from wsm_jax.parallel import sharding
+from wsm_jax.training import optimizer, tracking, train_state, train_step
 
 MODEL = flags.DEFINE_enum("model", "tiny", ["tiny", "gpt2_small"], "what is trained")
 BATCH = flags.DEFINE_integer("batch_size", 8, "sequences in a step", lower_bound=1)
@@ -46,20 +48,20 @@ SCHEDULE = schedules.constant(1e-3)
 DECAY = {"learning_rate": SCHEDULE, "weight_decay": 0.1, "mask": optimizer.decay_mask}
 
 
-def variants(steps: int) -> dict[str, tuple[average.Average | None, bool]]:
+def variants(steps: int) -> dict[str, tuple[averages.Average | None, bool]]:
     """Name -> average and whether it is kept on the host."""
     return {
         "none": (None, False),
-        "interval mean": (average.interval_mean(steps), False),
-        "EMA": (average.ema(0.999), False),
-        "EMA, every 4 steps": (average.ema(0.999, every=4), False),
-        "EMA, host, every 4 steps": (average.ema(0.999, every=4), True),
-        "SWA, every 4 steps": (average.swa(0, 4), False),
-        "LAWA, 4 copies, every 4 steps": (average.lawa(4, 4), False),
-        "online WSM, 1 copy": (window.online_wsm("minus_sqrt", 4 * steps, **DECAY), False),
-        "online WSM, 4 copies": (window.online_wsm("minus_sqrt", 4 * steps, spacing=steps, **DECAY), False),
+        "interval mean": (averages.interval_mean(steps), False),
+        "EMA": (averages.ema(0.999), False),
+        "EMA, every 4 steps": (averages.ema(0.999, every=4), False),
+        "EMA, host, every 4 steps": (averages.ema(0.999, every=4), True),
+        "SWA, every 4 steps": (averages.swa(0, 4), False),
+        "LAWA, 4 copies, every 4 steps": (averages.lawa(4, 4), False),
+        "online WSM, 1 copy": (online.online_wsm("minus_sqrt", 4 * steps, **DECAY), False),
+        "online WSM, 4 copies": (online.online_wsm("minus_sqrt", 4 * steps, spacing=steps, **DECAY), False),
         "online WSM, 4 copies, every 4 steps": (
-            window.online_wsm("minus_sqrt", 4 * steps, spacing=steps, every=4, **DECAY),
+            online.online_wsm("minus_sqrt", 4 * steps, spacing=steps, every=4, **DECAY),
             False,
         ),
         "none again": (None, False),
@@ -69,7 +71,7 @@ def variants(steps: int) -> dict[str, tuple[average.Average | None, bool]]:
 class Benchmark:
     """One training state that all variants share, and the state of each variant's average."""
 
-    def __init__(self, chosen: dict[str, tuple[average.Average | None, bool]]):
+    def __init__(self, chosen: dict[str, tuple[averages.Average | None, bool]]):
         config = presets.preset(MODEL.value) if MODEL.value != "tiny" else presets.tiny()
         config.context, config.vocab_size = CONTEXT.value, config.vocab_size or 4096
         built, mesh = model.build(config), sharding.make_mesh()
@@ -148,7 +150,7 @@ def main(argv: list[str]) -> None:
                 "bytes_held": held,
                 "benchmark": shlex.join(sys.argv),
                 "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                **run.environment(),
+                **machine.environment(),
             }
         )
     output = Path(OUTPUT.value or f"benchmarks/results/averaging-{MODEL.value}{suffix()}.jsonl")

@@ -56,7 +56,7 @@ def windows(count: int) -> list[int]:
 
 def window_weights(count: int, curves: tuple[str, ...]) -> dict[str, list[float]]:
     """Name -> weights over all checkpoints, for every curve and window; oldest first, zeros before the window."""
-    from wsm_jax.coefficients import merge_weights
+    from wsm_jax.core.merge_weights import merge_weights
 
     return {
         f"{curve}-{k}-{n}": [0.0] * (count - n) + merge_weights(curve, n).tolist()

@@ -113,9 +113,9 @@ def write_one(path: Path, size: Size, format: str, seed: int) -> None:
 
     tree = jax.tree.map(lambda leaf: jnp.asarray(draw(leaf.shape)), tree_shapes(size))
     if format == "stream":
-        from wsm_jax import checkpoints
+        from wsm_jax.checkpoints import orbax
 
-        checkpoints.save_tree(path, tree)
+        orbax.save_tree(path, tree)
     else:
         import orbax.checkpoint as ocp  # the classic API, as other codebases use it
 

@@ -33,7 +33,7 @@ from merge_cases import (
 from rich.console import Console
 from rich.table import Table
 
-from wsm_jax import plot_style
+from wsm_jax.reporting import plot_style
 
 Record = dict[str, Any]
 OWN_FORMATS = ("safetensors", "stream")

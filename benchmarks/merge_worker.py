@@ -123,7 +123,7 @@ def precision(task: dict[str, Any]) -> dict[str, Any]:
     import jax.numpy as jnp
 
     import wsm_jax
-    from wsm_jax import run
+    from wsm_jax.io import machine
 
     random = np.random.default_rng(0)
     start = random.normal(0.0, 0.02, ELEMENTS)
@@ -147,7 +147,7 @@ def precision(task: dict[str, Any]) -> dict[str, Any]:
                     "same_dtype_sum": _relative(same, exact),
                 }
             )
-    return {"rows": rows, "environment": run.environment()}
+    return {"rows": rows, "environment": machine.environment()}
 
 
 def _relative(got: Any, exact: Any) -> float:

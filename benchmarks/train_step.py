@@ -33,7 +33,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from wsm_jax import plot_style, run
+from wsm_jax.io import machine
+from wsm_jax.reporting import plot_style
 
 PEER_PYTHON = flags.DEFINE_string("peer_python", "", "interpreter with torch and transformers; empty = ours only")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "rounds; in each, every variant runs once", lower_bound=1)
@@ -126,9 +127,11 @@ def run_worker(settings: dict[str, Any]) -> None:
     import numpy as np
     from train_step_torch import answer, timed  # beside this file; imports torch only when it runs
 
-    from wsm_jax import optimizer, schedules, sharding, train_state, train_step
     from wsm_jax.config import ModelConfig, OptimizerConfig
+    from wsm_jax.core import schedules
     from wsm_jax.models import model
+    from wsm_jax.parallel import sharding
+    from wsm_jax.training import optimizer, train_state, train_step
 
     names = {field.name for field in dataclasses.fields(ModelConfig)}
     config = ModelConfig(**{k: v for k, v in settings.items() if k in names})
@@ -154,10 +157,10 @@ def run_worker(settings: dict[str, Any]) -> None:
         answer(timed(step, int(line)))
 
 
-def machine() -> dict[str, Any]:
+def this_machine() -> dict[str, Any]:
     """What the figures depend on besides the code."""
     load = os.getloadavg()[0]
-    return {"cpu": run.cpu_name(), "cores": os.cpu_count(), "system": platform.platform(), "load_before": load}
+    return {"cpu": machine.cpu_name(), "cores": os.cpu_count(), "system": platform.platform(), "load_before": load}
 
 
 def summary(records: list[dict[str, Any]]) -> Table:
@@ -204,7 +207,7 @@ def main(argv: list[str]) -> None:
         return
     console = Console()
     shape = dict(zip(FIELDS, (int(x) for x in SHAPE.value.split(",")), strict=True)) | {"threads": THREADS.value}
-    facts = machine()
+    facts = this_machine()
     if not PEER_PYTHON.value:
         console.print("No --peer_python: measuring ours only.")
     workers = []

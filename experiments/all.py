@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from experiments import protocol, report, training
-from wsm_jax import files, run
 from wsm_jax.errors import ended
+from wsm_jax.io import files, machine
 
 ONE = ("--only", "--output")  # of one experiment; the pieces of another have other names
 
@@ -45,7 +45,7 @@ def main() -> int:
     print(f"{minutes:.0f} minutes")
     if from_nothing:
         command = " ".join(["python -m experiments.all", *sys.argv[1:]])
-        took = {"minutes": round(minutes, 1), **run.environment(), "command": command}
+        took = {"minutes": round(minutes, 1), **machine.environment(), "command": command}
         folder = Path(options.results) / "all" / plans[0].options.scale
         folder.mkdir(parents=True, exist_ok=True)
         files.write_jsonl(folder / "records.jsonl", [took])

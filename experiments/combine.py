@@ -21,8 +21,8 @@ from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
 from experiments.training import SEED_SCALES, matrix_of, rates
 from experiments.trajectories import along, window
-from wsm_jax import plot_style
-from wsm_jax.tables import markdown_table
+from wsm_jax.reporting import plot_style
+from wsm_jax.reporting.tables import markdown_table
 
 CURVE = "minus_sqrt"
 SAMPLED = {4: 2, 8: 1}  # checkpoints over the short decay's length -> intervals between them

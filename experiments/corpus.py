@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from wsm_jax.data.publish import published
 from wsm_jax.errors import UsageError, ended
-from wsm_jax.files import read_json, write_json
+from wsm_jax.io.files import read_json, write_json
+from wsm_jax.io.publish import published
 
 SOURCES = """\
 The folder of --data holds gzipped JSON lines, one object a line, under these names (each with .jsonl.gz); behind the

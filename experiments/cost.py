@@ -29,14 +29,17 @@ from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
 from experiments.training import SEED_SCALES, matrix_of, rates
 from experiments.trajectories import window
-from wsm_jax import checkpoints, disk, plot_style, schedules, sharding
-from wsm_jax.averaging import tracking
-from wsm_jax.averaging.window import online_wsm
-from wsm_jax.checkpoints import PARAMS
+from wsm_jax.checkpoints import orbax, run_schedule
+from wsm_jax.checkpoints.orbax import PARAMS
+from wsm_jax.checkpoints.run import Run
+from wsm_jax.core.online import online_wsm
+from wsm_jax.io import disk
 from wsm_jax.models.model import flops_per_token
-from wsm_jax.optimizer import decay_mask
-from wsm_jax.run import Run
-from wsm_jax.tables import markdown_table
+from wsm_jax.parallel import sharding
+from wsm_jax.reporting import plot_style
+from wsm_jax.reporting.tables import markdown_table
+from wsm_jax.training import tracking
+from wsm_jax.training.optimizer import decay_mask
 
 COUNTS = (8, 16)
 REAL, MERGE, ONLINE = "decay", "merge", "online"
@@ -114,11 +117,11 @@ def online(run: Run, checkpoint: Path, start: int, every: int) -> tuple[float, i
       start: step at which the window begins.
       every: steps between updates.
     """
-    schedule = schedules.from_config(run.config, run.facts["branch_step"])
+    schedule = run_schedule.from_config(run.config, run.facts["branch_step"])
     settings = {"learning_rate": schedule, "weight_decay": run.config.optimizer.weight_decay, "mask": decay_mask}
     averages = {ONLINE: online_wsm("linear", run.plan.steps - start, every=every, **settings)}
     place = sharding.replicated(sharding.make_mesh())
-    params = jax.tree.map(lambda leaf: jax.device_put(leaf, place), checkpoints.load_tree(checkpoint))
+    params = jax.tree.map(lambda leaf: jax.device_put(leaf, place), orbax.load_tree(checkpoint))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params)
     states = tracking.abstract(averages, shapes)
     update = tracking.compile_update(averages, shapes, states)

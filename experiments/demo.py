@@ -16,8 +16,10 @@ import time
 from pathlib import Path
 
 from experiments.environment import tuned
-from wsm_jax import config_flags, files, run
+from wsm_jax.checkpoints import plan as plan_lib
+from wsm_jax.cli import config_flags
 from wsm_jax.errors import UsageError, ended
+from wsm_jax.io import files
 
 CONFIG = Path(__file__).parent.parent / "configs" / "demo.py"
 CURVES = ("linear", "cosine", "minus_sqrt")
@@ -26,7 +28,7 @@ CURVES = ("linear", "cosine", "minus_sqrt")
 def commands(output: Path, seed: int, overrides: list[str]) -> list[list[str]]:
     """The ``wsm`` commands of the demo, in order; ``overrides`` are further ``--config.field=value``."""
     settings = [f"--config={CONFIG}", f"--config.seed={seed}", *overrides]
-    points = run.plan(config_flags.load(settings)).branch_points
+    points = plan_lib.plan(config_flags.load(settings)).branch_points
     if not points:
         raise UsageError("checkpoint.branch_points is empty, but the real decays leave the run at the first of them")
     base = output / "constant"

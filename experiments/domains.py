@@ -12,12 +12,13 @@ from typing import TypeVar
 
 from experiments.protocol import Record, evaluated, trained_by
 from experiments.training import Matrix
-from wsm_jax import evaluate, sharding
+from wsm_jax.checkpoints.run import Run
 from wsm_jax.data import tokens
 from wsm_jax.data.store import TokenStore
-from wsm_jax.evaluate import Evaluator
+from wsm_jax.evaluation import evaluate
+from wsm_jax.evaluation.evaluate import Evaluator
 from wsm_jax.merging.recipe import Recipe
-from wsm_jax.run import Run
+from wsm_jax.parallel import sharding
 
 Key = TypeVar("Key", bound=Hashable)
 # Tokens of validation and of test in all, an equal part from each domain.

@@ -29,12 +29,14 @@ from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
 from experiments.training import SEED_SCALES, Matrix, matrix_of, rates
 from experiments.trajectories import Trajectory, window
-from wsm_jax import checkpoint_weights, plot_style, schedule_weights, schedules
-from wsm_jax.coefficients import curve_update_weights
+from wsm_jax import checkpoint_weights, schedule_weights
+from wsm_jax.checkpoints import run_schedule
+from wsm_jax.checkpoints.run import Run
+from wsm_jax.core.coefficients import curve_update_weights
 from wsm_jax.merging.recipe import Recipe, make_recipe
 from wsm_jax.merging.selection import MEAN
-from wsm_jax.run import Run
-from wsm_jax.tables import markdown_table
+from wsm_jax.reporting import plot_style
+from wsm_jax.reporting.tables import markdown_table
 
 DECAY, EVERY = matrix.DECAY, 4
 COUNTS = (4, 8, 12, 16, 24, 32, 48, 60)
@@ -86,7 +88,7 @@ def _step(runs: Matrix, since: int) -> int:
 def by_schedule(run: Run, path: Trajectory, first: int, last: int) -> Recipe:
     """The merge of the checkpoints from ``first`` to ``last`` that emulates the schedule of ``run``."""
     steps = [step for step in path if first <= step <= last]
-    schedule = schedules.from_config(run.config, run.facts["branch_step"])
+    schedule = run_schedule.from_config(run.config, run.facts["branch_step"])
     return window(path, schedule_weights(schedule, steps, run.config.optimizer.peak_lr), len(steps), last)
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.intervals import interval
-from wsm_jax import plot_style
+from wsm_jax.reporting import plot_style
 
 REAL, MERGED = "#D55E00", "#0072B2"  # colours of real decays and of merges
 

@@ -23,12 +23,13 @@ from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import TEST, Seeds, plus_minus, source
 from experiments.training import SEED_SCALES, matrix_of, rates
 from experiments.trajectories import along, window
-from wsm_jax import plot_style, tuning
-from wsm_jax.checkpoints import PARAMS
+from wsm_jax.checkpoints.orbax import PARAMS
+from wsm_jax.evaluation import tuning
 from wsm_jax.merging import selection
 from wsm_jax.merging.recipe import Recipe, make_recipe
 from wsm_jax.merging.selection import MEAN, POINT
-from wsm_jax.tables import markdown_table
+from wsm_jax.reporting import plot_style
+from wsm_jax.reporting.tables import markdown_table
 
 MERGED = ("linear", "cosine", "minus_sqrt", "ema")
 COUNTS, LONG = (2, 4, 8, 12, 16), (24, 32)

@@ -24,10 +24,10 @@ from experiments import protocol
 from experiments.intervals import interval, shown, verdict
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, source
-from wsm_jax import plot_style
+from wsm_jax.checkpoints.run import Run
 from wsm_jax.merging.recipe import Recipe, make_recipe
-from wsm_jax.run import Run
-from wsm_jax.tables import markdown_table
+from wsm_jax.reporting import plot_style
+from wsm_jax.reporting.tables import markdown_table
 
 COUNT = 5
 SHARES = (0.25, 0.5, 0.75, 1.0)

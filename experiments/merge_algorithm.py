@@ -21,15 +21,16 @@ from experiments.jobs import ADAMW, LION, MUON, OPTIMIZERS, WSD, WSM
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import TEST, Seeds, plus_minus, source, unswitched
 from experiments.training import SEEDS, matrix_of, rates
-from wsm_jax import plot_style, tuning
-from wsm_jax.checkpoints import PARAMS
+from wsm_jax.checkpoints.orbax import PARAMS
+from wsm_jax.checkpoints.run import Run
 from wsm_jax.errors import UsageError
+from wsm_jax.evaluation import tuning
 from wsm_jax.merging import selection
 from wsm_jax.merging.recipe import Recipe, make_recipe
 from wsm_jax.merging.selection import MEAN, POINT
 from wsm_jax.merging.weighting import Rule
-from wsm_jax.run import Run
-from wsm_jax.tables import markdown_table
+from wsm_jax.reporting import plot_style
+from wsm_jax.reporting.tables import markdown_table
 
 COUNTS = (4, 8, 12, 16)
 MERGED = ("linear", "minus_sqrt", "ema", "cosine", "inverse_sqrt")

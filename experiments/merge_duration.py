@@ -20,8 +20,8 @@ from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import TEST, Seeds, plus_minus, source
 from experiments.training import SEED_SCALES, matrix_of, rates
 from experiments.trajectories import window
-from wsm_jax import plot_style
-from wsm_jax.tables import markdown_table
+from wsm_jax.reporting import plot_style
+from wsm_jax.reporting.tables import markdown_table
 
 COUNTS = (2, 4, 8, 12, 16, 24, 32, 48, 60)  # of 64; the warm-up takes four
 MERGED = ("linear", "cosine", "minus_sqrt", "inverse_sqrt", "ema", "square", "exponential")

@@ -23,8 +23,8 @@ from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
 from experiments.training import SEED_SCALES, matrix_of, rates
 from experiments.trajectories import window
-from wsm_jax import plot_style
-from wsm_jax.tables import markdown_table
+from wsm_jax.reporting import plot_style
+from wsm_jax.reporting.tables import markdown_table
 
 WINDOWS = (8, 16, 32)  # intervals
 APART = (1, 2, 4, 8, 16)

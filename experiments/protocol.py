@@ -28,16 +28,19 @@ from matplotlib.figure import Figure
 from experiments.environment import compile_once, tuned
 from experiments.jobs import FIXED
 from experiments.processes import Processes, terminable
-from wsm_jax import config_flags, evaluate, files, memory, plot_style, run
-from wsm_jax.checkpoints import PARAMS
+from wsm_jax.checkpoints.orbax import PARAMS
+from wsm_jax.checkpoints.run import Run
+from wsm_jax.cli import config_flags
 from wsm_jax.config import parse_list
 from wsm_jax.errors import UsageError, ended
-from wsm_jax.evaluate import Evaluation, Evaluator
+from wsm_jax.evaluation import evaluate
+from wsm_jax.evaluation.evaluate import Evaluation, Evaluator
+from wsm_jax.io import files, machine, memory
 from wsm_jax.merging import offline
 from wsm_jax.merging import recipe as recipe_lib
 from wsm_jax.merging.recipe import Recipe
-from wsm_jax.run import Run
-from wsm_jax.train import train
+from wsm_jax.reporting import plot_style
+from wsm_jax.training.loop import train
 
 Record = dict[str, Any]
 Key = TypeVar("Key", bound=Hashable)
@@ -122,7 +125,7 @@ def compared(evaluations: Mapping[str, Evaluation], raw: Mapping[str, Evaluation
 def provenance(base: Run) -> Record:
     """What the records of a run depend on besides the code."""
     names = ("config_hash", "data_hash", "parameters")
-    environment = run.environment()
+    environment = machine.environment()
     environment["command"] = os.environ.get("WSM_EXPERIMENT_COMMAND", environment["command"])
     return {"seed": base.config.seed, **{name: base.facts[name] for name in names}, **environment}
 

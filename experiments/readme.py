@@ -17,10 +17,10 @@ from typing import Any
 
 from experiments import interval_means, lawa, report
 from experiments.intervals import HOLDS, general, interval, share, shown
-from wsm_jax import pages, plot_style
 from wsm_jax.errors import ended
-from wsm_jax.files import read_json, read_jsonl, write_text
-from wsm_jax.tables import markdown_table
+from wsm_jax.io.files import read_json, read_jsonl, write_text
+from wsm_jax.reporting import pages, plot_style
+from wsm_jax.reporting.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"

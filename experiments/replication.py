@@ -16,10 +16,10 @@ from experiments import report
 from experiments.intervals import CLAIMS, general
 from experiments.protocol import Page, Record, publish
 from experiments.seeds import machines
-from wsm_jax import pages
 from wsm_jax.errors import UsageError, ended
-from wsm_jax.files import read_jsonl
-from wsm_jax.tables import markdown_table
+from wsm_jax.io.files import read_jsonl
+from wsm_jax.reporting import pages
+from wsm_jax.reporting.tables import markdown_table
 
 FOLDERS = ("first", "second")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from configs import matrix
 from experiments.intervals import HOLDS
 from experiments.protocol import results_root
-from wsm_jax import pages
 from wsm_jax.errors import UsageError, ended
-from wsm_jax.files import read_jsonl, write_text
-from wsm_jax.pages import Outline
+from wsm_jax.io.files import read_jsonl, write_text
+from wsm_jax.reporting import pages
+from wsm_jax.reporting.pages import Outline
 
 NAMES = [
     "tuning",

@@ -25,12 +25,12 @@ from experiments.jobs import ADAMW, BRANCH, JOBS, LION, MUON, OPTIMIZERS, WSD, W
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import command, machines
 from experiments.trajectories import Trajectory, along, window
-from wsm_jax import checkpoints
+from wsm_jax.checkpoints import orbax
+from wsm_jax.checkpoints.run import Run
 from wsm_jax.errors import UsageError
-from wsm_jax.files import read_jsonl
+from wsm_jax.io.files import read_jsonl
 from wsm_jax.merging import offline
-from wsm_jax.run import Run
-from wsm_jax.tables import markdown_table
+from wsm_jax.reporting.tables import markdown_table
 
 SEEDS = (0, 1, 2)
 # What the experiments on these runs have for pieces: the seeds.
@@ -82,7 +82,7 @@ class Matrix:
         """The checkpoint that a job with ``merged`` starts with, made now if it is not there."""
         asked = JOBS[job]
         place = self.folder(seed, rate) / f"{job}-start"
-        if not checkpoints.is_checkpoint(place):
+        if not orbax.is_checkpoint(place):
             path = self.path(seed, rate, asked.parent)
             recipe = window(path, "linear", asked.merged, asked.start * self.interval)
             offline.merge_checkpoints(recipe.paths, recipe.weights, place)

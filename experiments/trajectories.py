@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from wsm_jax import checkpoints
-from wsm_jax.coefficients import Vector, merge_weights
+from wsm_jax.checkpoints import orbax
+from wsm_jax.checkpoints.run import Run
+from wsm_jax.core.coefficients import Vector
+from wsm_jax.core.merge_weights import merge_weights
 from wsm_jax.errors import UsageError
 from wsm_jax.merging.recipe import Recipe
-from wsm_jax.run import Run
 
 Trajectory = Mapping[int, Path]  # step -> checkpoint, oldest first
 
@@ -17,7 +18,7 @@ def along(*runs: Run) -> Trajectory:
     found: dict[int, Path] = {}
     for run in runs:
         start = run.facts["branch_step"] or 0
-        steps = checkpoints.complete_steps(run.merge_stream)
+        steps = orbax.complete_steps(run.merge_stream)
         found = {step: path for step, path in found.items() if step <= start}
         found |= {step: run.merge_stream / str(step) for step in steps if step > start}
     return found
@@ -41,4 +42,4 @@ def window(path: Trajectory, rule: str | Vector, count: int, end: int, apart: in
     if len(chosen) < count or chosen[-1] != end:
         raise UsageError(f"there are no {count} checkpoints, {apart} apart, up to step {end}: {steps}")
     weights = merge_weights(rule, count) if isinstance(rule, str) else rule
-    return Recipe(tuple(path[step] for step in chosen), (checkpoints.PARAMS,) * count, weights)
+    return Recipe(tuple(path[step] for step in chosen), (orbax.PARAMS,) * count, weights)

@@ -25,9 +25,10 @@ from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source
 from experiments.training import SEED_SCALES, matrix_of, rates
 from experiments.trajectories import along, window
-from wsm_jax import checkpoints, plot_style
+from wsm_jax.checkpoints import orbax
 from wsm_jax.merging import offline, recipe
-from wsm_jax.tables import markdown_table
+from wsm_jax.reporting import plot_style
+from wsm_jax.reporting.tables import markdown_table
 
 COUNTS = (2, 4, 8, 16, 32)
 CONSTANT, REAL, MERGE = "constant", "decay", "merge"
@@ -48,7 +49,7 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
         for arm, places in ((CONSTANT, later), (REAL, along(decay)))
         for step, place in places.items()
     }
-    points = {key: _flat(checkpoints.load_tree(one.paths[0])) for key, one in recipes.items()}
+    points = {key: _flat(orbax.load_tree(one.paths[0])) for key, one in recipes.items()}
     chosen = {str(n): window(path, "linear", n, runs.steps) for n in COUNTS}
     recipes |= {(MERGE, runs.steps, int(name)): one for name, one in chosen.items()}
     paths, items, weights = recipe.union(chosen)

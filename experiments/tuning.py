@@ -20,8 +20,8 @@ from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import command, machines
 from experiments.training import best, matrix_of
 from experiments.trajectories import window
-from wsm_jax import plot_style
-from wsm_jax.tables import markdown_table
+from wsm_jax.reporting import plot_style
+from wsm_jax.reporting.tables import markdown_table
 
 SEED = 100
 COUNTS = (8, 12, 16)

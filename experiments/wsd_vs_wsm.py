@@ -26,8 +26,8 @@ from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, plus_minus, source, unswitched
 from experiments.training import SEED_SCALES, matrix_of, rates
 from experiments.trajectories import window
-from wsm_jax import plot_style
-from wsm_jax.tables import markdown_table
+from wsm_jax.reporting import plot_style
+from wsm_jax.reporting.tables import markdown_table
 
 COUNTS = (8, 12, 16, 20)
 END = matrix.DECAY  # intervals since the switch at which arms are compared

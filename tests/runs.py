@@ -20,7 +20,8 @@ import jax
 import numpy as np
 import pytest
 
-from wsm_jax import Run, checkpoints
+from wsm_jax import Run
+from wsm_jax.checkpoints import orbax
 from wsm_jax.config import (
     CheckpointConfig,
     Config,
@@ -30,10 +31,10 @@ from wsm_jax.config import (
     ModelConfig,
     ScheduleConfig,
     to_dict,
+    with_fields,
 )
-from wsm_jax.config_flags import with_fields
 from wsm_jax.models import model as model_lib
-from wsm_jax.train import train
+from wsm_jax.training.loop import train
 
 ROOT = Path(__file__).parent.parent
 STEPS, MERGE, RESUME, BRANCH, LOG = 48, 3, 12, 18, 3
@@ -207,14 +208,14 @@ def assert_same_checkpoints(first: Run, second: Run, *, after: int = 0) -> None:
     """Both streams have the same steps after ``after``, and the same bits in them."""
     for name in ("merge_stream", "resume_stream"):
         one, other = getattr(first, name), getattr(second, name)
-        steps = [step for step in checkpoints.complete_steps(one) if step > after]
-        assert steps == [step for step in checkpoints.complete_steps(other) if step > after]
+        steps = [step for step in orbax.complete_steps(one) if step > after]
+        assert steps == [step for step in orbax.complete_steps(other) if step > after]
         assert steps
         for step in steps:
-            items = checkpoints.item_names(one / str(step))
-            assert items == checkpoints.item_names(other / str(step))
+            items = orbax.item_names(one / str(step))
+            assert items == orbax.item_names(other / str(step))
             for item in items:
-                a, b = (checkpoints.load_tree(stream / str(step), item) for stream in (one, other))
+                a, b = (orbax.load_tree(stream / str(step), item) for stream in (one, other))
                 assert_same_bits(a, b, (name, step, item))
 
 
@@ -239,12 +240,12 @@ def assert_whole(run: Run) -> int:
     checkpoints up to s.
     """
     plan = run.plan
-    full, merge = (checkpoints.complete_steps(stream) for stream in (run.resume_stream, run.merge_stream))
+    full, merge = (orbax.complete_steps(stream) for stream in (run.resume_stream, run.merge_stream))
     assert set(merge) <= set(plan.merge_steps())
     for stream, steps in ((run.merge_stream, merge), (run.resume_stream, full)):
         for step in steps:
-            for item in checkpoints.item_names(stream / str(step)):
-                tree = checkpoints.load_tree(stream / str(step), item)
+            for item in orbax.item_names(stream / str(step)):
+                tree = orbax.load_tree(stream / str(step), item)
                 assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree))
     newest = max(full, default=0)
     assert set(merge) >= {step for step in plan.merge_steps() if step <= newest}
@@ -256,7 +257,7 @@ def assert_whole(run: Run) -> int:
 def state(run, step):
     """The full state of a run at a step, by item."""
     path = run.resume_stream / str(step)
-    return {item: checkpoints.load_tree(path, item) for item in ("params", "opt_state")}
+    return {item: orbax.load_tree(path, item) for item in ("params", "opt_state")}
 
 
 def counts(tree):

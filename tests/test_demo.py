@@ -14,20 +14,12 @@ import numpy as np
 import pytest
 
 from experiments import demo
-from wsm_jax import (
-    DECAYS,
-    Run,
-    UsageError,
-    checkpoints,
-    cli,
-    comparison,
-    merge_checkpoints,
-    merge_weights,
-    report,
-    tuning,
-)
-from wsm_jax.config_flags import with_fields
-from wsm_jax.evaluate import Difference, checkpoint_path, paired_difference, run_evaluator
+from wsm_jax import DECAYS, Run, UsageError, cli, merge_checkpoints, merge_weights
+from wsm_jax.checkpoints import orbax
+from wsm_jax.config import with_fields
+from wsm_jax.evaluation import tuning
+from wsm_jax.evaluation.evaluate import Difference, checkpoint_path, paired_difference, run_evaluator
+from wsm_jax.reporting import comparison, report
 
 pytestmark = pytest.mark.xdist_group("demo")
 ROOT = Path(__file__).parent.parent
@@ -62,8 +54,8 @@ def test_the_table_has_a_row_for_everything(demo_run, result):
 def test_the_figures_of_a_row_come_out_again(demo_run, result):
     run = Run(demo_run / "constant")
     test = run_evaluator(run, "test")
-    raw = test(checkpoints.load_tree(checkpoint_path(run)))
-    steps = [str(s) for s in checkpoints.complete_steps(run.merge_stream)[-10:]]
+    raw = test(orbax.load_tree(checkpoint_path(run)))
+    steps = [str(s) for s in orbax.complete_steps(run.merge_stream)[-10:]]
     merged = test(merge_checkpoints([run.merge_stream / s for s in steps], merge_weights("cosine", 10)))
     row = next(r for r in result["rows"] if r["name"] == "merge cosine")
     assert row["window"] == 10
@@ -112,7 +104,7 @@ def test_the_result_file_names_its_origin(result):
 def test_the_merged_curve_ends_at_the_merge_of_the_table(demo_run, result):
     run = Run(demo_run / "constant")
     validate = run_evaluator(run, "validation", limit_tokens=run.config.evaluation.tokens)
-    steps = checkpoints.complete_steps(run.merge_stream)[-10:]
+    steps = orbax.complete_steps(run.merge_stream)[-10:]
     merged = merge_checkpoints([run.merge_stream / str(s) for s in steps], np.full(10, 0.1))
     step, loss = result["merged_series"][-1]
     assert step == 40
@@ -146,7 +138,7 @@ def test_merge_of_a_run_by_name_and_what_it_records(demo_run, store):
     assert record["name"] == "minus_sqrt-4x2-at-38"
     assert record["steps"] == [32, 34, 36, 38]
     np.testing.assert_allclose(record["weights"], merge_weights("minus_sqrt", 4))
-    assert checkpoints.user_metadata(run / "merged" / record["name"])["curve"] == "minus_sqrt"
+    assert orbax.user_metadata(run / "merged" / record["name"])["curve"] == "minus_sqrt"
     again = wsm("merge", f"--run={run}", "--curve=minus_sqrt", "--count=4", "--interval=2", "--last_step=38")
     assert again.returncode == 2
     assert "exists" in again.stderr
@@ -167,8 +159,8 @@ def test_explicit_inputs_with_weights(demo_run, tmp_path, store):
     stream = demo_run / "constant" / "checkpoints" / "merge"
     done = wsm("merge", f"{stream}/39:0.25", f"{stream}/40:0.75", f"--output={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
-    merged = checkpoints.load_tree(tmp_path / "out")["final_norm"]["scale"]
-    parts = [np.asarray(checkpoints.load_tree(stream / s)["final_norm"]["scale"], np.float64) for s in ("39", "40")]
+    merged = orbax.load_tree(tmp_path / "out")["final_norm"]["scale"]
+    parts = [np.asarray(orbax.load_tree(stream / s)["final_norm"]["scale"], np.float64) for s in ("39", "40")]
     np.testing.assert_allclose(merged, 0.25 * parts[0] + 0.75 * parts[1], rtol=1e-6)
 
 
@@ -291,7 +283,7 @@ def test_losses_that_cannot_be_compared_are_not(demo_run, store):
 
 def test_a_run_that_is_not_done_is_not_compared(demo_run, store, tmp_path):
     linear = Run(shutil.copytree(demo_run / "decay-linear", tmp_path / "short"))
-    for step in checkpoints.complete_steps(linear.resume_stream):
+    for step in orbax.complete_steps(linear.resume_stream):
         shutil.rmtree(linear.resume_stream / str(step))
     with pytest.raises(UsageError, match=r"short is at step 0 of \d+; finish it first"):
         comparison.compare(Run(demo_run / "constant"), [linear])

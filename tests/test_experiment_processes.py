@@ -12,7 +12,8 @@ import pytest
 
 from experiments.processes import Processes
 from tests.runs import ended, recorded_step, stop_when
-from wsm_jax import Run, checkpoints
+from wsm_jax import Run
+from wsm_jax.checkpoints import orbax
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,7 +50,7 @@ def test_a_signal_to_the_command_is_passed_on_and_training_saves_where_it_is(sto
     status, output = stop_when(process, lambda: recorded_step(run) > 0, signal.SIGTERM)
     assert status == 128 + signal.SIGTERM, output
     log = (tmp_path / "runs" / "0.006-seed0" / "log.txt").read_text()
-    (step,) = checkpoints.complete_steps(Run(run).resume_stream)
+    (step,) = orbax.complete_steps(Run(run).resume_stream)
     assert f"step {step}" in log and "lawa 0.006-seed0 ended with 75:" in output
 
 
@@ -66,5 +67,5 @@ def test_an_interruption_lets_the_training_save_where_it_is(store, short_demo, t
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C: to the command and to what it has started
     status, output = ended(process)
     assert status == 75 and "Traceback" not in output, output
-    (step,) = checkpoints.complete_steps(Run(run).resume_stream)
+    (step,) = orbax.complete_steps(Run(run).resume_stream)
     assert f"step {step}" in output

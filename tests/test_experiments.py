@@ -14,10 +14,13 @@ import pytest
 from experiments import all as everything
 from experiments import cost, interval_means, intervals, jobs, lawa, merge_granularity, protocol, report
 from experiments.seeds import Seeds
-from wsm_jax import Run, checkpoints, config_flags, files
+from wsm_jax import Run
+from wsm_jax.checkpoints import orbax
+from wsm_jax.cli import config_flags
 from wsm_jax.config import Config, flat_fields
 from wsm_jax.errors import UsageError, ended
-from wsm_jax.evaluate import run_evaluator
+from wsm_jax.evaluation.evaluate import run_evaluator
+from wsm_jax.io import files
 
 pytestmark = pytest.mark.xdist_group("experiments")  # one short run of each serves the whole file
 ROOT = Path(__file__).parent.parent
@@ -57,12 +60,12 @@ def test_lawa_is_the_mean_of_the_five_latest_and_its_loss_is_in_the_records(lawa
     run = Run(folder / "runs" / "0.006-seed1" / "run")
     assert (run.config.seed, run.config.optimizer.peak_lr, run.config.schedule.name) == (1, 6e-3, "cosine")
     steps = [40 - 4 * i for i in range(5)]
-    trees = [checkpoints.load_tree(run.merge_stream / str(step)) for step in steps]
+    trees = [orbax.load_tree(run.merge_stream / str(step)) for step in steps]
     mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *trees)
     test = run_evaluator(run, "test", limit_tokens=lawa.Piece.test_tokens)
     row = next(r for r in records(folder) if (r["step"], r["arm"]) == (40, lawa.lawa(4)))
     assert row["test"] == pytest.approx(test(mean).loss, rel=1e-6)
-    ema = checkpoints.load_tree(run.merge_stream / "40", "ema")
+    ema = orbax.load_tree(run.merge_stream / "40", "ema")
     row = next(r for r in records(folder) if (r["step"], r["arm"]) == (40, lawa.EMA))
     assert row["test"] == pytest.approx(test(ema).loss, rel=1e-6)
 
@@ -111,7 +114,7 @@ def test_every_merge_of_points_and_means_is_measured_beside_the_decays(means_run
 
 def test_a_merge_of_means_comes_out_again(means_run):
     run = Run(means_run[0] / "runs" / "0.4M-seed0" / "constant")
-    trees = [checkpoints.load_tree(run.merge_stream / str(step), "mean") for step in range(77, 81)]
+    trees = [orbax.load_tree(run.merge_stream / str(step), "mean") for step in range(77, 81)]
     mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *trees)
     row = next(
         r

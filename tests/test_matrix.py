@@ -32,7 +32,9 @@ from experiments import (
     wsd_vs_wsm,
 )
 from experiments.seeds import Seeds
-from wsm_jax import UsageError, checkpoints, merge_weights, run
+from wsm_jax import UsageError, merge_weights
+from wsm_jax.checkpoints import orbax
+from wsm_jax.checkpoints import plan as plan_lib
 from wsm_jax.models import model, presets
 
 pytestmark = pytest.mark.xdist_group("matrix")  # the runs are shared
@@ -91,8 +93,8 @@ def test_a_branch_of_a_branch_and_one_that_starts_with_a_merge(runs):
     rates = {r["step"]: r["learning_rate"] for r in runs.run(0, RATE, "rewarmed").metrics("train")}
     assert rates[max(rates)] == pytest.approx(RATE) and min(rates) <= runs.steps + 20
     paths = [runs.path(0, RATE, "stable")[runs.branch_step - i * runs.interval] for i in range(16)]
-    mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *map(checkpoints.load_tree, paths))
-    found = checkpoints.load_tree(fed_back.facts["params_from"])
+    mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *map(orbax.load_tree, paths))
+    found = orbax.load_tree(fed_back.facts["params_from"])
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(mean), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
@@ -145,7 +147,7 @@ def test_a_corpus_that_was_built_elsewhere_needs_no_data(runs, monkeypatch, tmp_
 @pytest.mark.parametrize("scale", matrix.SIZES)
 def test_every_scale_has_what_the_experiments_ask_of_it(scale):
     size, config = matrix.SIZES[scale], matrix.get_config(scale)
-    assert size.steps % matrix.INTERVALS == 0 and run.plan(config).merge_interval == size.steps // matrix.INTERVALS
+    assert size.steps % matrix.INTERVALS == 0 and plan_lib.plan(config).merge_interval == size.steps // matrix.INTERVALS
     assert scale in training.MEGABYTES and scale in domains.TOKENS
     assert all(len(tuning.RATES[scale][name]) >= 2 for name in jobs.OPTIMIZERS)
     for name, job in jobs.JOBS.items():
@@ -285,7 +287,7 @@ def test_an_experiment_from_its_runs_to_its_page(runs, experiment):
 def test_the_merge_of_a_record_comes_out_again(runs):
     records = measured(merge_duration, runs, 0)
     path = runs.path(0, RATE, "constant")
-    trees = [checkpoints.load_tree(path[step]) for step in list(path)[-4:]]
+    trees = [orbax.load_tree(path[step]) for step in list(path)[-4:]]
     merged = jax.tree.map(lambda *x: np.tensordot(merge_weights("minus_sqrt", 4), np.asarray(x), 1), *trees)
     loss = np.mean(
         [

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from experiments import protocol, replication
-from wsm_jax.files import read_jsonl
+from wsm_jax.io.files import read_jsonl
 
 
 def folder(root, claims, machine, name="wsd_vs_wsm", scale="tiny"):

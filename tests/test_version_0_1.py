@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from wsm_jax import Run, checkpoints, cli
+from wsm_jax import Run, cli
+from wsm_jax.checkpoints import orbax
 
 FIXTURE = Path("tests/fixtures/version_0_1")
 MERGE = "minus_sqrt-4x2-at-12"
@@ -33,14 +34,14 @@ def assert_close(first, second):
 
 def test_it_goes_on_from_its_state_and_ends_where_it_ended(old_run):
     stream = old_run.merge_stream
-    expected = {item: checkpoints.load_tree(stream / "12", item) for item in ("params", "ema", "mean")}
+    expected = {item: orbax.load_tree(stream / "12", item) for item in ("params", "ema", "mean")}
     records = old_run.metrics("train")
     shutil.rmtree(old_run.resume_stream / "12")
     assert cli.main(["train", f"--config={FIXTURE}/make.py", f"--run={old_run.path}", "--quiet"]) == 0
     assert old_run.metrics("start")[-1]["step"] == 8
-    assert checkpoints.complete_steps(stream) == [2, 4, 6, 8, 10, 12]
+    assert orbax.complete_steps(stream) == [2, 4, 6, 8, 10, 12]
     for item, tree in expected.items():
-        assert_close(tree, checkpoints.load_tree(stream / "12", item))
+        assert_close(tree, orbax.load_tree(stream / "12", item))
     assert [r["step"] for r in old_run.metrics("train")] == [r["step"] for r in records]
     np.testing.assert_allclose(
         [r["loss"] for r in old_run.metrics("train")], [r["loss"] for r in records], rtol=0, atol=1e-5
@@ -60,8 +61,8 @@ def test_a_branch_starts_from_it(old_run, tmp_path):
 def test_it_is_merged_as_it_was_and_its_records_are_read(old_run, tmp_path, capsys):
     output = tmp_path / "again"
     assert cli.main(["merge", f"--run={old_run.path}", "--curve=minus_sqrt", "--count=4", f"--output={output}"]) == 0
-    assert_close(checkpoints.load_tree(old_run.merged(MERGE)), checkpoints.load_tree(output))
-    before, now = (checkpoints.user_metadata(path) for path in (old_run.merged(MERGE), output))
+    assert_close(orbax.load_tree(old_run.merged(MERGE)), orbax.load_tree(output))
+    before, now = (orbax.user_metadata(path) for path in (old_run.merged(MERGE), output))
     for name in ("weights", "steps", "curve", "count", "interval", "config_hash", "data_hash", "leaf_policies"):
         assert now[name] == before[name], name
     capsys.readouterr()

@@ -7,35 +7,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsm_jax.checkpoints import load_tree
-    from wsm_jax.coefficients import checkpoint_weights, ema_weights, merge_weights, update_weights, wma_weights
+    from wsm_jax.checkpoints.orbax import load_tree
+    from wsm_jax.checkpoints.run import Run
     from wsm_jax.config import Config
-    from wsm_jax.decay import DECAYS
+    from wsm_jax.core.coefficients import checkpoint_weights, ema_weights, update_weights, wma_weights
+    from wsm_jax.core.decay import DECAYS
+    from wsm_jax.core.merge import merge
+    from wsm_jax.core.merge_weights import merge_weights
+    from wsm_jax.core.schedules import schedule_weights
+    from wsm_jax.core.trees import named_leaves
     from wsm_jax.errors import NonFiniteError, Preempted, UsageError
-    from wsm_jax.evaluate import Evaluation, paired_difference
+    from wsm_jax.evaluation.evaluate import Evaluation, paired_difference
     from wsm_jax.merging.offline import merge_checkpoints, merge_many
-    from wsm_jax.merging.trees import merge
-    from wsm_jax.run import Run
-    from wsm_jax.schedules import schedule_weights
-    from wsm_jax.sharding import named_leaves
 
 _HOMES = {
-    "DECAYS": "decay",
-    "checkpoint_weights": "coefficients",
-    "update_weights": "coefficients",
-    "merge_weights": "coefficients",
-    "ema_weights": "coefficients",
-    "wma_weights": "coefficients",
-    "load_tree": "checkpoints",
-    "named_leaves": "sharding",
-    "schedule_weights": "schedules",
-    "merge": "merging.trees",
+    "DECAYS": "core.decay",
+    "checkpoint_weights": "core.coefficients",
+    "update_weights": "core.coefficients",
+    "merge_weights": "core.merge_weights",
+    "ema_weights": "core.coefficients",
+    "wma_weights": "core.coefficients",
+    "load_tree": "checkpoints.orbax",
+    "named_leaves": "core.trees",
+    "schedule_weights": "core.schedules",
+    "merge": "core.merge",
     "merge_checkpoints": "merging.offline",
     "merge_many": "merging.offline",
     "Config": "config",
-    "Run": "run",
-    "Evaluation": "evaluate",
-    "paired_difference": "evaluate",
+    "Run": "checkpoints.run",
+    "Evaluation": "evaluation.evaluate",
+    "paired_difference": "evaluation.evaluate",
     "UsageError": "errors",
     "NonFiniteError": "errors",
     "Preempted": "errors",

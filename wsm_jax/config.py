@@ -5,6 +5,7 @@ A file under ``configs/`` defines ``get_config() -> Config``; any field is overr
 union-typed field rejects every override: ``100steps``, ``2Mtok``, ``0.1run``.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -70,7 +71,7 @@ class DataConfig:
 
 @dataclasses.dataclass
 class ScheduleConfig:
-    """The learning rate as a function of the step; see ``wsm_jax.schedules``."""
+    """The learning rate as a function of the step; see ``wsm_jax.core.schedules``."""
 
     name: str = setting(
         "constant",
@@ -140,7 +141,7 @@ class AveragingConfig:
 
 @dataclasses.dataclass
 class PreviewConfig:
-    """What an anneal would give now, evaluated with every validation; see ``wsm_jax.preview``."""
+    """What an anneal would give now, evaluated with every validation; see ``wsm_jax.training.preview``."""
 
     curves: str = setting("", "comma-separated decay curves to merge along; empty = no preview", later=True)
     windows: str = setting("0.1run", "comma-separated durations of the merged windows", later=True)
@@ -301,3 +302,17 @@ def _flat(node: Any, prefix: str):
             yield from _flat(value, f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}", (value, field.metadata["help"])
+
+
+def with_fields(config: Config, **fields: Any) -> Config:
+    """A deep copy with fields replaced by dotted name, ``.`` written ``__``: ``optimizer__peak_lr=1e-3``."""
+    changed = copy.deepcopy(config)
+    for name, value in fields.items():
+        *path, last = name.split("__")
+        node = changed
+        for part in path:
+            node = getattr(node, part)
+        if last not in {field.name for field in dataclasses.fields(node)}:
+            raise UsageError(f"{name.replace('__', '.')} is not a field")
+        setattr(node, last, value)
+    return changed

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from wsm_jax.config import DataConfig
 from wsm_jax.data import sources, tokens
-from wsm_jax.data.publish import published
 from wsm_jax.data.store import TokenStore
 from wsm_jax.data.tokenizer import train_bpe
 from wsm_jax.data.tokens import SPLITS, prepare, split_of
 from wsm_jax.errors import UsageError
-from wsm_jax.evaluate import held_out_stores
+from wsm_jax.evaluation.evaluate import held_out_stores
+from wsm_jax.io.publish import published
 
 
 def test_store_holds_every_document_in_its_split(config, corpus):

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from tests.runs import MERGE, STEPS, assert_same_bits
-from wsm_jax import UsageError, checkpoints, cli, merge_checkpoints, merge_weights
-from wsm_jax.coefficients import wma_weights
-from wsm_jax.merging import command
-from wsm_jax.merging.command import doubts, input_weights, parse_input
+from wsm_jax import UsageError, cli, merge_checkpoints, merge_weights
+from wsm_jax.checkpoints import orbax
+from wsm_jax.cli import merge_request
+from wsm_jax.cli.merge_request import doubts, input_weights, parse_input
+from wsm_jax.core.coefficients import wma_weights
 from wsm_jax.merging.selection import select
 from wsm_jax.merging.weighting import parse, window_weights
 
@@ -79,14 +80,14 @@ def test_unusual_weights_warn_and_merge_all_the_same(reference, tmp_path, capsys
         "wsm: warning: the weights sum to 1.5, not to 1; they are used as given",
     ]
     assert printed.out == f"merged 2 checkpoints into {tmp_path / 'out'}\n"
-    assert_same_bits(checkpoints.load_tree(tmp_path / "out"), merge_checkpoints([a, b], [-0.5, 2.0]))
+    assert_same_bits(orbax.load_tree(tmp_path / "out"), merge_checkpoints([a, b], [-0.5, 2.0]))
     assert cli.main(["merge", f"{a}:0.5", f"{b}:0.5", f"--output={tmp_path / 'usual'}"]) == 0
     assert capsys.readouterr().err == ""
 
 
 def test_explicit_inputs_make_a_request(reference, tmp_path):
     paths = [str(reference.merge_stream / step) for step in ("3", "6", "9")]
-    request = command.merge_inputs(asked(*paths, "--curve=wma", f"--output={tmp_path / 'out'}"))
+    request = merge_request.merge_inputs(asked(*paths, "--curve=wma", f"--output={tmp_path / 'out'}"))
     assert request.paths == tuple(paths)
     (merge,) = request.merges.values()
     np.testing.assert_array_equal(merge.weights, wma_weights(3))
@@ -103,10 +104,10 @@ def test_a_curve_over_inputs_that_are_not_oldest_first_is_refused(reference, tmp
     assert cli.main([*options, "--curve=ema"]) == 2
     assert f"{paths[1]} comes after {paths[0]}, but a curve takes the oldest first" in capsys.readouterr().err
     assert cli.main(options) == 0  # equal weights know no order
-    command.check_order(["a/step9", "b/step3", "a/step9", "a/step10/", "plain"])  # two series, and a repetition
-    command.check_order(["runs/seed2", "runs/seed1"])  # numbers, but no steps
+    merge_request.check_order(["a/step9", "b/step3", "a/step9", "a/step10/", "plain"])  # two series, and a repetition
+    merge_request.check_order(["runs/seed2", "runs/seed1"])  # numbers, but no steps
     with pytest.raises(UsageError, match="a/step9 comes after a/step10"):
-        command.check_order(["a/step10", "a/step9"])
+        merge_request.check_order(["a/step10", "a/step9"])
 
 
 def test_a_folder_of_checkpoints_says_what_it_holds(reference, tmp_path, capsys):
@@ -128,7 +129,7 @@ def test_a_folder_of_checkpoints_says_what_it_holds(reference, tmp_path, capsys)
 )
 def test_a_window_makes_a_request(reference, arguments, name, steps):
     options = asked(f"--run={reference.path}", *arguments)
-    request = command.merge_run(options)
+    request = merge_request.merge_run(options)
     (merge,) = request.merges.values()
     assert list(request.merges) == [merge.record["name"]] == [name]
     assert request.paths == tuple(reference.merge_stream / str(step) for step in steps)
@@ -167,8 +168,8 @@ def test_a_merge_that_lies_elsewhere_is_evaluated_by_its_path(reference, tmp_pat
     capsys.readouterr()
     assert cli.main(["eval", f"--run={reference.path}", f"--merged={tmp_path / 'mine'}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["checkpoint"] == str(tmp_path / "mine")
-    wide = jax.tree.map(lambda x: np.concatenate([x, x], axis=-1), checkpoints.load_tree(tmp_path / "mine"))
-    checkpoints.save_tree(tmp_path / "wide", wide)
+    wide = jax.tree.map(lambda x: np.concatenate([x, x], axis=-1), orbax.load_tree(tmp_path / "mine"))
+    orbax.save_tree(tmp_path / "wide", wide)
     assert cli.main(["eval", f"--run={reference.path}", f"--merged={tmp_path / 'wide'}"]) == 2
     assert f"{tmp_path / 'wide'}: leaf " in capsys.readouterr().err
     assert cli.main(["eval", f"--run={reference.path}", "--merged=nowhere"]) == 2
@@ -186,7 +187,7 @@ def test_a_merge_is_evaluated_although_the_checkpoints_are_gone(reference, tmp_p
 
 
 def test_leaves_that_share_their_weights_need_not_say_whose(reference):
-    rows = command.explain(asked(f"--run={reference.path}", "--curve=cosine", "--count=4", "--explain"))
+    rows = merge_request.explain(asked(f"--run={reference.path}", "--curve=cosine", "--count=4", "--explain"))
     assert {row["weights of"] for row in rows} == {None}
 
 
@@ -203,7 +204,7 @@ def test_the_best_checkpoints_are_merged_and_counted(reference, tmp_path, capsys
     assert cli.main(["merge", f"--run={reference.path}", "--curve=best:2", "--count=16", f"--output={output}"]) == 0
     assert capsys.readouterr().out == f"merged 2 checkpoints into {output}\n"
     two = merge_checkpoints([reference.merge_stream / step for step in ("36", "48")], [0.5, 0.5])
-    assert_same_bits(checkpoints.load_tree(output), two)
+    assert_same_bits(orbax.load_tree(output), two)
 
 
 def test_a_merge_like_another_run_records_which(reference, tmp_path, capsys):
@@ -219,7 +220,7 @@ def test_a_merge_like_another_run_records_which(reference, tmp_path, capsys):
         assert (record["curve"], record["schedule"], record["name"]) == (curve, source, f"{curve}-4x3-at-48")
         expected = [0.0, 0.5, 0.0, 0.5] if curve == "schedule-half" else [0.0, 0.0, 0.0, 1.0]
         np.testing.assert_allclose(record["weights"], expected, atol=1e-6)
-        assert checkpoints.user_metadata(tmp_path / curve)["schedule"] == source
+        assert orbax.user_metadata(tmp_path / curve)["schedule"] == source
 
 
 # --- one merge at every so many steps --------------------------------------------------------------------------------
@@ -253,14 +254,14 @@ def test_every_is_one_merge_after_the_other(reference, tmp_path, capsys, more, e
         assert [entry["path"] for entry in record["inputs"]] == [entry["path"] for entry in expected["inputs"]]
         assert Path(record["output"]) == tmp_path / "series" / record["name"]
         # One merge is an ordered sum, many are a matrix product: equal within their common error bound.
-        for a, b in zip(*(jax.tree.leaves(checkpoints.load_tree(p)) for p in (record["output"], one)), strict=True):
+        for a, b in zip(*(jax.tree.leaves(orbax.load_tree(p)) for p in (record["output"], one)), strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=8 * 2.0**-24 * float(abs(b).max()))
-        assert checkpoints.user_metadata(record["output"]) == record
+        assert orbax.user_metadata(record["output"]) == record
 
 
 def test_a_series_is_one_union_of_checkpoints_with_zeros_elsewhere(reference):
     arguments = [f"--run={reference.path}", "--curve=minus_sqrt", "--count=3", "--every=6"]
-    request = command.merge_run(asked(*arguments))
+    request = merge_request.merge_run(asked(*arguments))
     steps = [int(Path(path).name) for path in request.paths]
     assert steps == list(range(6, STEPS + 1, MERGE))
     assert list(request.merges) == [f"minus_sqrt-3x3-at-{end}" for end in range(12, STEPS + 1, 6)]
@@ -269,7 +270,7 @@ def test_a_series_is_one_union_of_checkpoints_with_zeros_elsewhere(reference):
         assert {s: c for s, c in zip(steps, merge.weights, strict=True) if c} == dict(
             zip((end - 6, end - 3, end), weights, strict=True)
         )
-    aware = command.merge_run(asked(*arguments, "--weight_decay_aware"))
+    aware = merge_request.merge_run(asked(*arguments, "--weight_decay_aware"))
     for merge in aware.merges.values():
         assert all(vector.shape == (len(aware.paths),) for vector in merge.weights.values())
 

@@ -10,8 +10,9 @@ from safetensors.numpy import save_file
 
 import wsm_jax
 from tests.merging.trees import plain_chunks, save_all, tree
-from wsm_jax import UsageError, checkpoints, cli
-from wsm_jax.merging import huggingface, offline, zarr
+from wsm_jax import UsageError, cli
+from wsm_jax.checkpoints import huggingface, orbax, zarr
+from wsm_jax.merging import offline
 
 
 def refused(folder, paths, words, weights=None, **options):
@@ -92,7 +93,7 @@ def test_complex_leaves_are_not_merged_in_silence(tmp_path):
     paths = save_all(tmp_path, [{"w": jnp.full(3, i + 2j, jnp.complex64), "v": jnp.ones(2)} for i in range(2)])
     refused(tmp_path, paths, "leaf w is complex64, which is not averaged here; choose last, first or skip")
     wsm_jax.merge_checkpoints(paths, [0.5, 0.5], tmp_path / "out", rules=[("w", "last")], verify=True)
-    np.testing.assert_array_equal(checkpoints.load_tree(tmp_path / "out")["w"], np.full(3, 1 + 2j))
+    np.testing.assert_array_equal(orbax.load_tree(tmp_path / "out")["w"], np.full(3, 1 + 2j))
 
 
 def test_a_dtype_that_the_format_does_not_know(tmp_path):
@@ -178,7 +179,7 @@ def test_a_missing_chunk_is_not_taken_for_zeros(tmp_path, zarr3):
 
 
 def test_a_leaf_cut_along_a_later_axis_is_not_read_without_a_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_storage_options", plain_chunks)
+    monkeypatch.setattr(orbax, "_storage_options", plain_chunks)
     paths = save_all(tmp_path, [{"w": jnp.full((5, 60), i + 1.0)} for i in range(2)])
     files = [file for file in (paths[0] / "params" / "w" / "c").rglob("*") if file.is_file()]
     assert len(files) > 1
@@ -204,8 +205,8 @@ def test_an_overflow_of_a_narrow_dtype_is_seen(tmp_path, dtype):
 
 
 def test_integers_of_64_bits_are_read_whole(tmp_path):
-    checkpoints.save_tree(tmp_path / "0", {"n": np.asarray([2**40 + 5]), "w": np.ones(2, np.float32)})
-    found = checkpoints.load_tree(tmp_path / "0")
+    orbax.save_tree(tmp_path / "0", {"n": np.asarray([2**40 + 5]), "w": np.ones(2, np.float32)})
+    found = orbax.load_tree(tmp_path / "0")
     assert (found["n"].dtype, int(found["n"][0])) == (np.int64, 2**40 + 5)
     assert found["w"].dtype == np.float32
 
@@ -226,8 +227,8 @@ def test_what_a_tree_cannot_hold_is_told(tmp_path):
         tmp_path / "1" / "model.safetensors",
     )
     wsm_jax.merge_checkpoints([tmp_path / "1"] * 2, [0.5, 0.5], tmp_path / "out", format="orbax")
-    assert checkpoints.load_tree(tmp_path / "out")["empty"].shape == (0, 5)
-    assert checkpoints.load_tree(tmp_path / "out")["flat"].shape == (5, 0)
+    assert orbax.load_tree(tmp_path / "out")["empty"].shape == (0, 5)
+    assert orbax.load_tree(tmp_path / "out")["flat"].shape == (5, 0)
 
 
 def test_a_damaged_database_of_another_codebase_is_named(tmp_path):

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 
 import wsm_jax
 from tests.merging.trees import bits, save_all, tree
-from wsm_jax import UsageError, checkpoints
-from wsm_jax.merging import storage
+from wsm_jax import UsageError
+from wsm_jax.checkpoints import orbax, storage
 
 
 def test_two_merges_cannot_write_the_same_output(tmp_path):
@@ -23,8 +23,8 @@ def test_two_merges_cannot_write_the_same_output(tmp_path):
     with storage.unfinished(tmp_path / "out") as place:
         with pytest.raises(UsageError, match="out is being written by another merge"):
             wsm_jax.merge_checkpoints(paths, [1.0], tmp_path / "out")
-        checkpoints.save_tree(place, tree(5))
-    assert bits(checkpoints.load_tree(tmp_path / "out")) == bits(tree(5))
+        orbax.save_tree(place, tree(5))
+    assert bits(orbax.load_tree(tmp_path / "out")) == bits(tree(5))
     assert sorted(os.listdir(tmp_path)) == ["0", "out"]
 
 

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from hypothesis import given, settings
@@ -14,10 +14,11 @@ from safetensors.numpy import load_file, save_file
 
 import wsm_jax
 from tests.merging.trees import bits, flat, plain_chunks, save_all, tree
-from wsm_jax import UsageError, checkpoints
-from wsm_jax.merging import offline, plan, zarr
-from wsm_jax.merging.leaves import Leaf
-from wsm_jax.stream import Stream
+from wsm_jax import UsageError
+from wsm_jax.checkpoints import orbax, zarr
+from wsm_jax.checkpoints.stream import Stream
+from wsm_jax.core.leaves import Leaf
+from wsm_jax.merging import offline, plan
 
 CURVES = sorted(wsm_jax.DECAYS)
 
@@ -29,7 +30,7 @@ def test_disk_and_memory_agree_bit_for_bit(tmp_path):
         vector = wsm_jax.merge_weights(curve, 6)
         memory = wsm_jax.merge(trees, vector)
         wsm_jax.merge_checkpoints(paths, vector, tmp_path / curve, verify=True)
-        assert bits(checkpoints.load_tree(tmp_path / curve)) == bits(memory)
+        assert bits(orbax.load_tree(tmp_path / curve)) == bits(memory)
         assert bits(wsm_jax.merge_checkpoints(paths, vector)) == bits(memory)
 
 
@@ -136,7 +137,7 @@ def test_weights_for_each_leaf(tmp_path):
 def test_the_record_names_inputs_and_what_was_read(tmp_path):
     paths = save_all(tmp_path, [tree(0), tree(1)])
     record = wsm_jax.merge_checkpoints(paths, [0.5, 0.5], tmp_path / "out", metadata={"curve": "linear"})
-    assert checkpoints.user_metadata(tmp_path / "out") == record
+    assert orbax.user_metadata(tmp_path / "out") == record
     assert record["curve"] == "linear"
     assert [(i["path"], i["step"], i["index"]) for i in record["inputs"]] == [
         (str(p), n, n) for n, p in enumerate(paths)
@@ -146,7 +147,7 @@ def test_the_record_names_inputs_and_what_was_read(tmp_path):
     assert [i["xxh3"] for i in again["inputs"]] == [i["xxh3"] for i in record["inputs"]][::-1]
     changed = tree(1)
     changed["embedding"] = changed["embedding"].at[6, 4].add(1e-6)
-    checkpoints.save_tree(tmp_path / "changed", changed)
+    orbax.save_tree(tmp_path / "changed", changed)
     third = wsm_jax.merge_checkpoints([paths[0], tmp_path / "changed"], [0.5, 0.5], tmp_path / "third")
     assert third["inputs"][0]["xxh3"] == record["inputs"][0]["xxh3"]
     assert third["inputs"][1]["xxh3"] != record["inputs"][1]["xxh3"]
@@ -186,7 +187,7 @@ def test_dtypes_in_and_out(tmp_path, stored, dtype):
     paths = save_all(tmp_path, trees)
     weights = wsm_jax.merge_weights("minus_sqrt", 3)
     wsm_jax.merge_checkpoints(paths, weights, tmp_path / "out", dtype=dtype, verify=True)
-    merged = checkpoints.load_tree(tmp_path / "out")
+    merged = orbax.load_tree(tmp_path / "out")
     assert bits(merged) == bits(wsm_jax.merge(trees, weights, dtype=jnp.dtype(dtype)))
     assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype(dtype)}
 
@@ -198,7 +199,7 @@ def test_policies_from_disk(tmp_path):
     assert merged["opt"] == {"mu": None}
     assert (int(merged["n"]), merged["w"].tolist()) == (0, [pytest.approx(1.3)] * 3)
     wsm_jax.merge_checkpoints(paths, [0.2, 0.3, 0.5], tmp_path / "out", rules=[("^opt/", "skip")])
-    out = checkpoints.load_tree(tmp_path / "out")
+    out = orbax.load_tree(tmp_path / "out")
     assert int(out["n"]) == 2
     assert out["opt"]["mu"] is None
 
@@ -219,7 +220,7 @@ def test_from_orbax_to_safetensors_and_back(tmp_path):
     assert sorted(stored) == ["blocks.kernel", "blocks.norm", "embedding"]
     np.testing.assert_array_equal(stored["blocks.norm"], expected["blocks"]["norm"])
     wsm_jax.merge_checkpoints([tmp_path / "st"], [1.0], tmp_path / "back", format="orbax", verify=True)
-    assert bits(checkpoints.load_tree(tmp_path / "back")) == bits(expected)
+    assert bits(orbax.load_tree(tmp_path / "back")) == bits(expected)
 
 
 def test_the_output_is_an_ordinary_orbax_checkpoint(tmp_path):
@@ -227,7 +228,7 @@ def test_the_output_is_an_ordinary_orbax_checkpoint(tmp_path):
     trees = [{**tree(i), "n": jnp.asarray(i), "half": jnp.ones(4, jnp.bfloat16) * i} for i in range(2)]
     wsm_jax.merge_checkpoints(save_all(tmp_path, trees), [0.5, 0.5], tmp_path / "out")
     expected = wsm_jax.merge(trees, [0.5, 0.5])
-    assert bits(orbax.checkpoint.PyTreeCheckpointer().restore(tmp_path / "out" / "params")) == bits(expected)
+    assert bits(ocp.PyTreeCheckpointer().restore(tmp_path / "out" / "params")) == bits(expected)
     from orbax.checkpoint import v1
 
     assert bits(v1.load(tmp_path / "out", checkpointable_name="params")) == bits(expected)
@@ -248,14 +249,14 @@ def test_a_merge_goes_back_into_the_model_that_was_saved(tmp_path):
     states = [nnx.state(model, nnx.Param) for model in models]
     paths = [tmp_path / str(i) for i in range(3)]
     for path, state in zip(paths, states, strict=True):
-        with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path, state)
     weights = [0.2, 0.3, 0.5]
     wsm_jax.merge_checkpoints(paths, weights, tmp_path / "out")
     expected = jax.tree.map(lambda *x: sum(w * v for w, v in zip(weights, x, strict=True)), *states)
     for found in (
         wsm_jax.load_tree(tmp_path / "out", abstract=states[0]),
-        orbax.checkpoint.StandardCheckpointer().restore(tmp_path / "out" / "params", states[0]),
+        ocp.StandardCheckpointer().restore(tmp_path / "out" / "params", states[0]),
     ):
         assert jax.tree.structure(found) == jax.tree.structure(expected)
         np.testing.assert_allclose(flat(found), flat(expected), rtol=1e-6)
@@ -272,7 +273,7 @@ def test_each_input_has_its_own_item(tmp_path):
     paths = [tmp_path / "stream" / "7", tmp_path / "stream" / "7", alone]
     weights, items = [0.2, 0.3, 0.5], ("ema", "params", None)
     record = wsm_jax.merge_checkpoints(paths, weights, tmp_path / "out", item=items, verify=True)
-    assert bits(checkpoints.load_tree(tmp_path / "out")) == bits(wsm_jax.merge([ema, params, other], weights))
+    assert bits(orbax.load_tree(tmp_path / "out")) == bits(wsm_jax.merge([ema, params, other], weights))
     assert [entry["item"] for entry in record["inputs"]] == ["ema", "params", "weights"]
     assert len({entry["xxh3"] for entry in record["inputs"]}) == 3
     found = dict(wsm_jax.merge_many(paths, {"a": [0, 0, 1], "b": [1, 0, 0]}, item=list(items)))
@@ -302,7 +303,7 @@ def test_any_orbax_item_is_merged_without_a_model(tmp_path, compressed):
     if compressed:  # as other codebases save
         paths = [tmp_path / "a", tmp_path / "b"]
         for path, value in zip(paths, trees, strict=True):
-            orbax.checkpoint.PyTreeCheckpointer().save(path, value)
+            ocp.PyTreeCheckpointer().save(path, value)
     else:
         paths = save_all(tmp_path, trees, name="weights")
     merged = wsm_jax.merge_checkpoints(paths, [0.25, 0.75])
@@ -313,9 +314,9 @@ def test_any_orbax_item_is_merged_without_a_model(tmp_path, compressed):
 @pytest.mark.parametrize("ours", [True, False])
 def test_chunks_along_other_axes_and_large_leaves(tmp_path, monkeypatch, ours):
     """Chunks of a few rows, read through raw files and, where another writer cut a later axis, through TensorStore."""
-    monkeypatch.setattr(checkpoints, "CHUNK_BYTES", 400)
+    monkeypatch.setattr(orbax, "CHUNK_BYTES", 400)
     if not ours:
-        monkeypatch.setattr(checkpoints, "_storage_options", plain_chunks)
+        monkeypatch.setattr(orbax, "_storage_options", plain_chunks)
     random = np.random.default_rng(0)
     shapes = {"tall": (60, 5), "wide": (5, 60), "scanned": (6, 10, 9), "scalar": (), "prime": (101, 7)}
     shapes |= {"large layers": (2, 30, 10), "one": (1, 100)}
@@ -327,7 +328,7 @@ def test_chunks_along_other_axes_and_large_leaves(tmp_path, monkeypatch, ours):
     assert not ours or source.leaves["scanned"].quantum == source.leaves["large layers"].quantum == 1
     weights = wsm_jax.merge_weights("linear", 3)
     wsm_jax.merge_checkpoints(paths, weights, tmp_path / "out", verify=True, memory=4096)
-    assert bits(checkpoints.load_tree(tmp_path / "out")) == bits(wsm_jax.merge(trees, weights))
+    assert bits(orbax.load_tree(tmp_path / "out")) == bits(wsm_jax.merge(trees, weights))
     assert len(list((tmp_path / "out" / "params" / "tall" / "c").iterdir())) == 3
 
 

@@ -11,7 +11,7 @@ import pytest
 import wsm_jax
 from tests.merging.trees import bits, save_all
 from tests.two_processes import two_processes
-from wsm_jax import checkpoints
+from wsm_jax.checkpoints import orbax
 
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
@@ -70,7 +70,7 @@ for i in range(3):
     trees = [large(i) for i in range(3)]
     weights = wsm_jax.merge_weights("cosine", 3)
     wsm_jax.merge_checkpoints([tmp_path / f"sharded-{i}" for i in range(3)], weights, tmp_path / "out", verify=True)
-    assert bits(checkpoints.load_tree(tmp_path / "out")) == bits(wsm_jax.merge(trees, weights))
+    assert bits(orbax.load_tree(tmp_path / "out")) == bits(wsm_jax.merge(trees, weights))
 
 
 PROCESS = """
@@ -145,7 +145,7 @@ def test_two_processes_each_read_and_write_their_part(tmp_path, form):
     printed = run_both(tmp_path / "out", form, *paths)
     wsm_jax.merge_checkpoints(paths, [0.2, 0.3, 0.5], tmp_path / "alone", format=form)
     if form == "orbax":
-        assert bits(checkpoints.load_tree(tmp_path / "out")) == bits(checkpoints.load_tree(tmp_path / "alone"))
+        assert bits(orbax.load_tree(tmp_path / "out")) == bits(orbax.load_tree(tmp_path / "alone"))
     else:
         files = [tmp_path / name / "model.safetensors" for name in ("out", "alone")]
         assert files[0].read_bytes() == files[1].read_bytes()

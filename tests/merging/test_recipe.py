@@ -6,11 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from wsm_jax import DECAYS, Run, UsageError, checkpoints, cli, merge_checkpoints, merge_many, merge_weights, tuning
-from wsm_jax.coefficients import decayed_mean_weights
-from wsm_jax.evaluate import run_evaluator
-from wsm_jax.merging import command, weighting
-from wsm_jax.merging.inspection import inspect
+from wsm_jax import DECAYS, Run, UsageError, cli, merge_checkpoints, merge_many, merge_weights
+from wsm_jax.checkpoints import orbax
+from wsm_jax.checkpoints.inspection import inspect
+from wsm_jax.cli import merge_request
+from wsm_jax.core.weight_decay import decayed_mean_weights
+from wsm_jax.evaluation import tuning
+from wsm_jax.evaluation.evaluate import run_evaluator
+from wsm_jax.merging import weighting
 from wsm_jax.merging.recipe import make_recipe, union
 from wsm_jax.merging.selection import default_name, select, series
 
@@ -38,7 +41,7 @@ def asked(run, *arguments):
 
 
 def saved(path, item):
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), checkpoints.load_tree(path, item))
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), orbax.load_tree(path, item))
 
 
 def mix(trees, weights):
@@ -82,7 +85,7 @@ def test_the_command_writes_the_weighted_sum_of_the_means(both, tmp_path, capsys
     assert words in capsys.readouterr().out
     steps, items = [39, 42, 45, 48, 48][: len(weights)], (["mean"] * 4 + ["params"])[: len(weights)]
     trees = [saved(both.merge_stream / str(step), item) for step, item in zip(steps, items, strict=True)]
-    close(checkpoints.load_tree(output), mix(trees, weights))
+    close(orbax.load_tree(output), mix(trees, weights))
     record = inspect(output)["record"]
     assert record["name"] == f"{curve}-mean-4x3-at-48"
     assert [record[name] for name in ("curve", "snapshot", "count", "interval")] == [curve, "mean", 4, 3]
@@ -102,7 +105,7 @@ def test_the_command_writes_the_weighted_sum_of_the_means(both, tmp_path, capsys
     ],
 )
 def test_a_window_of_means_is_as_long_as_its_intervals(both, arguments, name, steps):
-    request = command.merge_run(asked(both, "--curve=cosine", "--snapshot=mean", *arguments))
+    request = merge_request.merge_run(asked(both, "--curve=cosine", "--snapshot=mean", *arguments))
     (merge,) = request.merges.values()
     assert list(request.merges) == [merge.record["name"]] == [name]
     assert request.paths == tuple(both.merge_stream / str(step) for step in steps)
@@ -133,7 +136,7 @@ def test_what_a_run_keeps_is_what_is_merged_unless_asked(both, only):
     assert points.items == ("params",) * 2
     assert points.paths == make_recipe(both, "linear", 2, snapshot="point").paths
     assert default_name("wma", select(both, 2)) == "wma-2x3-at-48"
-    (merge,) = command.merge_run(asked(both, "--curve=linear", "--count=2")).merges.values()
+    (merge,) = merge_request.merge_run(asked(both, "--curve=linear", "--count=2")).merges.values()
     assert merge.record["snapshot"] == "point" and "items" not in merge.record
 
 
@@ -159,7 +162,7 @@ def test_the_end_point_comes_from_the_full_states_where_only_means_are_kept(only
     assert cli.main(["merge", f"--run={only.path}", *arguments]) == 0
     end = only.resume_stream / "36"
     trees = [*(saved(only.merge_stream / step, "mean") for step in ("30", "36")), saved(end, "params")]
-    close(checkpoints.load_tree(output), mix(trees, [1 - 0.1**0.5, 0.1**0.5 - 0.1, 0.1]))
+    close(orbax.load_tree(output), mix(trees, [1 - 0.1**0.5, 0.1**0.5 - 0.1, 0.1]))
     inputs = inspect(output)["record"]["inputs"]
     assert [entry["path"] for entry in inputs[1:]] == [str(only.merge_stream / "36"), str(end)]
     # Where the curve ends at 0 it is not looked for.
@@ -190,11 +193,11 @@ def test_every_is_one_merge_after_the_other(both, tmp_path, capsys, curve):
         assert (record["steps"], record["items"]) == (list(alone.steps), list(alone.items))
         np.testing.assert_array_equal(record["weights"], alone.weights)
         trees = [saved(path, item) for path, item in zip(alone.paths, alone.items, strict=True)]
-        close(checkpoints.load_tree(record["output"]), mix(trees, alone.weights))
+        close(orbax.load_tree(record["output"]), mix(trees, alone.weights))
 
 
 def test_the_end_points_of_a_series_are_full_states(only):
-    request = command.merge_run(asked(only, "--curve=exponential", "--count=2", "--every=18"))
+    request = merge_request.merge_run(asked(only, "--curve=exponential", "--count=2", "--every=18"))
     assert list(request.merges) == ["exponential-mean-2x6-at-18", "exponential-mean-2x6-at-36"]
     ends = [path for path, item in zip(request.paths, request.items or (), strict=True) if item == "params"]
     assert ends == [only.resume_stream / "18", only.resume_stream / "36"]
@@ -248,7 +251,7 @@ def test_the_aware_form_needs_a_constant_rate_from_the_start_of_its_first_interv
     message = refused(capsys, both, *aware, "--snapshot=mean", "--last_step=9")
     assert "need a constant rate, but between steps 3 and 9" in message
     for snapshot, first in (("point", 9), ("mean", 12)):
-        request = command.merge_run(asked(both, *aware, f"--snapshot={snapshot}", "--every=3"))
+        request = merge_request.merge_run(asked(both, *aware, f"--snapshot={snapshot}", "--every=3"))
         assert next(iter(request.merges)).endswith(f"-at-{first}")
 
 
@@ -271,7 +274,7 @@ def test_a_search_over_means(both, tmp_path, capsys):
         alone = make_recipe(both, entry["curve"], entry["count"], snapshot="mean")
         merged = merge_checkpoints(alone.paths, alone.weights, item=alone.items)
         assert validate(merged).loss == pytest.approx(entry["loss"], rel=1e-6)
-    assert validate(checkpoints.load_tree(output)).loss == pytest.approx(fit["loss"], rel=1e-6)
+    assert validate(orbax.load_tree(output)).loss == pytest.approx(fit["loss"], rel=1e-6)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import time
 import pytest
 
 from tests.runs import MERGE, STEPS, assert_same_bits, ended
-from wsm_jax import Run, UsageError, checkpoints, cli, merge_checkpoints, merge_weights
+from wsm_jax import Run, UsageError, cli, merge_checkpoints, merge_weights
+from wsm_jax.checkpoints import orbax
 from wsm_jax.merging.selection import Window, default_name, select, series, window_shape
 
 pytest_plugins = ["tests.runs"]
@@ -165,7 +166,7 @@ def test_merging_while_the_run_trains_and_lets_old_checkpoints_go(tiny, tmp_path
     live = tiny.folder / "live"
     stream, merges, last = live / "checkpoints" / "merge", {}, 0
     while process.poll() is None:
-        there = checkpoints.complete_steps(stream)
+        there = orbax.complete_steps(stream)
         if len(there) < 4 or there[-1] == last:
             time.sleep(0.005)
             continue
@@ -184,11 +185,11 @@ def test_merging_while_the_run_trains_and_lets_old_checkpoints_go(tiny, tmp_path
     planned = kept.plan.merge_steps()
     assert sorted(path.name for path in stream.iterdir()) == sorted(map(str, planned[-keep:]))
     for step in planned[-keep:]:
-        ours, theirs = (checkpoints.load_tree(folder / str(step)) for folder in (stream, kept.merge_stream))
+        ours, theirs = (orbax.load_tree(folder / str(step)) for folder in (stream, kept.merge_stream))
         assert_same_bits(ours, theirs, step)
     assert len(merges) >= 3
     assert min(steps[0] for steps in merges.values()) < planned[-keep]  # of what retention has taken since
     for output, steps in merges.items():
         assert steps == [int(output.name) - 20 * i for i in (3, 2, 1, 0)]
         expected = merge_checkpoints([kept.merge_stream / str(step) for step in steps], merge_weights("cosine", 4))
-        assert_same_bits(checkpoints.load_tree(output), expected, steps)
+        assert_same_bits(orbax.load_tree(output), expected, steps)

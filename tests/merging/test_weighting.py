@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.runs import RESUME, STEPS
-from wsm_jax import DECAYS, Run, UsageError, cli, merge_weights, schedule_weights, schedules
-from wsm_jax import run as run_lib
-from wsm_jax.coefficients import decayed_checkpoint_weights, ema_weights, update_weights, wma_weights
+from wsm_jax import DECAYS, Run, UsageError, cli, merge_weights, schedule_weights
+from wsm_jax.checkpoints import run as run_lib
 from wsm_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from wsm_jax.core import schedules
+from wsm_jax.core.coefficients import ema_weights, update_weights, wma_weights
+from wsm_jax.core.weight_decay import decayed_checkpoint_weights
 from wsm_jax.merging import weighting
 from wsm_jax.merging.selection import Window, select
 from wsm_jax.merging.weighting import count_weights, parse, window_weights

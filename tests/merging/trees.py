@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1
 
-from wsm_jax import checkpoints
+from wsm_jax.checkpoints import orbax
 
 
 def tree(seed: int, dtype=jnp.float32):
@@ -34,7 +34,7 @@ def save_all(folder, trees, name="params"):
     """One checkpoint for each tree, ``folder/0`` and on."""
     paths = [folder / str(i) for i in range(len(trees))]
     for path, value in zip(paths, trees, strict=True):
-        checkpoints.save_tree(path, value, {"index": int(path.name)}, item=name)
+        orbax.save_tree(path, value, {"index": int(path.name)}, item=name)
     return paths
 
 

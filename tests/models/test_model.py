@@ -16,11 +16,11 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from wsm_jax import sharding
 from wsm_jax.config import ModelConfig
 from wsm_jax.errors import UsageError
 from wsm_jax.models import layers, model, presets
 from wsm_jax.models.attention import BLOCK, causal_attention
+from wsm_jax.parallel import sharding
 
 SMALL = ModelConfig(layers=3, d_model=32, heads=4, context=80, vocab_size=128)  # 80 = one attention block and a part
 

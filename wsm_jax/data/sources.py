@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 from wsm_jax.data import files
-from wsm_jax.data.publish import data_folder
 from wsm_jax.errors import UsageError
+from wsm_jax.io.publish import data_folder
 
 KINDS = "stdlib | text:PATH_OR_GLOB | tfds:NAME | hf:NAME"
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:nan|inf)", re.IGNORECASE)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from wsm_jax.data.publish import published, read_json
 from wsm_jax.data.sources import Document
 from wsm_jax.data.tokenizer import Tokenizer
 from wsm_jax.errors import UsageError
-from wsm_jax.files import write_json
+from wsm_jax.io.files import write_json
+from wsm_jax.io.publish import published, read_json
 
 SPLITS = ("train", "validation", "test")
 # Part of every key and hash: raise it when the same documents would become other tokens.

@@ -9,8 +9,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from wsm_jax.data import files
-from wsm_jax.data.publish import published
 from wsm_jax.errors import UsageError
+from wsm_jax.io.publish import published
 
 # Records fetched at once: enough to hide the cost of a call, little enough to hold in memory.
 _READ = 64

@@ -11,12 +11,12 @@ from typing import Any
 
 from wsm_jax.config import DataConfig
 from wsm_jax.data import files, sources
-from wsm_jax.data.publish import data_folder, read_json
 from wsm_jax.data.sources import Document, Source
 from wsm_jax.data.store import FORMAT, SPLITS, TokenStore, split_of, write_store
 from wsm_jax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_files, train_bpe
 from wsm_jax.errors import UsageError
-from wsm_jax.files import write_json
+from wsm_jax.io.files import write_json
+from wsm_jax.io.publish import data_folder, read_json
 
 __all__ = ["SPLITS", "Corpus", "TokenStore", "prepare", "split_of"]
 

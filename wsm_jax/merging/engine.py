@@ -19,9 +19,9 @@ import numpy as np
 import xxhash
 from tqdm import tqdm
 
+from wsm_jax.checkpoints.storage import Source
 from wsm_jax.errors import UsageError
 from wsm_jax.merging.plan import Group, piece_elements
-from wsm_jax.merging.storage import Source
 
 MEMORY = 256 * 2**20  # bytes of all workers together, by default
 WORKERS = min(3, (os.cpu_count() or 1) + 1)  # one reads while others add and write

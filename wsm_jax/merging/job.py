@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsm_jax.checkpoints import storage
+from wsm_jax.checkpoints.storage import Source
+from wsm_jax.core import leaves as leaves_lib
+from wsm_jax.core.leaves import AVERAGE, SKIP, Leaf, Rules, Weights
 from wsm_jax.errors import UsageError
-from wsm_jax.merging import engine, plan, storage
-from wsm_jax.merging import leaves as leaves_lib
-from wsm_jax.merging.leaves import AVERAGE, SKIP, Leaf, Rules, Weights
-from wsm_jax.merging.storage import Source
+from wsm_jax.merging import engine, plan
 
 DTYPES = ("same", "float32", "bfloat16", "float16")
 

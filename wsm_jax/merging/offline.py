@@ -9,15 +9,16 @@ from typing import Any, overload
 
 import jax
 
-from wsm_jax import disk
-from wsm_jax import memory as memory_lib
+from wsm_jax.checkpoints import storage
+from wsm_jax.core import leaves as leaves_lib
+from wsm_jax.core.leaves import AVERAGE, Weights
 from wsm_jax.errors import UsageError
+from wsm_jax.io import disk
+from wsm_jax.io import memory as memory_lib
 from wsm_jax.merging import job as job_lib
-from wsm_jax.merging import leaves as leaves_lib
-from wsm_jax.merging import placement, provenance, storage, verification
+from wsm_jax.merging import placement, provenance, verification
 from wsm_jax.merging.job import Job
-from wsm_jax.merging.leaves import AVERAGE, Weights
-from wsm_jax.processes import all_succeed
+from wsm_jax.parallel.processes import all_succeed
 
 ROOM = 0.8  # share of the host's free memory that results may take
 

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from wsm_jax.core.leaves import Leaf
+from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError
-from wsm_jax.merging.leaves import Leaf
-from wsm_jax.sharding import named_leaves
 
 
 class Results:

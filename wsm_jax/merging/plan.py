@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from wsm_jax.merging import leaves as leaves_lib
-from wsm_jax.merging.leaves import Leaf
+from wsm_jax.core import leaves as leaves_lib
+from wsm_jax.core.leaves import Leaf
 
 PIECE = 1 << 16  # elements; what is fingerprinted at once
 GROUP = 1 << 19  # elements of a group, at most, where nothing forces more

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from wsm_jax import run as run_lib
-from wsm_jax.merging.leaves import Weights
+from wsm_jax.core.leaves import Weights
+from wsm_jax.io import machine
 
 
 def record(weights: Weights, **more: Any) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def record(weights: Weights, **more: Any) -> dict[str, Any]:
       weights: one vector, or a mapping path -> vector.
       more: whatever else identifies the merge, e.g. curve, count, interval, steps.
     """
-    return {**more, "weights": as_lists(weights), **run_lib.environment()}
+    return {**more, "weights": as_lists(weights), **machine.environment()}
 
 
 def as_lists(weights: Weights, inputs: Sequence[int] | None = None) -> Any:

@@ -6,16 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wsm_jax import checkpoints
-from wsm_jax.checkpoints import PARAMS
-from wsm_jax.coefficients import Vector
-from wsm_jax.decay import DECAYS
+from wsm_jax.checkpoints import orbax
+from wsm_jax.checkpoints.orbax import PARAMS
+from wsm_jax.checkpoints.run import Run
+from wsm_jax.core.coefficients import Vector
+from wsm_jax.core.decay import DECAYS
+from wsm_jax.core.leaves import Weights
 from wsm_jax.errors import UsageError
 from wsm_jax.merging import selection, weighting
-from wsm_jax.merging.leaves import Weights
 from wsm_jax.merging.selection import MEAN, POINT, Window
 from wsm_jax.merging.weighting import Rule
-from wsm_jax.run import Run
 
 
 class Recipe(NamedTuple):
@@ -105,7 +105,7 @@ def window_recipe(
 def end_point(run: Run, step: int) -> Path | None:
     """The checkpoint that holds the parameters at ``step``: of the merge stream, else a full state, else None."""
     for stream in (run.merge_stream, run.resume_stream):
-        if checkpoints.is_checkpoint(stream / str(step)) and PARAMS in checkpoints.item_names(stream / str(step)):
+        if orbax.is_checkpoint(stream / str(step)) and PARAMS in orbax.item_names(stream / str(step)):
             return stream / str(step)
     return None
 
@@ -114,7 +114,7 @@ def _needed_end_point(run: Run, step: int, rule: str, weight: float) -> Path:
     if there := end_point(run, step):
         return there
     ending = ", ".join(name for name, curve in DECAYS.items() if curve(1.0) == 0)
-    states = ", ".join(map(str, checkpoints.complete_steps(run.resume_stream))) or "none"
+    states = ", ".join(map(str, orbax.complete_steps(run.resume_stream))) or "none"
     raise UsageError(
         f"{rule} gives the parameters at step {step} a weight of {weight:.3g}, but {run.path} has none there (full "
         f"states: {states}); take a curve that ends at 0 ({ending}), a window that ends at a full state, or train with "

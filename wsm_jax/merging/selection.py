@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsm_jax import checkpoints
+from wsm_jax.checkpoints import orbax
+from wsm_jax.checkpoints.run import Run
 from wsm_jax.errors import UsageError
-from wsm_jax.run import Run
 
 # What a merge takes: the parameters at the end of each interval, or their means over it. MEAN is the item's name too.
 POINT, MEAN = SNAPSHOTS = ("point", "mean")
@@ -216,7 +216,7 @@ def default_name(rule: str, window: Window) -> str:
 
 
 def _complete_steps(run: Run) -> list[int]:
-    there = checkpoints.complete_steps(run.merge_stream)
+    there = orbax.complete_steps(run.merge_stream)
     if not there:
         raise UsageError(f"{run.merge_stream} holds no complete checkpoint")
     return there

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
+from wsm_jax.checkpoints import storage
+from wsm_jax.core.leaves import AVERAGE, FIRST, window_ends
 from wsm_jax.errors import UsageError
-from wsm_jax.merging import storage
-from wsm_jax.merging.leaves import AVERAGE, FIRST, window_ends
 
 if TYPE_CHECKING:
     from wsm_jax.merging.job import Job

@@ -21,18 +21,21 @@ from typing import Any
 
 import numpy as np
 
-from wsm_jax import coefficients, schedules
-from wsm_jax.coefficients import Vector
-from wsm_jax.decay import DECAYS, Curve
+from wsm_jax.checkpoints import run_schedule
+from wsm_jax.checkpoints.run import Run
+from wsm_jax.core import coefficients, schedules
+from wsm_jax.core.coefficients import Vector
+from wsm_jax.core.decay import DECAYS, Curve
+from wsm_jax.core.leaves import Weights
+from wsm_jax.core.merge_weights import merge_weights
+from wsm_jax.core.schedules import Schedule
+from wsm_jax.core.weight_decay import decayed_checkpoint_weights
 from wsm_jax.errors import UsageError
-from wsm_jax.merging.leaves import Weights
 from wsm_jax.merging.selection import MEAN, Window, choose_snapshot
-from wsm_jax.run import Run
-from wsm_jax.schedules import Schedule
 
 _CURVES = {**{curve: curve for curve in DECAYS}, "mean": "linear", "lawa": "linear"}
 NAMES = (*_CURVES, "wma", "ema:DECAY", "best:N")
-FITTED = ("learned", "search")  # no rules: their weights depend on a loss, see wsm_jax/tuning.py
+FITTED = ("learned", "search")  # no rules: their weights depend on a loss, see wsm_jax/evaluation/tuning.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +84,7 @@ def parse(text: str) -> Rule:
 
 def emulating(name: str, curve: str | Curve) -> Rule:
     """The rule that emulates a decay along ``curve``, a name in DECAYS or any function as for ``merge_weights``."""
-    return Rule(name, by_count=functools.partial(coefficients.merge_weights, curve), curve=curve)
+    return Rule(name, by_count=functools.partial(merge_weights, curve), curve=curve)
 
 
 def like(directory: str | Path) -> Rule:
@@ -91,7 +94,7 @@ def like(directory: str | Path) -> Rule:
       UsageError: no run there.
     """
     other = Run(directory)
-    schedule = schedules.from_config(other.config, other.facts.get("branch_step"))
+    schedule = run_schedule.from_config(other.config, other.facts.get("branch_step"))
     return Rule(f"like-{other.path.resolve().name}", schedule=schedule, source=str(directory))
 
 
@@ -197,7 +200,7 @@ def _mean_weights(rule: Rule, run: Run, window: Window, decay: float) -> Weights
             f"{rule.name} weighs point checkpoints; interval means take a decay curve ({', '.join(DECAYS)}), mean or "
             "lawa, and --snapshot=point the points, where the run keeps them"
         )
-    weigh = functools.partial(coefficients.merge_weights, rule.curve, window.count, snapshot=MEAN)
+    weigh = functools.partial(merge_weights, rule.curve, window.count, snapshot=MEAN)
     if not decay:
         return weigh()
     # As long as the whole interval, however many means lie in it: their plain mean is the mean over it.
@@ -226,7 +229,7 @@ def _aware(plain: Vector, learning_rate: float, weight_decay: float, steps_per_i
     if plain.size == 1:
         return plain
     scales = np.minimum(coefficients.update_weights(plain), 1.0)  # the sum may round to above 1
-    return coefficients.decayed_checkpoint_weights(
+    return decayed_checkpoint_weights(
         scales, learning_rate=learning_rate, weight_decay=weight_decay, steps_per_interval=steps_per_interval
     )
 
@@ -262,7 +265,7 @@ def constant_rate(run: Run, window: Window) -> float:
     Raises:
       UsageError: it is not constant there.
     """
-    schedule = schedules.from_config(run.config, run.facts.get("branch_step"))
+    schedule = run_schedule.from_config(run.config, run.facts.get("branch_step"))
     updates = np.arange(window.start, window.steps[-1])  # a checkpoint at step s holds the updates 0 .. s - 1
     rates = schedules.rates_at(schedule, updates)
     if np.ptp(rates) > 1e-6 * rates.max():

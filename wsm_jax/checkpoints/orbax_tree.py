@@ -1,0 +1,64 @@
+"""An Orbax checkpoint whose arrays somebody else writes: begun without them, complete once they are there."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from wsm_jax.checkpoints import orbax
+from wsm_jax.checkpoints.orbax import COMPLETE
+from wsm_jax.core.trees import named_leaves
+from wsm_jax.parallel.processes import all_succeed
+
+
+def begin_tree(path: str | os.PathLike, tree: Any, item: str = orbax.PARAMS) -> tuple[Path, dict[str, str]]:
+    """Everything of a checkpoint but its arrays, which somebody else writes as zarr3 under the names returned.
+
+    It is no complete checkpoint until :func:`complete_tree`. On several processes all call it together.
+
+    Args:
+      path: must not exist.
+      tree: nested dictionaries and lists whose leaves have shape and dtype.
+      item: name of the item.
+
+    Returns:
+      as :func:`wsm_jax.checkpoints.orbax.array_names`, without the layout.
+    """
+    path = Path(path).absolute()
+    # One element for each leaf: Orbax would want all of every array at once. Then the true shapes take its place.
+    small = jax.tree.map(lambda leaf: np.zeros((1,) * len(leaf.shape), leaf.dtype), tree)
+    with all_succeed():  # all have read what the first process then changes
+        orbax.save_tree(path, small, item=item)
+        folder, names, _ = orbax.array_names(path, item)
+    with all_succeed():
+        if jax.process_index() == 0:
+            _take_arrays_out(path, folder, names, tree)
+    return folder, names
+
+
+def _take_arrays_out(path: Path, folder: Path, names: dict[str, str], tree: Any) -> None:
+    """Leaves of a checkpoint of small arrays what says which arrays there are, with the shapes of ``tree``."""
+    file = folder / "_METADATA"
+    metadata = json.loads(file.read_text())
+    shapes = {name: leaf.shape for name, leaf in named_leaves(tree).items()}
+    for entry in metadata["tree_metadata"].values():
+        if not orbax.is_empty(entry):
+            key = "/".join(str(key["key"]) for key in entry["key_metadata"])
+            entry["value_metadata"]["write_shape"] = list(shapes[key])
+    file.write_text(json.dumps(metadata))
+    for name in ("_sharding", "array_metadatas"):  # both speak of the small arrays
+        shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
+    for name in names.values():
+        shutil.rmtree(folder / name)
+    os.replace(path / COMPLETE, path / f".{COMPLETE}")
+
+
+def complete_tree(path: str | os.PathLike, metadata: dict[str, Any]) -> None:
+    """Turns what :func:`begin_tree` made into a complete checkpoint that carries ``metadata``."""
+    hidden = Path(path) / f".{COMPLETE}"
+    hidden.write_text(json.dumps({**json.loads(hidden.read_text()), "custom_metadata": metadata}))
+    os.replace(hidden, Path(path) / COMPLETE)

@@ -1,0 +1,241 @@
+"""A run directory: what is in it, and the plan of a run with every duration resolved to steps.
+
+config.json    the configuration as it was given
+run.json       what it resolved to: plan, data, decay mask, parent, versions, machine, command
+metrics.jsonl  one record a line
+checkpoints/   the streams resume/ and merge/
+merged/NAME    merged parameters
+report/        tables and figures
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wsm_jax import config as config_lib
+from wsm_jax.checkpoints import orbax
+from wsm_jax.checkpoints.plan import Plan, plan
+from wsm_jax.config import Config
+from wsm_jax.errors import UsageError
+from wsm_jax.io.files import read_json, read_jsonl, write_json
+
+
+class Run:
+    """Paths and saved facts of a run directory.
+
+    Raises:
+      UsageError: ``path`` holds no run, or one whose config.json or run.json cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        if not (self.path / "config.json").is_file():
+            inside = sorted(self.path.glob("*/run.json"))
+            hint = f"did you mean {inside[0].parent}?" if inside else f"wsm train --run={path} makes one"
+            raise UsageError(f"{path} is not a run directory: it has no config.json ({hint})")
+        self.config = config_lib.from_dict(read_json(self.path / "config.json"))
+        self.facts: dict[str, Any] = read_json(self.path / "run.json")
+
+    @property
+    def plan(self) -> Plan:
+        """Its durations in steps."""
+        return plan(self.config)
+
+    @property
+    def resume_stream(self) -> Path:
+        """Folder of the full states."""
+        return resume_stream(self.path)
+
+    @property
+    def merge_stream(self) -> Path:
+        """Folder of the checkpoints that are merged."""
+        return merge_stream(self.path)
+
+    def merged(self, name: str) -> Path:
+        """Folder of the merged parameters of that name."""
+        return self.path / "merged" / name
+
+    def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Records of metrics.jsonl, all or those of one kind (``train``, ``validation``, ...)."""
+        records = read_jsonl(self.path / "metrics.jsonl")
+        return [r for r in records if kind is None or r["kind"] == kind]
+
+
+def resume_stream(path: str | os.PathLike) -> Path:
+    """Folder of the full states under the run directory ``path``."""
+    return Path(path) / "checkpoints" / "resume"
+
+
+def merge_stream(path: str | os.PathLike) -> Path:
+    """Folder of the parameters to merge under the run directory ``path``."""
+    return Path(path) / "checkpoints" / "merge"
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Holds the run directory, made if missing: one process writes it at a time.
+
+    Raises:
+      UsageError: another process trains the run.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"{path} is being trained by another process; wait for it or use another --run") from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(folder)
+
+
+def begin(path: Path, config: Config, facts: dict[str, Any]) -> None:
+    """Writes config.json and run.json, or checks that the run that is there is the same one.
+
+    Of a run that goes on, FREE_FIELDS in config.json may change, and ``branch_points`` in run.json, see
+    :func:`resumed_plan`.
+
+    Raises:
+      UsageError: the folder holds a run whose configuration differs, naming the first field.
+    """
+    if _has_begun(path):
+        check_same(path, config, facts)
+        saved = read_json(path / "run.json")
+        free = {name: facts[name] for name in ("branch_points", "longest_resume_interval") if name in facts}
+        if {**saved, **free} != saved:
+            write_json(path / "run.json", {**saved, **free})
+        if read_json(path / "config.json") != (now := config_lib.to_dict(config)):
+            write_json(path / "config.json", now)  # evaluations of the run look for its data where they are now
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "run.json", facts)
+    write_json(path / "config.json", config_lib.to_dict(config))  # last: its presence makes the folder a run
+
+
+# May change when a run goes on: they touch neither the parameters nor what a merge reads.
+FREE_FIELDS = (
+    "log.",
+    "evaluation.",
+    "preview.",
+    "averaging.host",
+    "data.workers",
+    "data.store",
+    "checkpoint.resume_",
+    "checkpoint.branch_points",
+)
+
+
+def check_config(path: Path, config: Config) -> None:
+    """Raises UsageError where there is a run at ``path`` that was made with another configuration."""
+    if not _has_begun(path):
+        return
+    old = {name: value for name, (value, _) in config_lib.flat_fields(Run(path).config).items()}
+    for name, (value, _) in config_lib.flat_fields(config).items():
+        if old[name] != value and not name.startswith(FREE_FIELDS):
+            raise UsageError(
+                f"{path} was made with {name}={old[name]!r}, now it is {value!r}; "
+                "use another --run, or --branch_from to start from one of its checkpoints"
+            )
+
+
+def check_states(path: str | os.PathLike, config: Config) -> None:
+    """Raises UsageError where the run at ``path`` has more than training from its newest full state can explain.
+
+    A kill takes at most the state that was being written, and what was saved then ends before the next one. Else states
+    were removed, and training would begin long before what is there and write it anew.
+    """
+    if not _has_begun(Path(path)):
+        return
+    run = Run(path)
+    start = (orbax.complete_steps(run.resume_stream) or [run.facts.get("branch_step") or 0])[-1]
+    interval = longest_resume_interval(path, plan(config))
+    coming = [*range((start // interval + 1) * interval, run.plan.steps, interval), run.plan.steps]
+    saved = orbax.complete_steps(run.merge_stream)
+    reached = max([*saved, *(record["step"] for record in run.metrics("train"))], default=0)
+    if len(coming) > 1 and reached > coming[1]:
+        raise UsageError(
+            f"{path} came to step {reached}, but the newest full state that it has is of step {start}; training from "
+            f"there would replace what is saved. Use another --run, or remove {path} to train it anew"
+        )
+
+
+def resumed_plan(path: str | os.PathLike, config: Config) -> Plan:
+    """The plan of ``config`` with the branch points that the run at ``path`` was ever given.
+
+    A state that was to be kept for ever is kept, also when a later command does not name it.
+
+    Raises:
+      UsageError: as :func:`plan`.
+    """
+    made = plan(config)
+    if not _has_begun(Path(path)):
+        return made
+    run = Run(path)
+    before = run.facts.get("branch_points", run.plan.branch_points)
+    return dataclasses.replace(made, branch_points=tuple(sorted({*before, *made.branch_points})))
+
+
+def longest_resume_interval(path: str | os.PathLike, made: Plan) -> int:
+    """The longest interval, in steps, at which the run at ``path`` ever saved its full state; ``made`` is its plan now.
+
+    A kill after a change of ``checkpoint.resume_interval`` leaves states at the interval of before.
+    """
+    if not _has_begun(Path(path)):
+        return made.resume_interval
+    run = Run(path)
+    return max(made.resume_interval, run.plan.resume_interval, run.facts.get("longest_resume_interval", 0))
+
+
+def _has_begun(path: Path) -> bool:
+    """Whether there is a run with something to lose: a checkpoint, a merge or records of its training.
+
+    One that came no further than its first files, e.g. because its data did not fit, has nothing.
+    """
+    if not (path / "config.json").is_file():
+        return False
+    saved = any(map(orbax.complete_steps, (resume_stream(path), merge_stream(path))))
+    trained = any(record["kind"] == "train" for record in read_jsonl(path / "metrics.jsonl"))
+    return saved or trained or any((path / "merged").glob("*"))
+
+
+def check_same(path: Path, config: Config, facts: dict[str, Any]) -> None:
+    """Raises UsageError where the run at ``path`` was made with another configuration, branch or data."""
+    check_config(path, config)
+    saved = read_json(path / "run.json")
+    for name in ("branch_from", "branch_step", "params_from", "data_hash"):
+        before, now = saved.get(name), facts.get(name)
+        if name.endswith("_from") and before and now:
+            if not _is_there(before) or _resolved(before) == _resolved(now):
+                continue
+        if before != now:
+            raise UsageError(f"{path} was made with {name}={before!r}, now it is {now!r}")
+
+
+def _resolved(place: str) -> str:
+    """RUN@STEP, or a checkpoint, with every link and ``..`` of its path resolved."""
+    path, at, step = place.rpartition("@")
+    return f"{os.path.realpath(path)}@{step}" if at and step.isdigit() else os.path.realpath(place)
+
+
+def _is_there(place: str) -> bool:
+    """Whether the folder of RUN@STEP, or of a checkpoint, is where it was; it may have been moved since."""
+    return any(Path(path).exists() for path in (place, place.rpartition("@")[0] or place))
+
+
+def tokens_read(facts: dict[str, Any], step: int) -> int:
+    """Tokens that the parameters of a run have read up to a step, its parents' part with them.
+
+    Args:
+      facts: of run.json.
+      step: not before the branch.
+    """
+    branched = facts["branch_step"] or 0
+    before = facts.get("tokens_at_branch", branched * facts["tokens_per_step"])  # as large batches as now, if not said
+    return before + (step - branched) * facts["tokens_per_step"]

@@ -1,0 +1,294 @@
+"""Checkpoints to merge, whatever their format, and the place where a merge appears: whole or not at all."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from wsm_jax.checkpoints import huggingface, orbax
+from wsm_jax.core.leaves import Leaf
+from wsm_jax.core.trees import named_leaves
+from wsm_jax.errors import UsageError
+from wsm_jax.io import files
+from wsm_jax.parallel.processes import all_succeed
+
+MARK = ".made-by-wsm-merge"  # in the folder where a merge is under way; what lacks it is somebody else's
+
+ORBAX, SAFETENSORS = FORMATS = ("orbax", "safetensors")
+
+# The item to read of every Orbax checkpoint, or one for each; None: `params`, else the only one.
+Items = str | Sequence[str | None] | None
+
+
+class Source(Protocol):
+    """A checkpoint on disk.
+
+    Attributes:
+      path: its folder.
+      leaves: path -> leaf, in the order in which reading is best.
+    """
+
+    path: Path
+    leaves: dict[str, Leaf]
+
+    def tree(self) -> Any:
+        """The tree that was saved, with something of shape and dtype for each array."""
+        ...
+
+    def read(self, path: str, start: int, out: np.ndarray) -> None:
+        """Fills ``out`` (1-D, of the leaf's dtype) from element ``start`` on; ends lie on multiples of the quantum."""
+        ...
+
+    def rows(self, path: str, start: int, stop: int) -> np.ndarray:
+        """Rows ``start`` to ``stop`` of the leaf (a scalar: all of it), read by the format's own library."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """What identifies the checkpoint in a record."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of its files."""
+        ...
+
+
+class Sink(Protocol):
+    """A checkpoint being written."""
+
+    def write(self, path: str, start: int, values: np.ndarray) -> None:
+        """Stores ``values`` (1-D, of the leaf's dtype) from element ``start`` of the leaf on; from any thread."""
+        ...
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Stores the record; the checkpoint is complete then."""
+        ...
+
+
+def is_checkpoint(path: str | os.PathLike) -> bool:
+    """Whether ``path`` is a complete checkpoint of a known format."""
+    return huggingface.is_folder(path) or orbax.is_checkpoint(path)
+
+
+def open_source(path: str | os.PathLike, item: str | None = None) -> Source:
+    """The checkpoint at ``path``; reads metadata only.
+
+    Raises:
+      UsageError: no complete checkpoint of a known format, or its metadata is damaged.
+    """
+    if huggingface.is_folder(path):
+        return huggingface.Source(path)
+    if orbax.is_checkpoint(path):
+        from wsm_jax.checkpoints import zarr  # and with it TensorStore
+
+        return zarr.Source(path, item)
+    files.check_local(path)
+    wanted = f"a complete Orbax checkpoint nor a folder with {huggingface.SINGLE}"
+    if not os.path.exists(path):
+        hint = "; there is nothing at that path"
+    elif os.path.isfile(path):
+        hint = f"; a single file goes into a folder of its own, as {huggingface.SINGLE}"
+    elif (Path(path) / "run.json").is_file():
+        hint = f"; it is a run: --run={path}"
+    else:
+        steps = orbax.complete_steps(Path(path))
+        hint = f"; it holds those of steps {steps[0]} to {steps[-1]}: name them, oldest first" if steps else ""
+    raise UsageError(f"{path} is neither {wanted}{hint}")
+
+
+def items_of(item: Items, count: int) -> list[str | None]:
+    """The item to read of each of ``count`` checkpoints.
+
+    Raises:
+      UsageError: a sequence of another length, or of something that is neither a name nor None.
+    """
+    if item is None or isinstance(item, str):
+        return [item] * count
+    items = list(item)
+    if len(items) != count:
+        raise UsageError(f"{count} checkpoints need one item for all or {count} of them, got {len(items)}")
+    if wrong := [name for name in items if not (name is None or isinstance(name, str))]:
+        raise UsageError(f"item {wrong[0]!r} is no name; give a string, or None for `params` or the only one")
+    return items
+
+
+@contextlib.contextmanager
+def open_sources(paths: Sequence[str | os.PathLike], item: Items = None) -> Iterator[list[Source]]:
+    """All checkpoints at ``paths``, closed at the end. An item of a path given twice is opened once.
+
+    Args:
+      paths: folders, at least one.
+      item: of Orbax checkpoints: one for all paths, or one for each.
+
+    Raises:
+      UsageError: as :func:`open_source` and :func:`items_of`; no paths; formats that are mixed.
+    """
+    if not paths:
+        raise UsageError("nothing to merge: no checkpoints were given")
+    keys = [(str(path), name) for path, name in zip(paths, items_of(item, len(paths)), strict=True)]
+    opened: dict[tuple[str, str | None], Source] = {}
+    try:
+        for path, name in dict.fromkeys(keys):
+            opened[path, name] = open_source(path, name)
+        first = opened[keys[0]]
+        other = [source.path for source in opened.values() if type(source) is not type(first)]
+        if other:
+            raise UsageError(f"{first.path} and {other[0]} differ in format; all inputs must have one format")
+        yield [opened[key] for key in keys]
+    finally:
+        for source in opened.values():
+            source.close()
+
+
+def check_free(output: str | os.PathLike) -> None:
+    """Raises UsageError where ``output`` exists, or would be taken for a checkpoint that a run saved."""
+    if os.path.lexists(output):
+        raise UsageError(f"{output} exists; choose another name or remove it")
+    for folder in Path(output).absolute().parents:
+        if folder.name == "checkpoints" and (folder.parent / "run.json").is_file():
+            raise UsageError(f"{output} is among the checkpoints of a run, which merge reads; write to another folder")
+
+
+@contextlib.contextmanager
+def unfinished(output: str | os.PathLike) -> Iterator[Path]:
+    """A path beside ``output`` to write the checkpoint at; it becomes ``output`` when the block ends without an error.
+
+    What a killed merge has left there is removed. On several processes all enter and leave together.
+
+    Raises:
+      UsageError: ``output`` exists, or another process is writing it.
+    """
+    output = Path(output).absolute()
+    folder = output.with_name(f".{output.name}.merging")
+    lock = None
+    try:
+        with all_succeed():
+            check_free(output)
+            lock = _claim(folder, output) if jax.process_index() == 0 else None
+        yield folder / output.name
+        with all_succeed():
+            pass  # every part is written
+        with all_succeed():
+            if lock is not None:
+                check_free(output)
+                os.rename(folder / output.name, output)
+    finally:
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
+def _claim(folder: Path, output: Path) -> int:
+    """Makes ``folder``, or takes over what a killed merge left of it, and holds a lock on it.
+
+    Nothing is followed through a link, and nothing is removed that no merge has made: a folder of that name is one of
+    ours where it holds MARK, which is the first thing in it, or nothing at all.
+    """
+    while True:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue  # of a merge that has just ended
+        except NotADirectoryError as error:  # what a link gives, too
+            raise UsageError(f"{folder} is in the way and is no folder; remove it, or choose another output") from error
+        except OSError as error:
+            raise UsageError(f"{output} cannot be written: {error.filename} ({error.strerror})") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise UsageError(
+                f"{output} is being written by another merge; wait for it or choose another name"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        try:
+            if os.path.samestat(os.lstat(folder), os.fstat(lock)):
+                break
+        except FileNotFoundError:
+            pass
+        os.close(lock)  # that merge has removed it in between
+    found = os.listdir(lock)
+    if found and MARK not in found:
+        os.close(lock)
+        raise UsageError(f"{folder} is in the way and was not made by a merge; remove it, or choose another output")
+    for name in found:
+        if name != MARK:
+            leftover = folder / name
+            shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
+    (folder / MARK).touch()
+    return lock
+
+
+def create_sink(path: Path, leaves: Mapping[str, Leaf], like: Source, form: str | None = None) -> Sink:
+    """A sink for ``leaves`` at ``path``, which does not exist. On several processes all call it together.
+
+    Args:
+      path: the folder to be.
+      leaves: path -> leaf to write, as the inputs name them.
+      like: the newest input; where the format stays, its tree, its files and its configuration are taken over. Where it
+        changes, ``a/b`` in a tree and ``a.b`` in safetensors are one name.
+      form: ``orbax`` or ``safetensors``; default: as ``like``.
+
+    Raises:
+      UsageError: two leaves that would have one name, or a dtype that the form cannot hold.
+    """
+    was = SAFETENSORS if isinstance(like, huggingface.Source) else ORBAX
+    form = form or was
+    names = {name: output_name(name, like, form) for name in leaves}
+    renamed = {names[name]: leaf for name, leaf in leaves.items()}
+    if len(renamed) < len(leaves):
+        raise UsageError(f"two leaves of {like.path} have one name in {form}; merge into {was}")
+    first = jax.process_index() == 0
+    if form == SAFETENSORS:
+        with all_succeed():
+            sink: Sink = huggingface.Sink(path, renamed, like if isinstance(like, huggingface.Source) else None, first)
+    else:
+        from wsm_jax.checkpoints import zarr
+
+        with all_succeed():
+            # A leaf that is not written becomes None, which a tree does not count as a leaf.
+            tree = like.tree() if form == was else _nested(renamed)
+            kept = [renamed.get(name) for name in named_leaves(tree)]
+            tree = jax.tree.unflatten(jax.tree.structure(tree), kept)
+        sink = zarr.Sink(path, renamed, tree, create=first)
+    return sink if form == was else _Renamed(sink, names)
+
+
+def output_name(name: str, like: Source, form: str | None = None) -> str:
+    """What the leaf ``name`` of ``like`` is called when written as ``form``."""
+    if form in (None, SAFETENSORS if isinstance(like, huggingface.Source) else ORBAX):
+        return name
+    return name.replace("/", ".") if form == SAFETENSORS else name.replace(".", "/")
+
+
+class _Renamed:
+    """A sink whose leaves have other names than the inputs'."""
+
+    def __init__(self, sink: Sink, names: Mapping[str, str]):
+        self._sink, self._names = sink, names
+        self.finish = sink.finish
+
+    def write(self, path: str, start: int, values: np.ndarray) -> None:
+        self._sink.write(self._names[path], start, values)
+
+
+def _nested(leaves: Mapping[str, Leaf]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node: Any = tree
+        for parent in parents:
+            node = node.setdefault(parent, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or name in node:
+            raise UsageError(f"leaf {path} and another one lie in each other, as no tree can; merge into {SAFETENSORS}")
+        node[name] = leaf
+    return tree

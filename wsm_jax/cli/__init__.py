@@ -1,0 +1,98 @@
+"""The command line, ``wsm VERB``: one file a verb, with its arguments (``add``) and what it does (``run``).
+
+Heavy libraries are imported by the verbs that need them. Exit status: 0 done; 2 bad input (one line on stderr);
+3 stopped at a NaN; 75 stopped by a signal, resumable; 130 interrupted before training.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from wsm_jax.cli import config_flags, eval, inspect, merge, merge_options, prepare, report, train, weights
+from wsm_jax.errors import UsageError, ended
+
+# Verb -> what adds its arguments, what runs it, whether it takes a configuration, its help.
+VERBS = {
+    "prepare": (
+        prepare.add,
+        prepare.run,
+        True,
+        "Read the documents, train or load the tokenizer, write the token store.",
+    ),
+    "train": (train.add, train.run, True, "Train a run, or go on with one that stopped."),
+    "merge": (
+        merge_options.add,
+        merge.run,
+        False,
+        "Merge checkpoints given as IN[:WEIGHT] ..., or windows of a run's.",
+    ),
+    "weights": (weights.add, weights.run, False, "Print the merge weights of a decay curve or an average."),
+    "inspect": (
+        inspect.add,
+        inspect.run,
+        False,
+        "Tell what a run, a checkpoint or a merge is, without reading its arrays.",
+    ),
+    "eval": (eval.add, eval.run, False, "Loss of a run's checkpoint or merge on held-out documents."),
+    "report": (
+        report.add,
+        report.run,
+        False,
+        "Tables and figures of a constant-rate run beside its real decays; or all pages of experiments in one.",
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} ({self.prog} --help tells more)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit status, as :func:`wsm_jax.errors.ended` has it."""
+    return ended("wsm", lambda: _run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def _run(arguments: list[str]) -> int:
+    # --config.field=value belongs to ml_collections; argparse sees the rest.
+    arguments = _joined(arguments)
+    settings = [a for a in arguments if a.split("=")[0].split(".")[0] == "--config"]
+    options, unknown = _parser().parse_known_args([a for a in arguments if a not in settings])
+    if unknown:
+        raise UsageError(f"unrecognized arguments: {' '.join(unknown)} (wsm {options.verb} --help tells more)")
+    if settings and not options.takes_config:
+        raise UsageError(f"wsm {options.verb} takes no {settings[0].split('=')[0]}")
+    return options.run(options, settings) or 0
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """``--config FILE`` and ``--config.FIELD VALUE`` with a ``=``, as argparse would take them."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1].split(".")[0] == "--config" and "=" not in joined[-1] and argument[:2] != "--":
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="wsm", description="Train at a constant rate, merge checkpoints, compare with a real decay.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
+    for name, (add, run, takes_config, help) in VERBS.items():
+        sub = verbs.add_parser(
+            name,
+            help=help,
+            description=help,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=config_flags.help_text() if takes_config else None,
+        )
+        if takes_config:
+            sub.add_argument_group("configuration").add_argument(
+                "--config", metavar="FILE", help="a Python file with get_config(), e.g. configs/tiny.py"
+            )
+        sub.set_defaults(run=run, takes_config=takes_config)
+        add(sub)
+    return parser

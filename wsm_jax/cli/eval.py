@@ -1,0 +1,44 @@
+"""``wsm eval``: the loss of a checkpoint or merge on held-out documents."""
+
+import argparse
+import json
+
+from wsm_jax.errors import UsageError
+from wsm_jax.reporting.tables import print_table, text
+
+
+def add(sub: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the verb."""
+    sub.add_argument("--run", required=True, dest="directory", metavar="DIR", help="the run directory")
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, metavar="S", help="a saved step (default: the newest)")
+    which.add_argument("--merged", metavar="NAME|PATH", help="a merge of the run, or one that lies elsewhere")
+    sub.add_argument(
+        "--average", metavar="NAME", help="an average that the run keeps instead of its parameters: ema, ..."
+    )
+    sub.add_argument("--split", default="validation", choices=("validation", "test"), help="default: validation")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace, settings: list[str]) -> None:
+    """``wsm eval``: loss, standard error, perplexity and bits per byte."""
+    from wsm_jax.checkpoints import orbax
+    from wsm_jax.checkpoints.run import Run
+    from wsm_jax.evaluation import evaluate as evaluate_lib
+
+    run = Run(options.directory)
+    if options.merged and options.average:
+        raise UsageError("--average goes with a step, not with --merged")
+    item = options.average or orbax.PARAMS
+    path = evaluate_lib.checkpoint_path(run, step=options.step, merged=options.merged, item=item)
+    evaluator = evaluate_lib.run_evaluator(run, options.split)
+    if options.merged:
+        evaluate_lib.check_fits(run, path)
+    params = orbax.load_tree(path, item)
+    figures = {"checkpoint": str(path), "item": item, "split": options.split, **evaluator(params).summary()}
+    if options.json:
+        # JSON knows no NaN: the standard error over a single document is null.
+        known = {name: None if value != value else value for name, value in figures.items()}
+        print(json.dumps(known))
+    else:
+        print_table(["figure", "value"], [[name, text(value)] for name, value in figures.items()])

@@ -1,0 +1,57 @@
+"""``wsm report``: tables and figures of runs, or the pages of experiments in one."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from wsm_jax.errors import UsageError
+from wsm_jax.reporting.tables import print_table
+
+
+def add(sub: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the verb."""
+    sub.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN|RESULTS",
+        help="the constant run first, then runs branched from it; or a folder of pages: writes RESULTS/REPORT.md",
+    )
+    sub.add_argument("--output", metavar="DIR", help="default: RUN/report of the first run")
+    sub.add_argument("--learned", action="store_true", help="add a merge whose weights are learned on validation")
+    sub.add_argument("--json", action="store_true", help="print the table as JSON")
+
+
+def run(options: argparse.Namespace, settings: list[str]) -> None:
+    """Writes the report of the runs, or of a folder of pages."""
+    first = Path(options.runs[0])
+    if not (first / "config.json").is_file() and any(first.glob("*/*/records.jsonl")):
+        _gather(options, first)
+        return
+    from wsm_jax.checkpoints.run import Run
+    from wsm_jax.reporting import comparison
+    from wsm_jax.reporting import report as report_lib
+
+    runs = [Run(path) for path in options.runs]
+    say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    output = Path(options.output or runs[0].path / "report")
+    comparison.check(runs[0], runs[1:])
+    output.mkdir(parents=True, exist_ok=True)  # what cannot be written is not computed
+    result = comparison.compare(runs[0], runs[1:], learned=options.learned, say=say)
+    folder = report_lib.write(result, output)
+    if options.json:
+        print(json.dumps(report_lib.to_json(result), indent=2))
+        return
+    header, *rows = report_lib.table(result)
+    print_table(header, rows, title="test loss, nats per token")
+    print("\n".join(report_lib.findings(result)))
+    print(f"report: {folder}/report.md")
+
+
+def _gather(options: argparse.Namespace, root: Path) -> None:
+    from wsm_jax.reporting import pages
+
+    given = {"a second folder": options.runs[1:], "--output": options.output, "--learned": options.learned}
+    if wrong := [name for name, value in {**given, "--json": options.json}.items() if value]:
+        raise UsageError(f"{wrong[0]} goes with runs, but {root} has no config.json")
+    print(f"report: {pages.write(root)}")

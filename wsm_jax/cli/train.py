@@ -1,0 +1,41 @@
+"""``wsm train``: trains a run, or goes on with one that stopped."""
+
+import argparse
+
+from wsm_jax.cli import config_flags
+from wsm_jax.errors import UsageError
+
+
+def add(sub: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the verb."""
+    sub.add_argument("--run", required=True, dest="directory", metavar="DIR", help="the run directory")
+    sub.add_argument("--branch_from", default="", metavar="RUN@STEP", help="start from this full state, e.g. to decay")
+    sub.add_argument(
+        "--params_from",
+        default="",
+        metavar="PATH",
+        help="start with these parameters, e.g. a merge's; the rest as without",
+    )
+    sub.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
+    sub.add_argument("--distributed", action="store_true", help="one process of several: jax.distributed.initialize()")
+
+
+def run(options: argparse.Namespace, settings: list[str]) -> None:
+    """``wsm train``: see :func:`wsm_jax.training.loop.train`."""
+    config = config_flags.load(settings)
+    if options.distributed:
+        import jax
+
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise UsageError(f"--distributed: this is no process of a cluster that JAX knows ({error})") from error
+    from wsm_jax.training.loop import train as run_training
+
+    run_training(
+        config,
+        options.directory,
+        branch_from=options.branch_from,
+        params_from=options.params_from,
+        quiet=options.quiet,
+    )

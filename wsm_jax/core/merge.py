@@ -1,0 +1,72 @@
+"""The weighted sum of pytrees in memory."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wsm_jax.core import leaves as leaves_lib
+from wsm_jax.core.leaves import AVERAGE, FIRST, LAST, SKIP, Rules, Weights
+from wsm_jax.core.trees import named_leaves
+from wsm_jax.errors import UsageError
+
+
+def _add(total: Any, tree: Any, coefficients: Any) -> Any:
+    return jax.tree.map(lambda t, x, c: t + c * x.astype(jnp.float32), total, tree, coefficients)
+
+
+_add_jit = jax.jit(_add, donate_argnums=0)
+
+
+@jax.jit
+def _scale(tree: Any, coefficients: Any) -> Any:
+    # Adding to zeros would turn -0.0 into 0.0; starting from the product keeps a single checkpoint exact.
+    return jax.tree.map(lambda x, c: c * x.astype(jnp.float32), tree, coefficients)
+
+
+def merge(trees: Sequence[Any], weights: Weights, *, rules: Rules = (), dtype: Any = None) -> Any:
+    """The weighted sum of pytrees of arrays, jitted, accumulated in float32; sharded arrays stay where they are.
+
+    Args:
+      trees: pytrees of equal structure, shapes and dtypes, oldest first.
+      weights: one weight for each tree (e.g. of :func:`wsm_jax.merge_weights`), or a mapping from each leaf's path
+        ("blocks/mlp/up/kernel", see :func:`wsm_jax.named_leaves`) to such a vector. Used as they are given: they
+        need not sum to 1.
+      rules: (regular expression on the path, policy) pairs, see :func:`wsm_jax.core.leaves.leaf_policies`; by
+        default floating leaves are averaged and the others come from the last tree that has a weight. A skipped leaf
+        becomes None.
+      dtype: of the averaged leaves of the result; None or ``same``: as in ``trees``.
+
+    Returns:
+      a pytree of the same structure.
+
+    Raises:
+      UsageError: no trees, trees that differ, weights that do not fit, a leaf that cannot be averaged.
+    """
+    if not trees:
+        raise UsageError("nothing to merge: the list of trees is empty")
+    # A train state may count its steps in a Python number.
+    named = [
+        {path: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for path, leaf in named_leaves(tree).items()}
+        for tree in trees
+    ]
+    dtype = None if isinstance(dtype, str) and dtype == "same" else dtype
+    leaves_lib.check_same(named, [f"tree {i}" for i in range(len(trees))], rules)
+    policies = leaves_lib.leaf_policies(named[0], rules)
+    averaged = [path for path, policy in policies.items() if policy == AVERAGE]
+    vectors = leaves_lib.weight_vectors(weights, averaged, len(trees))
+    first, last = leaves_lib.window_ends(vectors, len(trees))
+    total: Any = {}
+    for index, leaves in enumerate(named):
+        if any(vector[index] for vector in vectors.values()) or (not total and index == last):
+            terms = {path: leaves[path] for path in averaged}
+            coefficients = {path: np.float32(vector[index]) for path, vector in vectors.items()}
+            total = _scale(terms, coefficients) if not total else _add_jit(total, terms, coefficients)
+    sources = {LAST: named[last], FIRST: named[first], SKIP: dict.fromkeys(policies)}
+    merged = [
+        total[path].astype(dtype or named[0][path].dtype) if policy == AVERAGE else sources[policy][path]
+        for path, policy in policies.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(trees[0]), merged)

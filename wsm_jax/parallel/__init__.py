@@ -1,0 +1,1 @@
+"""Where arrays live: the mesh, sharding rules, several processes, chips."""

@@ -1,0 +1,105 @@
+"""Metrics of the steps since the last look, fetched together, checked, written and shown."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from wsm_jax.core.schedules import Schedule
+from wsm_jax.errors import NonFiniteError
+from wsm_jax.parallel import chips
+from wsm_jax.training.metrics import Writer
+
+
+class Progress:
+    """Keeps the metrics of dispatched steps on the device until :meth:`flush`; the loop never waits in between.
+
+    Args:
+      writer: where records go.
+      schedule: update count -> rate, to report the rate.
+      tokens_per_step: tokens in one update.
+      tokens_read: step -> tokens that were read up to it.
+      flops_per_token: training FLOPs, for MFU where the device's peak is known.
+      start: updates done before the first :meth:`add`.
+      total: updates in the whole run.
+      name: shown before the bar.
+      quiet: no bar.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        schedule: Schedule,
+        *,
+        tokens_per_step: int,
+        tokens_read: Callable[[int], int],
+        flops_per_token: float,
+        start: int,
+        total: int,
+        name: str,
+        quiet: bool,
+    ):
+        self._writer, self._schedule = writer, schedule
+        self._tokens_per_step, self._flops_per_token = tokens_per_step, flops_per_token
+        self._tokens_read = tokens_read
+        peak = chips.peak_flops()
+        self._peak = peak * jax.device_count() if peak else None
+        self._done = start
+        self._pending: list[dict[str, jax.Array]] = []
+        self._bar = tqdm(total=total, initial=start, unit="step", desc=name, disable=quiet, smoothing=0.1)
+        self._clock = time.perf_counter()
+
+    def restart(self) -> None:
+        """Starts the clock anew, so that tokens/s counts updates and not what was done between them."""
+        self._clock = time.perf_counter()
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        """Metrics of the next step, not waited for."""
+        self._pending.append(metrics)
+
+    def flush(self) -> None:
+        """Waits for the steps added since the last flush and writes one record of their means.
+
+        Raises:
+          NonFiniteError: the loss or gradient of one of them is not finite, naming the first.
+        """
+        if not self._pending:
+            return
+        values = {name: np.asarray([m[name] for m in jax.device_get(self._pending)]) for name in self._pending[0]}
+        count, self._pending = len(self._pending), []
+        seconds = time.perf_counter() - self._clock
+        bad = np.flatnonzero(~np.all([np.isfinite(v) for v in values.values()], axis=0))
+        if bad.size:
+            step = self._done + int(bad[0]) + 1
+            found = ", ".join(f"{name} {v[bad[0]]}" for name, v in values.items())
+            raise NonFiniteError(step, f"step {step}: {found}; nothing after step {self._done} was saved")
+        self._done += count
+        speed = count * self._tokens_per_step / seconds
+        record: dict[str, Any] = {
+            "tokens": self._tokens_read(self._done),
+            **{name: float(v.mean(dtype=np.float64)) for name, v in values.items()},
+            "learning_rate": float(self._schedule(self._done - 1)),
+            "tokens_per_second": round(speed, 1),
+            "seconds": round(seconds, 4),
+        }
+        shown = {"loss": f"{record['loss']:.3f}", "lr": f"{record['learning_rate']:.1e}", "tok/s": f"{speed:,.0f}"}
+        if self._peak:
+            record["mfu"] = speed * self._flops_per_token / self._peak
+            shown["mfu"] = f"{record['mfu']:.1%}"
+        self._writer.write("train", self._done, **record)
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(count)
+        self.restart()
+
+    def say(self, message: str) -> None:
+        """One line above the bar."""
+        if not self._bar.disable:
+            self._bar.write(message, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        self._bar.close()
