@@ -8,30 +8,22 @@ temporary name and renames, so a folder named by a step is whole.
 
 import functools
 import json
-import logging as stdlib_logging
 import math
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
 
+from wsm_jax.checkpoints.quiet import quiet
 from wsm_jax.errors import UsageError
 
 PARAMS = "params"
 CHUNK_BYTES = 64 * 10**6
 COMPLETE = "_CHECKPOINT_METADATA"  # written last
-
-# Orbax logs every save and restore, and warns when a sharding is read from the file; neither tells a user anything.
-logging.set_verbosity(logging.ERROR)
-warnings.filterwarnings("ignore", message="Sharding info not provided when restoring", module="orbax")
-# It looks for OCDBT and zarr2 only, and doubts every checkpoint in plain zarr3 files.
-stdlib_logging.getLogger().addFilter(lambda record: "TensorStore data files not found" not in str(record.msg))
 
 
 @functools.cache
@@ -83,6 +75,7 @@ def complete_steps(directory: str | os.PathLike) -> list[int]:
     return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit() and is_checkpoint(p))
 
 
+@quiet()
 def is_checkpoint(path: str | os.PathLike) -> bool:
     """Whether ``path`` is a complete Orbax checkpoint."""
     root = epath.Path(path).absolute()
@@ -125,6 +118,7 @@ def choose_item(path: str | os.PathLike, item: str | None = None) -> str | None:
     return names[0] if names else None
 
 
+@quiet()
 def abstract_tree(path: str | os.PathLike, item: str | None = None) -> Any:
     """Shapes and dtypes of a stored tree as jax.ShapeDtypeStruct on the first local device; reads metadata only.
 
@@ -145,6 +139,7 @@ def abstract_tree(path: str | os.PathLike, item: str | None = None) -> Any:
     )
 
 
+@quiet()
 def load_tree(path: str | os.PathLike, item: str | None = None, abstract: Any = None) -> Any:
     """The stored tree, placed as ``abstract`` says (default: whole, on the first local device).
 
@@ -206,6 +201,7 @@ def check_whole(path: str | os.PathLike, folder: Path, arrays: Mapping[str, Any]
             raise UsageError(f"{path}: leaf {leaf} is not whole: a file of it under {folder} is missing")
 
 
+@quiet()
 def save_tree(path: str | os.PathLike, tree: Any, metadata: dict[str, Any] | None = None, item: str = PARAMS) -> None:
     """Writes one checkpoint in the merge stream's layout; it appears whole under ``path`` or not at all.
 

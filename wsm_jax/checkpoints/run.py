@@ -90,11 +90,11 @@ def _facts(value: Any, place: str) -> Any:
 # Of what run.json holds, what other modules count on; a run of an earlier version may lack some.
 _FACT_TYPES: dict[str, Any] = {
     **dict.fromkeys(("branch_from", "params_from"), str | None),
-    **dict.fromkeys(("branch_step",), int | None),
     **dict.fromkeys(("data_hash", "config_hash", "config_id"), str),
     **dict.fromkeys(("parameters", "steps", "tokens_per_step", "merge_interval"), int),
     **dict.fromkeys(("tokens_at_branch", "longest_resume_interval"), int),
     **dict.fromkeys(("data", "decay_mask"), dict),
+    "branch_step": int | None,
     "branch_points": list,
 }
 
@@ -109,9 +109,16 @@ def _read_facts(path: Path) -> dict[str, Any]:
     return _Facts(facts, str(path))
 
 
+_GIVEN = ("duration", "batch_size", "model", "data", "schedule", "optimizer", "checkpoint")
+
+
 def _read_config(path: Path) -> Config:
     try:
-        return config_lib.from_dict(read_json(path))
+        values = read_json(path)
+        for name in _GIVEN if isinstance(values, dict) else ():
+            if name not in values:  # its default may not be what the run was made with
+                raise UsageError(f"{name} is missing, which wsm train writes")
+        return config_lib.from_dict(values)
     except UsageError as error:
         raise UsageError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
 
