@@ -108,9 +108,7 @@ class ScheduleConfig:
     decay: str = setting("0.2run", "duration of the decay of wsd, the last part of the run", kind="duration")
     end_fraction: float = setting(0.0, "cosine: final rate over peak rate; cyclic: lowest over peak")
     cycle: str = setting("0.01run", "cyclic: duration of a cycle", later=True, kind="duration")
-    cycle_start: str = setting(
-        "0.75run", "cyclic: duration at the peak before the cycles", later=True, kind="duration"
-    )
+    cycle_start: str = setting("0.75run", "cyclic: duration at the peak before the cycles", later=True, kind="duration")
 
 
 @dataclasses.dataclass

@@ -7,7 +7,6 @@ temporary name and renames, so a folder named by a step is whole.
 """
 
 import functools
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from etils import epath
 
 from wsm_jax.checkpoints.quiet import quiet
 from wsm_jax.errors import UsageError
+from wsm_jax.io.files import parse_json
 
 PARAMS = "params"
 CHUNK_BYTES = 64 * 10**6
@@ -154,7 +154,11 @@ def load_tree(path: str | os.PathLike, item: str | None = None, abstract: Any = 
     try:
         return orbax().load(root, abstract, checkpointable_name=name)
     except Exception as error:
-        raise UsageError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+        raise UsageError(f"{path}: cannot be read ({type(error).__name__}: {_in_one_line(error)})") from error
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _uncut(leaf: Any) -> Any:
@@ -193,11 +197,15 @@ def check_whole(path: str | os.PathLike, folder: Path, arrays: Mapping[str, Any]
       folder: that of its item.
       arrays: leaf -> open tensorstore.TensorStore.
     """
-    if not json.loads((folder / "_METADATA").read_text()).get("store_array_data_equal_to_fill_value"):
+    if not parse_json((folder / "_METADATA").read_text()).get("store_array_data_equal_to_fill_value"):
         return
     asked = {leaf: array.storage_statistics(query_fully_stored=True) for leaf, array in arrays.items()}
     for leaf, future in asked.items():
-        if not future.result().fully_stored:
+        try:
+            whole = future.result().fully_stored
+        except ValueError as error:  # a chunk that is cut has no index of its parts
+            raise UsageError(f"{path}: leaf {leaf} is damaged ({_in_one_line(error)})") from error
+        if not whole:
             raise UsageError(f"{path}: leaf {leaf} is not whole: a file of it under {folder} is missing")
 
 
@@ -228,7 +236,7 @@ def array_names(path: str | os.PathLike, item: str | None = None) -> tuple[Path,
     root, name = Path(_require(path)), choose_item(path, item)
     folder = root / name if name else root
     try:
-        metadata = json.loads((folder / "_METADATA").read_text())
+        metadata = parse_json((folder / "_METADATA").read_text())
         entries = [entry["key_metadata"] for entry in metadata["tree_metadata"].values() if not is_empty(entry)]
         keys = [[str(key["key"]) for key in entry] for entry in entries]
         ocdbt = metadata.get("use_ocdbt")
@@ -260,6 +268,6 @@ def user_metadata(path: str | os.PathLike) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        return json.loads(file.read_text()).get("custom_metadata") or {}
+        return parse_json(file.read_text()).get("custom_metadata") or {}
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(f"{file}: unreadable checkpoint metadata ({type(error).__name__}: {error})") from error

@@ -69,10 +69,10 @@ def plan(config: Config) -> Plan:
     if config.model.context < 1:
         raise UsageError(f"model.context is {config.model.context}; it must be at least 1")
     for field, rows in _batches(config).items():
-        if rows * config.model.context > MOST_TOKENS:
+        if (tokens := rows * config.model.context) > MOST_TOKENS:
             raise UsageError(
-                f"{field}={rows} x model.context={config.model.context} is {rows * config.model.context:.10g} tokens in "
-                f"one batch; at most {MOST_TOKENS:,}"
+                f"{field}={rows} x model.context={config.model.context} is {tokens:.10g} tokens in one batch; "
+                f"at most {MOST_TOKENS:,}"
             )
     if config.evaluation.interval and not config.data.validation_fraction:
         raise UsageError("data.validation_fraction=0 leaves nothing to evaluate; raise it, or set evaluation.interval=")
@@ -123,7 +123,8 @@ def check(config: Config) -> None:
         needed, free = rows * config.model.context * _TOKEN_BYTES // hosts, memory.free()
         if needed > free:
             raise UsageError(
-                f"{name}={rows} takes {needed / 1e9:.1f} GB of memory a batch, and {free / 1e9:.1f} GB are free; lower it"
+                f"{name}={rows} takes {needed / 1e9:.1f} GB of memory for one batch, but {free / 1e9:.1f} GB are free; "
+                "lower it"
             )
 
 

@@ -33,7 +33,9 @@ def load(arguments: Sequence[str]) -> Config:
         inside = any("Traceback (most recent call last)" in line for line in trace)
         raise UsageError(f"--config: {last}" if inside else _line(error)) from error
     except SystemExit as error:
-        raise UsageError(f"--config: the file ended the program (sys.exit({error.code!r})); it must return a Config") from error
+        raise UsageError(
+            f"--config: the file ended the program (sys.exit({error.code!r})); it must return a Config"
+        ) from error
     except Exception as error:  # the file is anybody's Python
         raise UsageError(f"--config: {type(error).__name__}: {_line(error)}") from error
     config = values["config"].value
