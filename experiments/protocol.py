@@ -127,13 +127,14 @@ def provenance(base: Run) -> Record:
     names = ("config_hash", "data_hash", "parameters")
     environment = machine.environment()
     environment["command"] = os.environ.get("WSM_EXPERIMENT_COMMAND", environment["command"])
-    return {"seed": base.config.seed, **{name: base.facts[name] for name in names}, **environment}
+    facts = {**{name: base.facts[name] for name in names}, "config_id": base.config_id}
+    return {"seed": base.config.seed, **facts, **environment}
 
 
 def trained_by(recipe: Recipe) -> Record:
     """Hashes of the configuration and the data of the run that saved a recipe's newest checkpoint."""
-    facts = Run(recipe.paths[-1].parents[2]).facts  # RUN/checkpoints/STREAM/STEP
-    return {name: facts[name] for name in ("config_hash", "data_hash")}
+    run = Run(recipe.paths[-1].parents[2])  # RUN/checkpoints/STREAM/STEP
+    return {**{name: run.facts[name] for name in ("config_hash", "data_hash")}, "config_id": run.config_id}
 
 
 def main(experiment: Experiment) -> int:

@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 
 from wsm_jax.config import (
     Config,
+    DataConfig,
     ModelConfig,
     OptimizerConfig,
+    check_values,
     config_hash,
+    config_id,
     flat_fields,
+    free_fields,
     from_dict,
     parse_duration,
     parse_list,
@@ -67,7 +71,8 @@ def test_a_whole_number_of_updates_in_tokens_is_that_number(updates, tokens_per_
 
 @pytest.mark.parametrize(
     "text",
-    ["", "100", "steps", "1.5.2steps", "-3steps", "nansteps", "1e400steps", "1e400tok", "10 epochs", "2mtok", 100],
+    ["", "100", "steps", "1.5.2steps", "-3steps", "nansteps", "1e400steps", "1e400tok", "10 epochs", "2mtok", 100]
+    + ["1e308Ttok", "1e308run"],
 )
 def test_what_is_no_duration_names_the_field_and_the_text(text):
     with pytest.raises(UsageError, match=r"log\.interval=.*not a duration.*100steps"):
@@ -82,6 +87,13 @@ def test_part_of_a_step_is_no_duration():
 def test_the_run_itself_cannot_be_a_share_of_the_run():
     with pytest.raises(UsageError, match=r"duration='0\.5run' cannot be a share"):
         _ = Config(duration="0.5run").steps
+
+
+def test_a_run_is_no_longer_than_its_counter_of_updates():
+    assert Config(duration="2147483647steps").steps == 2**31 - 1
+    for text in ("2147483648steps", "1e30steps", "1e200Ttok"):
+        with pytest.raises(UsageError, match=f"^duration='{text}' is .* steps; a run has at most 2,147,483,647"):
+            _ = Config(duration=text).steps
 
 
 def test_tokens_of_a_step_come_from_batch_and_context():
@@ -145,6 +157,54 @@ def test_an_unknown_field_is_named_beside_the_known_ones(values, message):
         from_dict(values)
 
 
+WRONG = {
+    str: [5, None, True, ["5steps"], 2.0],
+    int: ["5", None, True, [5], 5.0, 2**63, 10**5000],
+    float: ["0.1", None, True, [0.1], float("nan")],
+    bool: ["true", None, 1, [True]],
+}
+
+
+@pytest.mark.parametrize("name", flat_fields(Config()))
+def test_a_value_of_another_type_is_refused_in_every_field(name):
+    kind = type(flat_fields(Config())[name][0])
+    for value in WRONG[kind]:
+        config = Config()
+        set_field(config, name, value)
+        with pytest.raises(UsageError, match=rf"^{name} is .*; it must ") as error:
+            from_dict(to_dict(config))
+        assert len(str(error.value)) < 200
+
+
+def test_a_whole_number_will_do_for_a_number_and_stays_one():
+    config = from_dict({"optimizer": {"peak_lr": 1}})
+    assert json.dumps(config.optimizer.peak_lr) == "1"  # or the hash of a run would change when it is read
+
+
+@pytest.mark.parametrize("value", [None, 5, [1, 2], {"layers": 2}, DataConfig])
+def test_what_is_no_group_is_refused_in_the_place_of_one(value):
+    config = Config()
+    config.data = value
+    with pytest.raises(UsageError, match=r"^data is .*, not a group of fields"):
+        check_values(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("batch_size", 0, "at least 1"),
+        ("seed", -1, "at least 0"),
+        ("data.workers", 10**9, "at least 0 and be at most 4096"),
+        ("checkpoint.resume_keep", 0, "at least 1"),
+    ],
+)
+def test_a_whole_number_out_of_its_range_is_refused(name, value, words):
+    config = Config()
+    set_field(config, name, value)
+    with pytest.raises(UsageError, match=f"^{name} is {value}; it must be {words}$"):
+        check_values(config)
+
+
 def test_configurations_do_not_share_their_groups():
     first = Config()
     first.model.layers += 1
@@ -177,6 +237,35 @@ def test_the_hash_changes_with_every_single_field():
         set_field(config, name, other(value))
         hashes.add(config_hash(config))
     assert len(hashes) == 1 + len(flat_fields(Config()))
+
+
+def test_the_identity_changes_with_every_field_that_changes_what_is_computed_and_with_no_other():
+    own = {config_id(Config())}
+    for name, (value, _) in flat_fields(Config()).items():
+        config = Config()
+        set_field(config, name, other(value))
+        assert (config_id(config) == config_id(Config())) == (name in free_fields()), name
+        own.add(config_id(config))
+    assert len(own) == 1 + len(flat_fields(Config())) - len(free_fields())
+    assert all(len(digits) == 12 and int(digits, 16) >= 0 for digits in own)
+
+
+@pytest.mark.parametrize(
+    ("field", "one", "same", "another"),
+    [
+        ("source", "text:/a/x.txt", "text:/b/{y,z}/*.md", "stdlib"),
+        ("source", "text:/a=0.7,stdlib=0.3", "text:b=0.7,stdlib=0.3", "text:/a=0.6,stdlib=0.4"),
+        ("source", "text:/a=b/x.txt", "text:/a=c/x.txt", "tfds:a"),
+        ("source", "tfds:news@/data", "tfds:news@/elsewhere", "tfds:olds@/data"),
+        ("source", "hf:/data/books:train", "hf:~/books:train", "hf:owner/books:train"),
+        ("switch_source", "text:/a", "text:/b", "text:/a,stdlib"),
+        ("tokenizer", "/a/tokenizer.json", "b", "bpe:4096"),
+        ("tokenizer", "bpe:4096", "bpe:4096", "bpe:4097"),
+    ],
+)
+def test_the_identity_knows_no_local_path(field, one, same, another):
+    digits = [config_id(Config(data=DataConfig(**{field: text}))) for text in (one, same, another)]
+    assert digits[0] == digits[1] != digits[2]
 
 
 def test_every_field_is_flat_once_with_its_value_and_one_line_of_help():

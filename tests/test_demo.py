@@ -221,7 +221,7 @@ def test_runs_that_are_no_decays_of_the_first_are_refused(demo_run, store):
     assert comparison.check(constant, [stranger]) == step  # its parent may have been moved here
     shutil.copytree(demo_run / "constant", demo_run / "other", ignore=shutil.ignore_patterns("checkpoints"))
     assert comparison.check(constant, [stranger]) == step  # a copy
-    facts = {**constant.facts, "config_hash": "another"}
+    facts = {**constant.facts, "config_id": "another"}
     (demo_run / "other" / "run.json").write_text(json.dumps(facts))
     with pytest.raises(UsageError, match=r"was branched from .*other, not from .*constant"):
         comparison.compare(constant, [stranger])

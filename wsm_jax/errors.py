@@ -9,13 +9,13 @@ class UsageError(ValueError):
 
 
 class NonFiniteError(RuntimeError):
-    """Training met a NaN or an infinity; the command line exits with status 3.
+    """Training or an evaluation met a NaN or an infinity; the command line exits with status 3.
 
     Attributes:
-      step: the update (counted from 1) whose loss or gradient was not finite.
+      step: the update (counted from 1) whose loss or gradient was not finite; None in an evaluation.
     """
 
-    def __init__(self, step: int, message: str):
+    def __init__(self, step: int | None, message: str):
         super().__init__(message)
         self.step = step
 

@@ -1,6 +1,7 @@
 """A run directory: the plan in steps, refusing another configuration, files that survive a crash."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -17,11 +18,12 @@ from wsm_jax.config import (
     EvaluationConfig,
     LogConfig,
     ModelConfig,
+    config_id,
     flat_fields,
     to_dict,
 )
 from wsm_jax.errors import UsageError
-from wsm_jax.io import machine
+from wsm_jax.io import machine, memory
 from wsm_jax.io.files import write_json, write_jsonl
 
 FACTS = {"branch_from": None, "branch_step": None, "branch_points": [], "data_hash": "abc"}
@@ -114,6 +116,76 @@ def test_a_configuration_that_makes_no_plan_names_the_field(fields, message):
         plan(settings(**fields))
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"duration": "1e30steps"}, "a run has at most 2,147,483,647"),
+        ({"batch_size": 10**9}, "batch_size=1000000000 x model.context=16 is 1.6e+10 tokens in one batch; at most"),
+        ({"evaluation": EvaluationConfig(batch_size=10**9)}, "evaluation.batch_size=1000000000 x model.context=16"),
+        (
+            {"duration": "1e9steps", "checkpoint": CheckpointConfig(merge_interval="1steps")},
+            "checkpoint.merge_interval='1steps' makes 1,000,000,000 checkpoints in 1,000,000,000 steps; at most",
+        ),
+        (
+            {"duration": "1e9steps", "checkpoint": CheckpointConfig(resume_interval="7steps")},
+            "checkpoint.resume_interval='7steps' makes 142,857,142 checkpoints",
+        ),
+        ({"batch_size": "8"}, "batch_size is '8'; it must be a whole number"),
+        ({"model": ModelConfig(context=0)}, "model.context is 0"),
+    ],
+)
+def test_sizes_that_no_machine_can_hold_are_refused_at_once(fields, words):
+    with pytest.raises(UsageError, match=re.escape(words)):
+        plan(settings(**fields))
+
+
+def test_a_batch_that_does_not_fit_the_memory_is_refused(tmp_path, monkeypatch):
+    config = settings(evaluation=EvaluationConfig(batch_size=4))
+    for free, refused in ((8 * 16 * 12, False), (8 * 16 * 12 - 1, True)):
+        monkeypatch.setattr(memory, "free", lambda free=free: free)
+        if refused:
+            with pytest.raises(UsageError, match=r"^batch_size=8 takes .* GB of memory for one batch, but .* lower it"):
+                run_lib.resumed_plan(tmp_path, config)
+        else:
+            run_lib.resumed_plan(tmp_path, config)
+
+
+UNUSED = {
+    "averaging.running_mean_start": "2run",
+    "averaging.wsm_window": "2run",
+    "averaging.wsm_every": "1001steps",
+    "averaging.swa_start": "2run",
+    "averaging.swa_every": "often",
+    "averaging.lawa_every": "2run",
+    "averaging.wsm_curve": "foo",
+    "schedule.curve": "foo",
+    "schedule.decay": "2run",
+    "schedule.cycle": "2run",
+    "schedule.cycle_start": "3run",
+    "preview.windows": "0.1run,2run",
+    "evaluation.interval": "2run",
+}
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_a_field_that_the_run_does_not_use_is_looked_at_too(name, tmp_path):
+    group, field = name.split(".")
+    config = settings()
+    setattr(getattr(config, group), field, UNUSED[name])
+    with pytest.raises(UsageError, match=f"^{re.escape(name)}"):
+        run_lib.resumed_plan(tmp_path, config)
+    assert list(tmp_path.iterdir()) == []
+    begin(tmp_path, config, FACTS)  # a run that an earlier version began so goes on
+    orbax.save_tree(run_lib.merge_stream(tmp_path) / "20", {"w": np.ones(2, np.float32)})
+    assert run_lib.resumed_plan(tmp_path, config).steps == 1000
+
+
+def test_a_file_is_no_place_for_a_run(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(UsageError, match="notes is a file, not the folder of a run"):
+        run_lib.resumed_plan(tmp_path / "notes", settings())
+
+
 # --- a run directory -------------------------------------------------------------------------------------------------
 
 
@@ -134,6 +206,50 @@ def test_a_new_run_holds_its_configuration_and_facts(folder):
     assert run.merge_stream == folder / "checkpoints" / "merge"
     assert run.merged("linear-4") == folder / "merged" / "linear-4"
     assert run.metrics() == []
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("run.json", {}, "is not what wsm train writes, an object with data_hash and branch_step"),
+        ("run.json", [FACTS], "is not what wsm train writes"),
+        ("run.json", None, "is not what wsm train writes"),
+        ("run.json", {**FACTS, "branch_step": "20"}, "branch_step is a str"),
+        ("run.json", {**FACTS, "data": []}, "data is a list"),
+        ("config.json", {}, "duration is missing"),
+        ("config.json", [], "config is []"),
+        ("config.json", {**to_dict(settings()), "batch_size": "8"}, "batch_size is '8'; it must be a whole number"),
+        ("config.json", {**to_dict(settings()), "model": None}, "config.model is None, not a group"),
+    ],
+)
+def test_a_file_of_a_run_that_wsm_did_not_write_is_named(folder, file, content, words):
+    write_json(folder / file, content)
+    for read in (lambda: Run(folder), lambda: run_lib.resumed_plan(folder, settings())):
+        with pytest.raises(UsageError, match=rf"^{folder}/{file}.*{re.escape(words)}"):
+            read()
+
+
+def test_a_fact_that_is_not_there_is_named_with_its_file_wherever_it_is_asked_for(folder):
+    write_json(folder / "run.json", {**FACTS, "data": {"stable": [{}]}})
+    facts = Run(folder).facts
+    with pytest.raises(UsageError, match=rf"{folder}/run\.json has no 'parameters'"):
+        _ = facts["parameters"]
+    with pytest.raises(UsageError, match=rf"{folder}/run\.json.data.stable\[0\] has no 'path'"):
+        _ = facts["data"]["stable"][0]["path"]
+    assert facts.get("parameters") is None
+
+
+@pytest.mark.parametrize("record", [{}, {"kind": "train"}, {"kind": "train", "step": "3"}, {"kind": 1, "step": 3}])
+def test_a_record_without_kind_or_step_is_named(folder, record):
+    write_jsonl(folder / "metrics.jsonl", [{"kind": "train", "step": 1}, record])
+    with pytest.raises(UsageError, match=rf"{folder}/metrics\.jsonl: record 2 has no kind and step"):
+        Run(folder).metrics()
+
+
+def test_a_run_is_identified_by_what_it_recorded_or_what_it_was_configured_to_do(folder):
+    assert Run(folder).config_id == config_id(settings())  # an earlier version recorded none
+    write_json(folder / "run.json", {**FACTS, "config_id": "0123456789ab"})
+    assert Run(folder).config_id == "0123456789ab"
 
 
 def test_a_folder_without_configuration_is_no_run(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -123,6 +124,32 @@ def test_weights_plot(tmp_path, capsys):
             "--distributed: this is no process of a cluster",
         ),
         (["train", f"--config={CONFIG}"], "--run"),
+        (["train", f"--config={CONFIG}", "--run="], "argument --run: it is empty; give a value"),
+        (["train", f"--config={CONFIG}", "--run=/x", "--branch_from="], "argument --branch_from: it is empty"),
+        (["train", f"--config={CONFIG}", "--run=/x", "--params_from= "], "argument --params_from: it is empty"),
+        (["train", f"--config={CONFIG}", "--run=/x", "--branch_from=/a@²"], "is not of the form RUN@STEP"),
+        (["train", f"--config={CONFIG}", "--run=/x", "--branch_from=/a@-1"], "is not of the form RUN@STEP"),
+        (["train", f"--config={CONFIG}", "--run=/x", f"--branch_from=/a@{'9' * 5000}"], "is not of the form RUN@STEP"),
+        (["train", f"--config={CONFIG}", "--run=/x", "--branch_from=@5"], "is not of the form RUN@STEP"),
+        (["train", f"--config={CONFIG}", "--run=/x", "--branch_from=/a@5@6"], "/a@5 is not a run directory"),
+        (["train", f"--config={CONFIG}", "--run=/x", "--params_from=/proc/version"], "no"),
+        (["train", f"--config={CONFIG}", "--run=/proc/version"], "/proc/version is a file, not the folder of a run"),
+        (["train", f"--config={CONFIG}", "--run=/x", "--config.duration=1e30steps"], "a run has at most 2,147,483,647"),
+        (["train", f"--config={CONFIG}", "--run=/x", "--config.batch_size=1000000000"], "tokens in one batch; at most"),
+        (["train", f"--config={CONFIG}", "--run=/x", "--config.batch_size=1" + "0" * 30], "at most 63 bits"),
+        (["train", f"--config={CONFIG}", "--run=/x", f"--config.data.tokenizer=bpe:{10**20}"], "at most 1000000"),
+        (["train", f"--config={CONFIG}", "--run=/x", "--config.averaging.running_mean_start=2run"], "ends at 1000"),
+        (["train", f"--config={CONFIG}", "--run=/x", "--config.averaging.wsm_window=2run"], "ends at 1000"),
+        (["train", f"--config={CONFIG}", "--run=/x", "--config.schedule.cycle_start=3run"], "ends at 1000"),
+        (["train", f"--config={CONFIG}", "--run=/x", "--config.schedule.curve=foo"], "unknown curve 'foo'"),
+        (["train", f"--config={CONFIG}", "--run=/x", "--config.averaging.ema_decay=foo"], "averaging.ema_decay='foo'"),
+        (["train", f"--config={CONFIG}", "--run=/x", "--config.averaging.power_ema_widths=x"], "is not a list of"),
+        (["prepare", f"--config={CONFIG}", f"--config.data.tokenizer=bpe:{10**20}"], "at most 1000000"),
+        (["eval", "--run="], "argument --run: it is empty"),
+        (["eval", "--run=/x", "--merged="], "argument --merged: it is empty"),
+        (["eval", "--run=/x", "--average="], "argument --average: it is empty"),
+        (["report", ""], "it is empty"),
+        (["report", "/x", "--output="], "argument --output: it is empty"),
         (["weights", "--curve=linear", "--count=3", "--plot=/proc/none/x"], "/proc/none: No such file or directory"),
         (["train", "--run=/x", f"--config={CONFIG}", "--nonsense=1"], "--nonsense=1"),
     ],
@@ -133,6 +160,28 @@ def test_bad_input_ends_in_one_line_and_status_2(arguments, words, capsys):
     assert words in message
     assert message.startswith("wsm: ")
     assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("import sys\nsys.exit(0)", r"the file ended the program \(sys\.exit\(0\)\); it must return a Config"),
+        ("def get_config(): raise SystemExit('no\\nway')", "the file ended the program"),
+        ("def get_config(): return get_config()", "RecursionError"),
+        ("def get_config(): return Config", "must return a wsm_jax.Config, not type"),
+        ("def get_config(): return Config(batch_size='8')", "batch_size is '8'; it must be a whole number"),
+        ("def get_config(): return Config(batch_size=[8])", r"batch_size is \[8\]; it must be a whole number"),
+        ("def get_config(): return Config(seed=True)", "seed is True; it must be a whole number"),
+        ("def get_config(): return Config(duration=None)", "duration is None; it must be a text"),
+        ("def get_config(): return Config(data={'source': 'stdlib'})", "data is .*, not a group of fields"),
+    ],
+)
+@pytest.mark.parametrize("verb", [["train", "--run=/x"], ["prepare"]])
+def test_a_file_that_makes_no_configuration_is_refused_in_one_line(body, words, verb, tmp_path, capsys):
+    (tmp_path / "c.py").write_text(f"from wsm_jax import Config\n{body}\n")
+    assert cli.main([*verb, f"--config={tmp_path}/c.py"]) == 2
+    message = capsys.readouterr().err
+    assert re.search(words, message) and message.startswith("wsm: ") and message.count("\n") == 1, message
 
 
 def test_the_names_of_the_package_are_listed():

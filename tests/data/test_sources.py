@@ -161,6 +161,7 @@ def _bad_files(folder: pathlib.Path) -> None:
     (folder / "list.jsonl").write_text("[1]\n")
     (folder / "broken.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     (folder / "bytes.jsonl").write_bytes(b'{"text": "fine"}\n{"text": "\xff"}\n')
+    (folder / "deep.jsonl").write_text('{"text": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
     (folder / "half.jsonl").write_text('{"id": "h", "text": "\\ud800"}\n')
     packed = gzip.compress(json.dumps({"text": "word " * 1000}).encode())
     (folder / "cut.jsonl.gz").write_bytes(packed[:-20])
@@ -187,6 +188,7 @@ def _bad_files(folder: pathlib.Path) -> None:
         ("list.jsonl", "list.jsonl line 1 has no string field `text` (it has: list)"),
         ("broken.jsonl", "broken.jsonl line 2 is not JSON"),
         ("bytes.jsonl", "bytes.jsonl line 2 is not JSON"),
+        ("deep.jsonl", "deep.jsonl line 1 is not JSON: it is nested too deeply"),
         ("half.jsonl", "half.jsonl: document h is not Unicode text"),
         ("cut.jsonl.gz", "cut.jsonl.gz cannot be read: Compressed file ended"),
         ("no.jsonl.gz", "no.jsonl.gz cannot be read: Not a gzipped file"),

@@ -2,10 +2,12 @@
 
 import json
 import pathlib
+import random
 import subprocess
 import sys
 import sysconfig
 import textwrap
+import time
 
 import pytest
 import tokenizers
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
-from wsm_jax.data.tokenizer import EOT, Tokenizer, load_tokenizer, train_bpe
+from wsm_jax.data.tokenizer import EOT, LONGEST_WORD, Tokenizer, load_tokenizer, train_bpe
 from wsm_jax.errors import UsageError
 
 _LIBRARY = pathlib.Path(sysconfig.get_path("stdlib"))
@@ -75,6 +77,31 @@ def test_few_texts_give_a_small_vocabulary():
     assert 257 < small.vocab_size < 265
     with pytest.raises(UsageError, match="bpe:256 is too small"):
         train_bpe([], 256)
+    with pytest.raises(UsageError, match="bpe:100000000000000000000 is too large"):
+        train_bpe([], 10**20)
+
+
+def test_a_word_without_an_end_is_cut_and_ordinary_text_is_not(texts):
+    """Training took 21 seconds for 200,000 letters in one word, and four times as long for twice as many."""
+    dna = "".join(random.Random(0).choices("ACGT", k=200_000))
+    clock = time.process_time()
+    assert train_bpe([dna], 4096).vocab_size == 4096
+    pieces = [dna[start : start + LONGEST_WORD] for start in range(0, len(dna), LONGEST_WORD)]
+    assert train_bpe([dna], 300).hash == train_bpe(pieces, 300).hash
+    assert time.process_time() - clock < 15
+    plain = tokenizers.Tokenizer(models.BPE())
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=600,
+        min_frequency=2,
+        special_tokens=[EOT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    long = [*texts, "a" * LONGEST_WORD + " " + "é" * (LONGEST_WORD // 2 - 1)]
+    plain.train_from_iterator(iter(long), trainer=trainer)
+    assert Tokenizer(plain).hash == train_bpe(long, 600).hash
 
 
 def test_gpt2_pair_of_files(tmp_path):

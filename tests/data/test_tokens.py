@@ -147,6 +147,12 @@ def test_large_vocabulary_takes_four_bytes_a_token(tmp_path):
         ({"validation_fraction": 0.5, "test_fraction": 0.5}, "leaves nothing to train on"),
         ({"tokenizer": "bpe:256"}, "data.tokenizer='bpe:256': bpe: takes a vocabulary size of at least 257"),
         ({"tokenizer": "bpe:many"}, "data.tokenizer='bpe:many'"),
+        ({"tokenizer": "bpe:1e20"}, "data.tokenizer='bpe:1e20': bpe: takes a vocabulary size"),
+        ({"tokenizer": "bpe:1000001"}, "at most 1000000, e.g. bpe:4096"),
+        ({"tokenizer": f"bpe:{10**20}"}, "at most 1000000, e.g. bpe:4096"),
+        ({"tokenizer": 4096}, "data.tokenizer is 4096; it must be a text"),
+        ({"validation_fraction": "0.1"}, "data.validation_fraction is '0.1'; it must be a number"),
+        ({"switch_source": "text:{a,b"}, "data.switch_source='text:{a,b': a brace or bracket is not closed"),
         ({"tokenizer": "/no/such/file"}, "tokenizer /no/such/file is neither"),
         ({"switch_source": "nowhere"}, "data.switch_source: source 'nowhere' is unknown"),
         ({"switch_source": "text:/no/such/file"}, "text:/no/such/file matches nothing"),
@@ -160,6 +166,16 @@ def test_errors_come_before_any_tokens(tmp_path, fields, message):
         prepare(_small(spec, tmp_path / "store", **fields))
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not list(tmp_path.glob("store/tokens/*"))
+
+
+@pytest.mark.parametrize("content", ["{}", "[" * 100_000, None])
+def test_a_tokenizer_that_cannot_be_read_is_noticed_before_the_documents_are(tmp_path, content):
+    (tmp_path / "bad.txt").write_bytes(b"abc\xff")  # what reading would complain of
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UsageError, match=f"{tmp_path}.* (is not a tokenizer that can be read|is neither a tokenizer)"):
+        prepare(_small(f"text:{tmp_path}/bad.txt", tmp_path / "store", tokenizer=str(tmp_path)))
+    assert not (tmp_path / "store").exists()
 
 
 def test_equal_sources_are_refused(tmp_path):
@@ -191,6 +207,57 @@ def test_damaged_store_is_named(tmp_path):
         prepare(_small(spec, tmp_path / "store"))
     with pytest.raises(UsageError, match="is not a token store"):
         TokenStore(tmp_path)
+
+
+def _cut(file):
+    file.write_bytes(file.read_bytes()[:-8])
+
+
+def _saved(change):
+    return lambda file: np.save(file, change(np.load(file)))
+
+
+@pytest.mark.parametrize("name", ["offsets.npy", "bytes.npy"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _cut,
+        lambda file: file.unlink(),
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr'"),
+        _saved(lambda array: array[:-1]),
+        _saved(lambda array: array.astype(np.int32)),
+        _saved(lambda array: array[None]),
+        lambda file: np.save(file, np.asarray([{}]), allow_pickle=True),
+    ],
+)
+def test_a_damaged_index_of_documents_is_named_before_work_starts(tmp_path, name, damage):
+    spec = _texts(tmp_path / "in", 60)
+    store = prepare(_small(spec, tmp_path / "store")).stable[0][0]
+    damage(store.path / "validation" / name)
+    with pytest.raises(UsageError, match=rf"validation/{name} is damaged: .*; delete {store.path} and run wsm prepare"):
+        prepare(_small(spec, tmp_path / "store"))
+
+
+@pytest.mark.parametrize("change", [lambda a: a[::-1], lambda a: a + 1, lambda a: a * 0, lambda a: -a])
+def test_an_index_of_other_documents_is_named_when_it_is_read(tmp_path, change):
+    store = prepare(_small(_texts(tmp_path / "in", 60), tmp_path / "store")).stable[0][0]
+    for name, read in (("offsets.npy", store.offsets), ("bytes.npy", store.document_bytes)):
+        _saved(change)(store.path / "train" / name)
+        if name == "bytes.npy" and (read_sum := np.load(store.path / "train" / name)).min() > 0:
+            if read_sum.sum() == store.manifest["splits"]["train"]["bytes"]:
+                continue  # the same lengths in another order are not noticed
+        with pytest.raises(UsageError, match=rf"train/{name} is damaged: its (documents|lengths) are not those of"):
+            read("train")
+
+
+@pytest.mark.parametrize("entry", ["hash", "splits", "dtype", "eot", "source"])
+def test_a_manifest_without_an_entry_is_named(tmp_path, entry):
+    store = prepare(_small(_texts(tmp_path / "in", 60), tmp_path / "store")).stable[0][0]
+    file = store.path / "manifest.json"
+    file.write_text(json.dumps({name: value for name, value in store.manifest.items() if name != entry}))
+    with pytest.raises(UsageError, match=r"manifest\.json is damaged: it lacks"):
+        TokenStore(store.path)
 
 
 def test_published_folder_is_whole_or_absent_and_the_first_stays(tmp_path):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wsm_jax import UsageError
+from wsm_jax import NonFiniteError, UsageError
 from wsm_jax.config import DataConfig, ModelConfig
 from wsm_jax.data import tokens
 from wsm_jax.evaluation.evaluate import Evaluation, held_out_stores, make_evaluator, paired_difference
@@ -113,6 +113,19 @@ def test_a_limit_keeps_whole_documents(corpus):
     np.testing.assert_allclose(part.nats, whole.nats[:3], rtol=1e-5)
     with pytest.raises(UsageError, match="different data"):
         paired_difference(part, whole)
+
+
+def test_a_loss_that_is_not_finite_names_the_leaf(corpus):
+    model = model_lib.build(ModelConfig(layers=1, d_model=16, heads=2, context=16, vocab_size=corpus.vocab_size))
+    params = model.init(jax.random.key(0))
+    evaluate = make_evaluator(model, sharding.make_mesh(), held_out_stores(corpus, "test"), "test", batch_size=4)
+    for bad in (jnp.nan, jnp.inf):
+        damaged = {**params, "final_norm": {"scale": params["final_norm"]["scale"].at[3].set(bad)}}
+        with pytest.raises(NonFiniteError, match=r"^leaf final_norm/scale has 1 of 16 values that are NaN or infinite"):
+            evaluate(damaged)
+    huge = jax.tree.map(lambda leaf: leaf * 1e30, params)
+    with pytest.raises(NonFiniteError, match="the loss is not finite, though every parameter is"):
+        evaluate(huge)
 
 
 def test_an_untrained_model_is_near_uniform(corpus):

@@ -57,12 +57,26 @@ def test_a_reader_never_sees_a_part(tmp_path):
     assert len(seen) > 3
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "not json"])
+@pytest.mark.parametrize("text", [None, "", "{", "not json", "[" * 100_000, '{"a":' * 100_000])
 def test_json_that_is_missing_or_malformed_names_the_file(tmp_path, text):
     if text is not None:
         (tmp_path / "run.json").write_text(text)
     with pytest.raises(UsageError, match=r"run\.json: cannot be read as JSON"):
         read_json(tmp_path / "run.json")
+
+
+@pytest.mark.parametrize("line", ["[1]", "null", "3", '"text"'])
+def test_a_line_that_is_no_record_is_named_wherever_it_stands(tmp_path, line):
+    for text in (f"{line}\n{{}}\n", f"{{}}\n{line}\n"):
+        (tmp_path / "metrics.jsonl").write_text(text)
+        with pytest.raises(UsageError, match=r"metrics\.jsonl:[12]: not a JSON record, which begins with a brace"):
+            read_jsonl(tmp_path / "metrics.jsonl")
+
+
+def test_a_line_that_is_nested_too_deeply_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("[" * 100_000 + "\n{}\n")
+    with pytest.raises(UsageError, match=r"metrics\.jsonl:1: not a JSON record \(it is nested too deeply\)"):
+        read_jsonl(tmp_path / "metrics.jsonl")
 
 
 RECORDS = [{"kind": "train", "step": 1, "loss": 2.5}, {"kind": "validation", "step": 1, "loss": 2.0}]

@@ -43,6 +43,7 @@ def _run(path: Path) -> dict[str, Any]:
         "schedule": run.config.schedule.name,
         "parameters": run.facts["parameters"],
         "config_hash": run.facts["config_hash"],
+        "config_id": run.config_id,
         "resume_steps": orbax.complete_steps(run.resume_stream),
         "merge_interval": run.plan.merge_interval,
         "merge_steps": orbax.complete_steps(run.merge_stream),

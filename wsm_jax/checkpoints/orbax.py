@@ -7,31 +7,23 @@ temporary name and renames, so a folder named by a step is whole.
 """
 
 import functools
-import json
-import logging as stdlib_logging
 import math
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
 
+from wsm_jax.checkpoints.quiet import quiet
 from wsm_jax.errors import UsageError
+from wsm_jax.io.files import parse_json
 
 PARAMS = "params"
 CHUNK_BYTES = 64 * 10**6
 COMPLETE = "_CHECKPOINT_METADATA"  # written last
-
-# Orbax logs every save and restore, and warns when a sharding is read from the file; neither tells a user anything.
-logging.set_verbosity(logging.ERROR)
-warnings.filterwarnings("ignore", message="Sharding info not provided when restoring", module="orbax")
-# It looks for OCDBT and zarr2 only, and doubts every checkpoint in plain zarr3 files.
-stdlib_logging.getLogger().addFilter(lambda record: "TensorStore data files not found" not in str(record.msg))
 
 
 @functools.cache
@@ -83,6 +75,7 @@ def complete_steps(directory: str | os.PathLike) -> list[int]:
     return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit() and is_checkpoint(p))
 
 
+@quiet()
 def is_checkpoint(path: str | os.PathLike) -> bool:
     """Whether ``path`` is a complete Orbax checkpoint."""
     root = epath.Path(path).absolute()
@@ -125,6 +118,7 @@ def choose_item(path: str | os.PathLike, item: str | None = None) -> str | None:
     return names[0] if names else None
 
 
+@quiet()
 def abstract_tree(path: str | os.PathLike, item: str | None = None) -> Any:
     """Shapes and dtypes of a stored tree as jax.ShapeDtypeStruct on the first local device; reads metadata only.
 
@@ -145,6 +139,7 @@ def abstract_tree(path: str | os.PathLike, item: str | None = None) -> Any:
     )
 
 
+@quiet()
 def load_tree(path: str | os.PathLike, item: str | None = None, abstract: Any = None) -> Any:
     """The stored tree, placed as ``abstract`` says (default: whole, on the first local device).
 
@@ -159,7 +154,11 @@ def load_tree(path: str | os.PathLike, item: str | None = None, abstract: Any = 
     try:
         return orbax().load(root, abstract, checkpointable_name=name)
     except Exception as error:
-        raise UsageError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+        raise UsageError(f"{path}: cannot be read ({type(error).__name__}: {_in_one_line(error)})") from error
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _uncut(leaf: Any) -> Any:
@@ -198,14 +197,19 @@ def check_whole(path: str | os.PathLike, folder: Path, arrays: Mapping[str, Any]
       folder: that of its item.
       arrays: leaf -> open tensorstore.TensorStore.
     """
-    if not json.loads((folder / "_METADATA").read_text()).get("store_array_data_equal_to_fill_value"):
+    if not parse_json((folder / "_METADATA").read_text()).get("store_array_data_equal_to_fill_value"):
         return
     asked = {leaf: array.storage_statistics(query_fully_stored=True) for leaf, array in arrays.items()}
     for leaf, future in asked.items():
-        if not future.result().fully_stored:
+        try:
+            whole = future.result().fully_stored
+        except ValueError as error:  # a chunk that is cut has no index of its parts
+            raise UsageError(f"{path}: leaf {leaf} is damaged ({_in_one_line(error)})") from error
+        if not whole:
             raise UsageError(f"{path}: leaf {leaf} is not whole: a file of it under {folder} is missing")
 
 
+@quiet()
 def save_tree(path: str | os.PathLike, tree: Any, metadata: dict[str, Any] | None = None, item: str = PARAMS) -> None:
     """Writes one checkpoint in the merge stream's layout; it appears whole under ``path`` or not at all.
 
@@ -232,7 +236,7 @@ def array_names(path: str | os.PathLike, item: str | None = None) -> tuple[Path,
     root, name = Path(_require(path)), choose_item(path, item)
     folder = root / name if name else root
     try:
-        metadata = json.loads((folder / "_METADATA").read_text())
+        metadata = parse_json((folder / "_METADATA").read_text())
         entries = [entry["key_metadata"] for entry in metadata["tree_metadata"].values() if not is_empty(entry)]
         keys = [[str(key["key"]) for key in entry] for entry in entries]
         ocdbt = metadata.get("use_ocdbt")
@@ -264,6 +268,6 @@ def user_metadata(path: str | os.PathLike) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        return json.loads(file.read_text()).get("custom_metadata") or {}
+        return parse_json(file.read_text()).get("custom_metadata") or {}
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(f"{file}: unreadable checkpoint metadata ({type(error).__name__}: {error})") from error

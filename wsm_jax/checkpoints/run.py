@@ -14,11 +14,11 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from wsm_jax import config as config_lib
 from wsm_jax.checkpoints import orbax
-from wsm_jax.checkpoints.plan import Plan, plan
+from wsm_jax.checkpoints.plan import Plan, check, plan
 from wsm_jax.config import Config
 from wsm_jax.errors import UsageError
 from wsm_jax.io.files import read_json, read_jsonl, write_json
@@ -37,8 +37,13 @@ class Run:
             inside = sorted(self.path.glob("*/run.json"))
             hint = f"did you mean {inside[0].parent}?" if inside else f"wsm train --run={path} makes one"
             raise UsageError(f"{path} is not a run directory: it has no config.json ({hint})")
-        self.config = config_lib.from_dict(read_json(self.path / "config.json"))
-        self.facts: dict[str, Any] = read_json(self.path / "run.json")
+        self.config = _read_config(self.path / "config.json")
+        self.facts: dict[str, Any] = _read_facts(self.path / "run.json")
+
+    @property
+    def config_id(self) -> str:
+        """Identifies what the run computes, see :func:`wsm_jax.config.config_id`; that of an old run is made now."""
+        return self.facts.get("config_id") or config_lib.config_id(self.config)
 
     @property
     def plan(self) -> Plan:
@@ -61,8 +66,74 @@ class Run:
 
     def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Records of metrics.jsonl, all or those of one kind (``train``, ``validation``, ...)."""
-        records = read_jsonl(self.path / "metrics.jsonl")
+        records = read_metrics(self.path / "metrics.jsonl")
         return [r for r in records if kind is None or r["kind"] == kind]
+
+
+class _Facts(dict):
+    """What a run or a part of it resolved to, where asking for what is not there names the file and the entry."""
+
+    def __init__(self, values: dict[str, Any], place: str):
+        super().__init__({name: _facts(value, f"{place}.{name}") for name, value in values.items()})
+        self._place = place
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise UsageError(f"{self._place} has no {name!r}: it is damaged, or of another version")
+
+
+def _facts(value: Any, place: str) -> Any:
+    if isinstance(value, list):
+        return [_facts(one, f"{place}[{number}]") for number, one in enumerate(value)]
+    return _Facts(value, place) if isinstance(value, dict) else value
+
+
+# Of what run.json holds, what other modules count on; a run of an earlier version may lack some.
+_FACT_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("branch_from", "params_from"), str | None),
+    **dict.fromkeys(("data_hash", "config_hash", "config_id"), str),
+    **dict.fromkeys(("parameters", "steps", "tokens_per_step", "merge_interval"), int),
+    **dict.fromkeys(("tokens_at_branch", "longest_resume_interval"), int),
+    **dict.fromkeys(("data", "decay_mask"), dict),
+    "branch_step": int | None,
+    "branch_points": list,
+}
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    facts = read_json(path)
+    if not isinstance(facts, dict) or "data_hash" not in facts or "branch_step" not in facts:
+        raise UsageError(f"{path} is not what wsm train writes, an object with data_hash and branch_step among others")
+    for name, kind in _FACT_TYPES.items():
+        if name in facts and not isinstance(facts[name], kind):
+            raise UsageError(f"{path}: {name} is a {type(facts[name]).__name__}, which wsm train does not write")
+    return _Facts(facts, str(path))
+
+
+_GIVEN = ("duration", "batch_size", "model", "data", "schedule", "optimizer", "checkpoint")
+
+
+def _read_config(path: Path) -> Config:
+    try:
+        values = read_json(path)
+        for name in _GIVEN if isinstance(values, dict) else ():
+            if name not in values:  # its default may not be what the run was made with
+                raise UsageError(f"{name} is missing, which wsm train writes")
+        return config_lib.from_dict(values)
+    except UsageError as error:
+        raise UsageError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, each with ``kind`` and ``step``.
+
+    Raises:
+      UsageError: as :func:`wsm_jax.io.files.read_jsonl`, or a record without them.
+    """
+    records = read_jsonl(path)
+    for number, record in enumerate(records, 1):
+        if not isinstance(record.get("kind"), str) or not isinstance(record.get("step"), int):
+            raise UsageError(f"{path}: record {number} has no kind and step, as those of wsm train have")
+    return records
 
 
 def resume_stream(path: str | os.PathLike) -> Path:
@@ -99,7 +170,7 @@ def claimed(path: Path) -> Iterator[None]:
 def begin(path: Path, config: Config, facts: dict[str, Any]) -> None:
     """Writes config.json and run.json, or checks that the run that is there is the same one.
 
-    Of a run that goes on, FREE_FIELDS in config.json may change, and ``branch_points`` in run.json, see
+    Of a run that goes on, the free fields in config.json may change, and ``branch_points`` in run.json, see
     :func:`resumed_plan`.
 
     Raises:
@@ -107,7 +178,7 @@ def begin(path: Path, config: Config, facts: dict[str, Any]) -> None:
     """
     if _has_begun(path):
         check_same(path, config, facts)
-        saved = read_json(path / "run.json")
+        saved = Run(path).facts
         free = {name: facts[name] for name in ("branch_points", "longest_resume_interval") if name in facts}
         if {**saved, **free} != saved:
             write_json(path / "run.json", {**saved, **free})
@@ -119,26 +190,14 @@ def begin(path: Path, config: Config, facts: dict[str, Any]) -> None:
     write_json(path / "config.json", config_lib.to_dict(config))  # last: its presence makes the folder a run
 
 
-# May change when a run goes on: they touch neither the parameters nor what a merge reads.
-FREE_FIELDS = (
-    "log.",
-    "evaluation.",
-    "preview.",
-    "averaging.host",
-    "data.workers",
-    "data.store",
-    "checkpoint.resume_",
-    "checkpoint.branch_points",
-)
-
-
 def check_config(path: Path, config: Config) -> None:
     """Raises UsageError where there is a run at ``path`` that was made with another configuration."""
     if not _has_begun(path):
         return
     old = {name: value for name, (value, _) in config_lib.flat_fields(Run(path).config).items()}
+    free = config_lib.free_fields()
     for name, (value, _) in config_lib.flat_fields(config).items():
-        if old[name] != value and not name.startswith(FREE_FIELDS):
+        if old[name] != value and name not in free:
             raise UsageError(
                 f"{path} was made with {name}={old[name]!r}, now it is {value!r}; "
                 "use another --run, or --branch_from to start from one of its checkpoints"
@@ -172,10 +231,13 @@ def resumed_plan(path: str | os.PathLike, config: Config) -> Plan:
     A state that was to be kept for ever is kept, also when a later command does not name it.
 
     Raises:
-      UsageError: as :func:`plan`.
+      UsageError: as :func:`plan`, of a new run as :func:`wsm_jax.checkpoints.plan.check` too, or ``path`` is a file.
     """
     made = plan(config)
+    if Path(path).exists() and not Path(path).is_dir():
+        raise UsageError(f"{path} is a file, not the folder of a run; use another --run")
     if not _has_begun(Path(path)):
+        check(config)
         return made
     run = Run(path)
     before = run.facts.get("branch_points", run.plan.branch_points)
@@ -201,14 +263,14 @@ def _has_begun(path: Path) -> bool:
     if not (path / "config.json").is_file():
         return False
     saved = any(map(orbax.complete_steps, (resume_stream(path), merge_stream(path))))
-    trained = any(record["kind"] == "train" for record in read_jsonl(path / "metrics.jsonl"))
+    trained = any(record["kind"] == "train" for record in read_metrics(path / "metrics.jsonl"))
     return saved or trained or any((path / "merged").glob("*"))
 
 
 def check_same(path: Path, config: Config, facts: dict[str, Any]) -> None:
     """Raises UsageError where the run at ``path`` was made with another configuration, branch or data."""
     check_config(path, config)
-    saved = read_json(path / "run.json")
+    saved = Run(path).facts
     for name in ("branch_from", "branch_step", "params_from", "data_hash"):
         before, now = saved.get(name), facts.get(name)
         if name.endswith("_from") and before and now:

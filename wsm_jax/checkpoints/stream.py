@@ -1,5 +1,6 @@
 """The asynchronous writer of a folder with one checkpoint a step, and what it keeps of them."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Collection
@@ -10,6 +11,7 @@ import jax
 from etils import epath
 
 from wsm_jax.checkpoints import orbax
+from wsm_jax.checkpoints.quiet import quiet
 
 _DELETED = ".deleted-"  # begins the name of a checkpoint that is being removed
 _UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's mark of one that is being written
@@ -45,6 +47,8 @@ class Stream:
         self._checkpointer = orbax.orbax().training.Checkpointer(
             epath.Path(self._directory), context=orbax.context(mergeable)
         )
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(quiet())  # until it is closed, for Orbax saves in threads
 
     def __enter__(self) -> "Stream":
         return self
@@ -86,7 +90,8 @@ class Stream:
         try:
             self.wait()
         finally:
-            self._checkpointer.close()
+            with self._quiet:
+                self._checkpointer.close()
 
     def _remove_old(self) -> None:
         """Removes what need not be kept. Orbax would delete in place, and a kill then leaves half a checkpoint that

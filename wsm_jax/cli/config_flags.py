@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wsm_jax.config import Config, flat_fields
+from wsm_jax.config import Config, check_values, flat_fields
 from wsm_jax.errors import UsageError
 
 
@@ -32,11 +32,16 @@ def load(arguments: Sequence[str]) -> Config:
         *trace, last = str(error).strip().splitlines() or [""]
         inside = any("Traceback (most recent call last)" in line for line in trace)
         raise UsageError(f"--config: {last}" if inside else _line(error)) from error
+    except SystemExit as error:
+        raise UsageError(
+            f"--config: the file ended the program (sys.exit({error.code!r})); it must return a Config"
+        ) from error
     except Exception as error:  # the file is anybody's Python
         raise UsageError(f"--config: {type(error).__name__}: {_line(error)}") from error
     config = values["config"].value
     if not isinstance(config, Config):
         raise UsageError(f"--config: get_config() must return a wsm_jax.Config, not {type(config).__name__}")
+    check_values(config)
     return config
 
 

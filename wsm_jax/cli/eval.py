@@ -3,18 +3,24 @@
 import argparse
 import json
 
-from wsm_jax.errors import UsageError
+from wsm_jax.cli.arguments import filled
+from wsm_jax.errors import NonFiniteError, UsageError
 from wsm_jax.reporting.tables import print_table, text
 
 
 def add(sub: argparse.ArgumentParser) -> None:
     """Adds the arguments of the verb."""
-    sub.add_argument("--run", required=True, dest="directory", metavar="DIR", help="the run directory")
+    sub.add_argument("--run", type=filled, required=True, dest="directory", metavar="DIR", help="the run directory")
     which = sub.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, metavar="S", help="a saved step (default: the newest)")
-    which.add_argument("--merged", metavar="NAME|PATH", help="a merge of the run, or one that lies elsewhere")
+    which.add_argument(
+        "--merged", type=filled, metavar="NAME|PATH", help="a merge of the run, or one that lies elsewhere"
+    )
     sub.add_argument(
-        "--average", metavar="NAME", help="an average that the run keeps instead of its parameters: ema, ..."
+        "--average",
+        type=filled,
+        metavar="NAME",
+        help="an average that the run keeps instead of its parameters: ema, ...",
     )
     sub.add_argument("--split", default="validation", choices=("validation", "test"), help="default: validation")
     sub.add_argument("--json", action="store_true", help="print JSON")
@@ -35,7 +41,11 @@ def run(options: argparse.Namespace, settings: list[str]) -> None:
     if options.merged:
         evaluate_lib.check_fits(run, path)
     params = orbax.load_tree(path, item)
-    figures = {"checkpoint": str(path), "item": item, "split": options.split, **evaluator(params).summary()}
+    try:
+        summary = evaluator(params).summary()
+    except NonFiniteError as error:
+        raise NonFiniteError(error.step, f"{path}: {error}") from error
+    figures = {"checkpoint": str(path), "item": item, "split": options.split, **summary}
     if options.json:
         # JSON knows no NaN: the standard error over a single document is null.
         known = {name: None if value != value else value for name, value in figures.items()}

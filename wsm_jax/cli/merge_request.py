@@ -329,6 +329,7 @@ def _record(
         **({"items": list(reads.items)} if window.snapshot == MEAN else {}),
         weight_decay_aware=options.weight_decay_aware,
         config_hash=merging.facts["config_hash"],
+        config_id=merging.config_id,
         data_hash=merging.facts["data_hash"],
         output=output,
     )

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from wsm_jax.errors import UsageError
+from wsm_jax.io.files import parse_json
 
 SUFFIXES = (".txt", ".md", ".py", ".parquet", ".jsonl", ".jsonl.gz")
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -137,7 +138,7 @@ def _json_lines(name: str, path: pathlib.Path) -> Iterator[tuple[str, str]]:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError as error:  # also what it raises for bytes that are no UTF-8
                 raise UsageError(f"{path} line {number} is not JSON: {error}") from error
             text = record.get("text") if isinstance(record, dict) else None

@@ -7,6 +7,7 @@ import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 
+from wsm_jax.config import split_commas
 from wsm_jax.data import files
 from wsm_jax.errors import UsageError
 from wsm_jax.io.publish import data_folder
@@ -54,7 +55,9 @@ def parse_mixture(text: str, field: str = "data.source") -> list[tuple[str, floa
     Raises:
       UsageError: nothing given, an unknown kind of source, a source named twice, or a weight that is not positive.
     """
-    items = _split_commas(text, field)
+    if sum(map(text.count, "{[")) != sum(map(text.count, "}]")):
+        raise UsageError(f"{field}={text!r}: a brace or bracket is not closed")
+    items = split_commas(text)
     if not items:
         raise UsageError(f"{field}={text!r} names no source; write {KINDS}")
     mixture: dict[str, float] = {}
@@ -136,19 +139,6 @@ class Fingerprint:
     def hexdigest(self) -> str:
         """64 hexadecimal digits."""
         return self._digest.hexdigest()
-
-
-def _split_commas(text: str, field: str) -> list[str]:
-    items, depth = [""], 0
-    for letter in text:
-        depth += (letter in "{[") - (letter in "}]")
-        if letter == "," and depth == 0:
-            items.append("")
-        else:
-            items[-1] += letter
-    if depth:
-        raise UsageError(f"{field}={text!r}: a brace or bracket is not closed")
-    return [item.strip() for item in items if item.strip()]
 
 
 def _open_files(chosen: list[files.NamedFile], folder: pathlib.Path) -> Callable[[], Iterator[Document]]:

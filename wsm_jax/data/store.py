@@ -5,7 +5,7 @@ import hashlib
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,15 +42,17 @@ class TokenStore:
         manifest = read_json(path / "manifest.json")
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise UsageError(f"{path} is not a token store of this version; delete it and run wsm prepare")
+        if not _is_manifest(manifest):
+            raise self._damaged("manifest.json", "it lacks what wsm prepare writes there")
         self.manifest: dict[str, Any] = manifest
         self.hash: str = manifest["hash"]
         for split in SPLITS:
             expected = manifest["splits"][split]["tokens"] * np.dtype(manifest["dtype"]).itemsize
             file = path / split / "tokens.bin"
             if not file.is_file() or file.stat().st_size != expected:
-                raise UsageError(
-                    f"{file} is damaged: it should hold {expected} bytes; delete {path} and run wsm prepare"
-                )
+                raise self._damaged(f"{split}/tokens.bin", f"it should hold {expected} bytes")
+            for name in ("offsets.npy", "bytes.npy"):
+                self._array(split, name, "r")
 
     def tokens(self, split: str) -> np.ndarray:
         """The documents of a split, each followed by end-of-text: [tokens], uint16 or uint32, mapped from disk."""
@@ -61,11 +63,48 @@ class TokenStore:
 
     def offsets(self, split: str) -> np.ndarray:
         """Where each document starts, and the end: int64 [documents + 1], in tokens."""
-        return np.load(self.path / split / "offsets.npy")
+        offsets = self._array(split, "offsets.npy")
+        if offsets[0] != 0 or offsets[-1] != self.manifest["splits"][split]["tokens"] or (np.diff(offsets) < 1).any():
+            raise self._damaged(f"{split}/offsets.npy", "its documents are not those of the tokens")
+        return offsets
 
     def document_bytes(self, split: str) -> np.ndarray:
         """UTF-8 length of each document's text: int64 [documents]."""
-        return np.load(self.path / split / "bytes.npy")
+        sizes = self._array(split, "bytes.npy")
+        if (sizes < 1).any() or sizes.sum() != self.manifest["splits"][split]["bytes"]:
+            raise self._damaged(f"{split}/bytes.npy", "its lengths are not those of the documents")
+        return sizes
+
+    def _array(self, split: str, name: str, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+        """The array of a file; with ``mmap_mode`` none of it is read, but its form and length are known to be right."""
+        try:
+            array = np.load(self.path / split / name, mmap_mode)
+        except Exception as error:  # NumPy meets other bytes with many kinds of them
+            reason = " ".join(str(error).split())[:100]
+            raise self._damaged(f"{split}/{name}", reason or type(error).__name__) from error
+        count = self.manifest["splits"][split]["documents"] + (name == "offsets.npy")
+        if not isinstance(array, np.ndarray) or array.dtype != np.int64 or array.shape != (count,):
+            raise self._damaged(f"{split}/{name}", f"it should hold {count} numbers of 64 bits")
+        return array
+
+    def _damaged(self, file: str, why: str) -> UsageError:
+        return UsageError(f"{self.path / file} is damaged: {why}; delete {self.path} and run wsm prepare")
+
+
+def _is_manifest(manifest: dict[str, Any]) -> bool:
+    """Whether everything is there that a reader of the store asks for."""
+    counts = manifest.get("splits")
+    return (
+        all(isinstance(manifest.get(name), str) for name in ("hash", "source", "tokenizer_hash"))
+        and all(isinstance(manifest.get(name), int) for name in ("vocab_size", "eot"))
+        and manifest.get("dtype") in ("uint16", "uint32")
+        and isinstance(counts, dict)
+        and all(
+            isinstance(counts.get(split), dict)
+            and all(isinstance(counts[split].get(name), int) for name in ("documents", "tokens", "bytes"))
+            for split in SPLITS
+        )
+    )
 
 
 def split_of(text: str, validation_fraction: float, test_fraction: float) -> str:

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 EOT = "<|endoftext|>"
 # Names of the end-of-text token in public vocabularies, the first that is there counts.
 _EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", "<eos>")
-_SMALLEST = 257  # the 256 bytes and the end-of-text token
+SMALLEST = 257  # the 256 bytes and the end-of-text token
+LARGEST = 1_000_000  # room for it is set aside before anything is counted
+# Bytes after which the vocabulary's training cuts a run of letters, digits, signs or spaces. It takes time that grows
+# with the square of the longest, and text that has spaces has none of this length. Encoding cuts nothing.
+LONGEST_WORD = 10_000
 
 
 class Tokenizer:
@@ -80,22 +84,27 @@ class Tokenizer:
 def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     """A byte-level BPE: the 256 bytes, the end-of-text token, and merges learnt from ``texts``.
 
-    The same texts in the same order give the same vocabulary.
+    The same texts in the same order give the same vocabulary. Of a word longer than LONGEST_WORD, such as a genome,
+    pieces of that length are read as words.
 
     Args:
       texts: the training documents.
       size: tokens in the vocabulary; fewer where the texts hold too few repeated pairs.
 
     Raises:
-      UsageError: ``size`` below 257.
+      UsageError: ``size`` below 257 or above LARGEST.
     """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    if size < _SMALLEST:
-        raise UsageError(f"bpe:{size} is too small; a byte-level vocabulary needs at least {_SMALLEST} tokens")
+    if size < SMALLEST:
+        raise UsageError(f"bpe:{size} is too small; a byte-level vocabulary needs at least {SMALLEST} tokens")
+    if size > LARGEST:
+        raise UsageError(f"bpe:{size} is too large; a vocabulary has at most {LARGEST} tokens")
     model = tokenizers.Tokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    cut = pre_tokenizers.FixedLength(length=LONGEST_WORD)
+    model.pre_tokenizer = pre_tokenizers.Sequence([words, cut])  # pyright: ignore[reportAttributeAccessIssue]
     model.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(
         vocab_size=size,
@@ -105,6 +114,7 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
         show_progress=False,
     )
     model.train_from_iterator(iter(texts), trainer=trainer)
+    model.pre_tokenizer = words  # pyright: ignore[reportAttributeAccessIssue]
     return Tokenizer(model)
 
 

@@ -5,15 +5,16 @@ import functools
 import hashlib
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from wsm_jax.config import DataConfig
+from wsm_jax.config import DataConfig, check_values
 from wsm_jax.data import files, sources
 from wsm_jax.data.sources import Document, Source
 from wsm_jax.data.store import FORMAT, SPLITS, TokenStore, split_of, write_store
-from wsm_jax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_files, train_bpe
+from wsm_jax.data.tokenizer import LARGEST, SMALLEST, Tokenizer, load_tokenizer, tokenizer_files, train_bpe
 from wsm_jax.errors import UsageError
 from wsm_jax.io.files import write_json
 from wsm_jax.io.publish import data_folder, read_json
@@ -68,8 +69,10 @@ def prepare(config: DataConfig, progress: bool = False) -> Corpus:
     Raises:
       UsageError: bad fractions, sources or tokenizer, a split that would be empty, or two sources with equal content.
     """
+    check_values(config, "data.")
     fractions = _fractions(config)
     size = _bpe_size(config.tokenizer)
+    given = None if size else load_tokenizer(config.tokenizer)  # before anything is fetched or read
     stable = sources.parse_mixture(config.source, "data.source")
     switch = sources.parse_mixture(config.switch_source, "data.switch_source") if config.switch_source.strip() else []
     folder = data_folder(config.store)
@@ -93,14 +96,14 @@ def prepare(config: DataConfig, progress: bool = False) -> Corpus:
             readers[source.spec] = source.open()
             hashes[source.spec], counts = _survey(readers[source.spec](), fractions)
             _check_counts(source.spec, counts, required[source.spec], fractions)
-        if stores:  # their keys say that they were made with the vocabulary that is wanted
+        if given:
+            tokenizer = given
+        elif stores:  # their keys say that they were made with the vocabulary that is wanted
             tokenizer = load_tokenizer(next(iter(stores.values())).path)
-        elif size:
+        else:
             say(f"training a vocabulary of {size} tokens")
             texts = (d.text for spec, _ in stable for d in readers[spec]() if split_of(d.text, *fractions) == "train")
             tokenizer = train_bpe(texts, size)
-        else:
-            tokenizer = load_tokenizer(config.tokenizer)
         for source in missing:
             name = _digest([FORMAT, hashes[source.spec], tokenizer.hash, fractions])
             place = folder / "tokens" / name[:32]
@@ -113,7 +116,7 @@ def prepare(config: DataConfig, progress: bool = False) -> Corpus:
             (folder / "index").mkdir(exist_ok=True)
             write_json(folder / "index" / f"{keys[source.spec]}.json", {"store": place.name, "source": source.spec})
     else:
-        tokenizer = load_tokenizer(next(iter(stores.values())).path)
+        tokenizer = given or load_tokenizer(next(iter(stores.values())).path)
     _check_different({spec: stores[spec] for spec, _ in stable})
     _check_different({spec: stores[spec] for spec, _ in switch})
     return Corpus([(stores[s], w) for s, w in stable], [(stores[s], w) for s, w in switch], tokenizer)
@@ -134,9 +137,13 @@ def _bpe_size(tokenizer: str) -> int:
     if not tokenizer.startswith("bpe:"):
         return 0
     number = tokenizer.removeprefix("bpe:")
-    if not number.isdecimal() or int(number) < 257:
-        raise UsageError(f"data.tokenizer={tokenizer!r}: bpe: takes a vocabulary size of at least 257, e.g. bpe:4096")
-    return int(number)
+    size = int(number) if re.fullmatch("[0-9]{1,9}", number) else 0
+    if not SMALLEST <= size <= LARGEST:
+        raise UsageError(
+            f"data.tokenizer={tokenizer!r}: bpe: takes a vocabulary size of at least {SMALLEST} and at most {LARGEST}, "
+            "e.g. bpe:4096"
+        )
+    return size
 
 
 def _keys(
@@ -185,7 +192,8 @@ def _check_different(stores: dict[str, TokenStore]) -> None:
 
 def _indexed(folder: pathlib.Path, key: str) -> TokenStore | None:
     entry = read_json(folder / "index" / f"{key}.json")
-    place = folder / "tokens" / entry["store"] if entry and "store" in entry else None
+    name = entry.get("store") if isinstance(entry, dict) else None
+    place = folder / "tokens" / name if isinstance(name, str) else None
     return TokenStore(place) if place is not None and _is_whole(place) else None
 
 

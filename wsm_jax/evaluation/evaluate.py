@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from wsm_jax.checkpoints import compatibility, orbax
 from wsm_jax.checkpoints.run import Run
+from wsm_jax.core.trees import named_leaves
 from wsm_jax.data.pipeline import evaluation_batches
 from wsm_jax.data.tokens import Corpus, TokenStore, prepare
-from wsm_jax.errors import UsageError
+from wsm_jax.errors import NonFiniteError, UsageError
 from wsm_jax.models.model import Model, build, loss_per_token
 from wsm_jax.models.presets import with_vocabulary
 from wsm_jax.parallel import sharding
@@ -134,7 +136,8 @@ def make_evaluator(
       limit_tokens: stop after the last document that ends within so many tokens of each store; 0 = all.
 
     Raises:
-      UsageError: an empty split or a batch size below 1.
+      UsageError: an empty split or a batch size below 1. What is returned raises NonFiniteError for a loss that is
+        not finite, naming the leaf.
     """
     where = sharding.batch_sharding(mesh) if batch_size % mesh.size == 0 else sharding.replicated(mesh)
     step = _compiled_loss(model, mesh)
@@ -160,9 +163,19 @@ def make_evaluator(
         for loss, document in zip(losses, documents, strict=True):
             real = document >= 0
             nats += np.bincount(document[real], np.asarray(loss, np.float64).ravel()[real], minlength=len(sizes))
+        if not np.isfinite(nats).all():
+            raise NonFiniteError(None, _not_finite(params))
         return Evaluation(nats, np.asarray(counts, np.int64), np.asarray(sizes, np.int64), data_hash)
 
     return evaluate
+
+
+def _not_finite(params: Any) -> str:
+    """Why a loss is not finite: the first leaf with a NaN or an infinity, where there is one."""
+    for name, leaf in named_leaves(params).items():
+        if bad := int(jnp.sum(~jnp.isfinite(leaf))):
+            return f"leaf {name} has {bad} of {leaf.size} values that are NaN or infinite"
+    return "the loss is not finite, though every parameter is"
 
 
 @functools.lru_cache(maxsize=8)

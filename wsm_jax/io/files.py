@@ -18,6 +18,18 @@ def check_local(path: str | os.PathLike) -> None:
         raise UsageError(f"{path} is no path of a file system; mount the bucket and name its folder")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value that a JSON text spells.
+
+    Raises:
+      ValueError: malformed, or nested more deeply than Python can follow.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def read_json(path: Path) -> Any:
     """The JSON in ``path``.
 
@@ -25,7 +37,7 @@ def read_json(path: Path) -> Any:
       UsageError: missing or malformed.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as JSON ({error})") from error
 
@@ -39,7 +51,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The records of a JSON-lines file; a last line cut by a crash is left out; no file gives none.
 
     Raises:
-      UsageError: a file that cannot be read, or a line before the last that is no JSON.
+      UsageError: a file that cannot be read, a line before the last that is no JSON, or one that is no record.
     """
     if not path.is_file():
         return []
@@ -50,10 +62,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
+            record = parse_json(line)
         except ValueError as error:
             if number < len(lines):
                 raise UsageError(f"{path}:{number}: not a JSON record ({error})") from error
+            break
+        if not isinstance(record, dict):
+            raise UsageError(f"{path}:{number}: not a JSON record, which begins with a brace")
+        records.append(record)
     return records
 
 

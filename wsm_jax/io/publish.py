@@ -1,7 +1,6 @@
 """Folders that appear whole or not at all: written under a temporary name beside their place, then renamed."""
 
 import contextlib
-import json
 import os
 import pathlib
 import shutil
@@ -9,6 +8,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
+
+from wsm_jax.io.files import parse_json
 
 _PREFIX = ".tmp-"
 # A killed writer leaves its temporary folder behind. Nobody writes for a day, so older ones are swept.
@@ -46,7 +47,7 @@ def published(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 def read_json(path: pathlib.Path) -> Any:
     """The JSON value in ``path``, or None where there is no such file or it is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

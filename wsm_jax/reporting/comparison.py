@@ -193,7 +193,8 @@ def check(base: Run, decays: Sequence[Run]) -> int:
         parent = Path(run.facts["branch_from"].rpartition("@")[0])
         # A parent that is no longer there was moved, and may be the base.
         if parent.resolve() != base.path.resolve() and (parent / "run.json").is_file():
-            if Run(parent).facts["config_hash"] != base.facts["config_hash"]:
+            other = Run(parent)
+            if (other.config_id, other.facts["data_hash"]) != (base.config_id, base.facts["data_hash"]):
                 raise UsageError(f"{run.path} was branched from {parent}, not from {base.path}")
         if different := branch.check_branch(base, branch_step, run.config):
             raise UsageError(f"{run.path} is no branch of {base.path}: {different[0]} differs")

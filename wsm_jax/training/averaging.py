@@ -40,6 +40,8 @@ def from_config(config: Config, schedule: Schedule) -> dict[str, Average]:
     interval = _steps(config, "checkpoint.merge_interval", config.checkpoint.merge_interval)
     if settings.every < 1 or interval % settings.every:
         raise UsageError(f"averaging.every={settings.every} does not divide the {interval} steps of a merge interval")
+    for name in ("ema", "power_ema"):  # what they are given is looked at also where they are not asked for
+        _BUILDERS[name](config, schedule)
     found = {MEAN: averages.interval_mean(interval, every=settings.every)} if snapshot != "point" else {}
     for name in names:
         found |= _BUILDERS[name](config, schedule)

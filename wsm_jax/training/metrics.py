@@ -6,9 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from wsm_jax.checkpoints.run import read_metrics
 from wsm_jax.config import LogConfig
 from wsm_jax.errors import UsageError
-from wsm_jax.io.files import read_jsonl, write_jsonl
+from wsm_jax.io.files import write_jsonl
 
 JSONL = "metrics.jsonl"
 
@@ -93,5 +94,5 @@ def _drop_after(path: Path, step: int) -> None:
     """Rewrites the file without the records after ``step`` (and without a half-written last line), atomically."""
     if not path.is_file():
         return
-    kept = [record for record in read_jsonl(path) if record["step"] <= step]
+    kept = [record for record in read_metrics(path) if record["step"] <= step]
     write_jsonl(path, kept)

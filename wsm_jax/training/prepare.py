@@ -182,6 +182,7 @@ def _facts(config: Config, directory: Path, plan: Plan, origin: Origin, corpus: 
         "data_hash": corpus.hash,
         "data": corpus.manifest(),
         "config_hash": config_lib.config_hash(config),
+        "config_id": config_lib.config_id(config),
         # A weight-decay-aware merge needs to know which leaves the optimizer shrinks.
         "decay_mask": {name: bool(decayed) for name, decayed in named_leaves(optimizer_lib.decay_mask(params)).items()},
         **machine.environment(),

@@ -1,0 +1,38 @@
+"""Orbax kept quiet while we call it, and nobody else: it warns of what this package does on purpose."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+
+_LOGGERS = ("absl", "")  # it logs through both
+_lock = threading.Lock()
+_held = 0
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Drops what Orbax logs below an error, also in its threads, until the block ends; the loggers are left as found.
+
+    It doubts every checkpoint in plain files of zarr3, which a merge reads: it looks for OCDBT and zarr2 only.
+    """
+    _hold(1)
+    try:
+        yield
+    finally:
+        _hold(-1)
+
+
+def _hold(change: int) -> None:
+    global _held
+    with _lock:
+        before, _held = _held, _held + change
+        for name in _LOGGERS:
+            if not before:
+                logging.getLogger(name).addFilter(_not_orbax)
+            elif not _held:
+                logging.getLogger(name).removeFilter(_not_orbax)
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or "/orbax/" not in record.pathname
