@@ -125,6 +125,14 @@ def choose_item(path: str | os.PathLike, item: str | None = None) -> str | None:
     return names[0] if names else None
 
 
+def hint(path: Path) -> str:
+    """What to type where ``path`` is an item of a checkpoint and no checkpoint; else empty."""
+    parent = path.absolute().parent
+    if not ((path / "_METADATA").exists() and is_checkpoint(parent)):
+        return ""
+    return f"; it is an item of the checkpoint {path.parent}: give that, and --item={path.absolute().name}"
+
+
 def abstract_tree(path: str | os.PathLike, item: str | None = None) -> Any:
     """Shapes and dtypes of a stored tree as jax.ShapeDtypeStruct on the first local device; reads metadata only.
 
