@@ -171,9 +171,9 @@ def read_exactly(file: Path, offset: int, out: np.ndarray, what: str, *, size: i
 class Sink:
     """Writes a folder that ``transformers`` loads, part by part and from several threads.
 
-    Tensors are in the files that they have in ``like``, under the aliases that they have there. What else ``like`` holds
-    (configuration, tokenizer) is copied, see :func:`wsm_jax.checkpoints.model_folder.copy`; the dtype that its
-    configuration names follows that of the tensors, for ``transformers`` would load them in it.
+    Tensors are in the files, and have the aliases, that they have in ``like``. What else it holds (configuration,
+    tokenizer) is copied, see :func:`wsm_jax.checkpoints.model_folder.copy`; the dtype that its configuration names
+    follows that of the tensors, for ``transformers`` would load them in it.
 
     Args:
       folder: must not exist.

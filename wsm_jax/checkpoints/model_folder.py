@@ -1,4 +1,4 @@
-"""What lies beside the tensors in a model folder as Hugging Face keeps it: what a merge takes over, and what it cannot."""
+"""What lies beside the tensors in a model folder of Hugging Face: what a merge takes over, and what it cannot."""
 
 import json
 import os
@@ -140,9 +140,8 @@ def _compare(folders: Sequence[Path]) -> None:
         ]
         if differ:
             more = f" and {len(differ) - 6} more" if len(differ) > 6 else ""
-            warn(
-                f"{folder / CONFIG} and {last / CONFIG} differ in {', '.join(differ[:6])}{more}; the merge takes the latter"
-            )
+            names = f"{', '.join(differ[:6])}{more}"
+            warn(f"{folder / CONFIG} and {last / CONFIG} differ in {names}; the merge takes the latter")
             return
 
 

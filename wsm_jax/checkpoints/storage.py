@@ -14,7 +14,7 @@ import numpy as np
 from wsm_jax.checkpoints import huggingface, model_folder, orbax
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.core.trees import named_leaves
-from wsm_jax.errors import UsageError
+from wsm_jax.errors import UsageError, warn
 from wsm_jax.io import files
 from wsm_jax.parallel.processes import all_succeed
 
@@ -246,6 +246,10 @@ def create_sink(path: Path, leaves: Mapping[str, Leaf], like: Source, form: str 
     """
     was = SAFETENSORS if isinstance(like, huggingface.Source) else ORBAX
     form = form or was
+    texts = [name for name, leaf in leaves.items() if leaf.text is not None and form == SAFETENSORS]
+    if texts:
+        warn(f"safetensors hold no strings; left out: {', '.join(texts)}")
+        leaves = {name: leaf for name, leaf in leaves.items() if leaf.text is None}
     names = {name: output_name(name, like, form) for name in leaves}
     renamed = {names[name]: leaf for name, leaf in leaves.items()}
     if len(renamed) < len(leaves):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsm_jax.core.train_state import beside_parameters
-from wsm_jax.errors import UsageError
+from wsm_jax.errors import UsageError, warn
 
 AVERAGE, LAST, FIRST, SKIP, ERROR = POLICIES = ("average", "last", "first", "skip", "error")
 
@@ -80,7 +80,7 @@ def leaf_policies(leaves: Mapping[str, Any], rules: Rules = (), *, parameters_on
     Args:
       leaves: path -> anything with a dtype, or a Python number.
       rules: (expression, policy) pairs.
-      parameters_only: skip what :func:`wsm_jax.core.train_state.beside_parameters` finds, where no rule matches it.
+      parameters_only: skip, with a warning, what :func:`wsm_jax.core.train_state.beside_parameters` finds, where no rule matches it.
 
     Raises:
       UsageError: a leaf whose policy is ``error``; an average of a leaf that has none; a complex leaf, or integers that
@@ -90,17 +90,23 @@ def leaf_policies(leaves: Mapping[str, Any], rules: Rules = (), *, parameters_on
     idle = [pattern for pattern, _ in rules if not any(re.search(pattern, path) for path in leaves)]
     if idle:
         raise UsageError(f"no leaf matches {idle[0]!r}; the leaves are {_few(leaves)}")
-    beside = _beside(leaves) if parameters_only else set()
+    beside = _beside(leaves) if parameters_only else {}
+    ruled = {path: _by_rule(path, leaf, rules) for path, leaf in leaves.items()}
+    if left := dict.fromkeys(tree for path, tree in beside.items() if ruled[path] is None):
+        warn(f"only parameters are merged: {', '.join(left)} stands beside them and is left out (--include_optimizer)")
     return {
-        path: _by_rule(path, leaf, rules) or (SKIP if path in beside else _default(path, leaf, leaves))
-        for path, leaf in leaves.items()
+        path: ruled[path] or (SKIP if path in beside else _default(path, leaf, leaves)) for path, leaf in leaves.items()
     }
 
 
-def _beside(leaves: Mapping[str, Any]) -> set[str]:
+def _beside(leaves: Mapping[str, Any]) -> dict[str, str]:
     """Leaves that stand beside the parameters, in subtrees that have something to average: a configuration is kept."""
-    subtrees = beside_parameters(leaves).values()
-    return {path for paths in subtrees if any(is_averaged(leaves[path]) for path in paths) for path in paths}
+    return {
+        path: tree
+        for tree, paths in beside_parameters(leaves).items()
+        if any(is_averaged(leaves[path]) for path in paths)
+        for path in paths
+    }
 
 
 def _by_rule(path: str, leaf: Any, rules: Rules) -> str | None:
@@ -157,42 +163,40 @@ def _scale_of(path: str, leaf: Any, leaves: Mapping[str, Any]) -> str | None:
 
 
 def check_same(
-    leaves: Sequence[Mapping[str, Any]], names: Sequence[str], rules: Rules = (), *, any_float: bool = False
+    leaves: Sequence[Mapping[str, Any]], names: Sequence[str], policies: Mapping[str, str], *, any_float: bool = False
 ) -> None:
     """Checks that all checkpoints hold the same leaves with the same shapes and dtypes.
 
-    Leaves that the rules skip may differ or be missing.
+    Leaves that are skipped may differ or be missing.
 
     Args:
       leaves: for each checkpoint path -> anything with shape and dtype, or a Python number.
       names: what to call each of them in the error.
-      rules: as for :func:`leaf_policies`.
+      policies: path -> policy, of all leaves of all checkpoints.
       any_float: the dtype of the result is given, so that those of floating leaves may differ.
 
     Raises:
       UsageError: naming the checkpoint and the first leaf that departs from the first checkpoint's.
     """
-
-    def rule(path: str) -> str:
-        return next((policy for pattern, policy in rules if re.search(pattern, path)), "")
-
-    first = {path: leaf for path, leaf in leaves[0].items() if rule(path) != SKIP}
+    first = {path: leaf for path, leaf in leaves[0].items() if policies[path] != SKIP}
     for other, name in zip(leaves[1:], names[1:], strict=True):
         missing = [path for path in first if path not in other]
         if missing:
             raise UsageError(f"{name} has no leaf {missing[0]}, which {names[0]} has{_way_out(missing[0], other)}")
         for path, leaf in other.items():
-            if rule(path) == SKIP:
+            if policies[path] == SKIP:
                 continue
             if path not in first:
                 raise UsageError(f"{name} has a leaf {path}, which {names[0]} lacks{_way_out(path, first)}")
             if _look(leaf) == _look(first[path]) or (is_scalar(leaf) and is_scalar(first[path])):
                 continue
-            floats = all(is_floating(one) for one in (leaf, first[path])) and rule(path) in ("", AVERAGE)
+            floats = all(is_floating(one) for one in (leaf, first[path])) and policies[path] == AVERAGE
             floats = floats and np.shape(leaf) == np.shape(first[path])
             if not (floats and any_float):
                 hint = "; --dtype=float32 merges them all the same" if floats else ""
-                raise UsageError(f"{name}: leaf {path} is {_look(leaf)}, in {names[0]} it is {_look(first[path])}{hint}")
+                raise UsageError(
+                    f"{name}: leaf {path} is {_look(leaf)}, in {names[0]} it is {_look(first[path])}{hint}"
+                )
 
 
 def _look(leaf: Any) -> str:
@@ -247,6 +251,18 @@ def weight_vectors(weights: Weights, paths: Sequence[str], count: int) -> dict[s
         if bad.size:
             raise UsageError(f"weight {bad[0]} for {path} is {checked[path][bad[0]]}; it must be a finite number")
     return checked
+
+
+def with_texts(
+    results: Mapping[str, Leaf],
+    policies: Mapping[str, str],
+    inputs: Sequence[Mapping[str, Leaf]],
+    vectors: Mapping[str, np.ndarray],
+) -> dict[str, Leaf]:
+    """The leaves of one merge's result, strings with the value that the first or last input with a weight has."""
+    first, last = window_ends(vectors, len(inputs))
+    ends = {FIRST: inputs[first], LAST: inputs[last]}
+    return {path: leaf if leaf.text is None else ends[policies[path]][path] for path, leaf in results.items()}
 
 
 def window_ends(vectors: Mapping[str, np.ndarray], count: int) -> tuple[int, int]:

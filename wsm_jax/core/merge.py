@@ -51,8 +51,9 @@ def merge(trees: Sequence[Any], weights: Weights, *, rules: Rules = (), dtype: A
     named = [named_leaves(tree) for tree in trees]
     dtype = None if isinstance(dtype, str) and dtype == "same" else dtype
     names = [f"tree {i}" for i in range(len(trees))]
-    leaves_lib.check_same(named, names, rules, any_float=dtype is not None)
-    policies = leaves_lib.leaf_policies(named[0], rules)
+    found = leaves_lib.leaf_policies({path: leaf for tree in named for path, leaf in tree.items()}, rules)
+    leaves_lib.check_same(named, names, found, any_float=dtype is not None)
+    policies = {path: found[path] for path in named[0]}
     averaged = [path for path, policy in policies.items() if policy == AVERAGE]
     vectors = leaves_lib.weight_vectors(weights, averaged, len(trees))
     first, last = leaves_lib.window_ends(vectors, len(trees))
