@@ -50,23 +50,21 @@ def files(path: str | os.PathLike) -> dict[Path, list[str]]:
     if not (folder / INDEX).is_file():
         return {folder / SINGLE: []}
     try:
-        weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        files: dict[Path, list[str]] = {folder / name: [] for name in sorted(set(weight_map.values()))}
-        for tensor, name in weight_map.items():
-            files[folder / name].append(tensor)
+        weight_map = dict(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UsageError(f"{folder / INDEX}: not an index of safetensors ({type(error).__name__}: {error})") from error
-    if outside := [name for name in weight_map.values() if "/" in name or "\\" in name or name in ("", ".", "..")]:
-        raise UsageError(f"{folder / INDEX} names {outside[0]!r}, which is no file of its folder; it is not read")
+    files: dict[Path, list[str]] = {}
+    for tensor, name in sorted(weight_map.items(), key=lambda item: str(item[1])):
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name or name == "..":
+            raise UsageError(f"{folder / INDEX}: tensor {tensor} is in {name!r}, which is no file of the folder")
+        files.setdefault(folder / name, []).append(tensor)
     missing = [file.name for file in files if not file.is_file()]
     if single and len(missing) == len(files):
         return {folder / SINGLE: []}
     if missing:
         raise UsageError(f"{folder} has no file {missing[0]}, which its index names; fetch it again")
     if single and folder / SINGLE not in files:
-        raise UsageError(
-            f"{folder} has {SINGLE} and the files of {INDEX}, and one of them is out of date; remove what does not hold"
-        )
+        raise UsageError(f"{folder} has both {SINGLE} and the files that {INDEX} names; remove what is out of date")
     return files
 
 

@@ -186,9 +186,9 @@ def load_tree(path: str | os.PathLike, item: str | None = None, abstract: Any = 
       UsageError: no complete checkpoint, no such item, or data that cannot be read.
     """
     root, name = _require(path), choose_item(path, item)
-    abstract = jax.tree.map(
-        *((_uncut, abstract_tree(path, item)) if abstract is None else (_on_first_device, abstract))
-    )
+    if abstract is None:
+        abstract = jax.tree.map(_uncut, abstract_tree(path, item))
+    abstract = jax.tree.map(_on_first_device, abstract)
     _check_chunks(path, item)
     try:
         return orbax().load(root, abstract, checkpointable_name=name)

@@ -80,7 +80,8 @@ def leaf_policies(leaves: Mapping[str, Any], rules: Rules = (), *, parameters_on
     Args:
       leaves: path -> anything with a dtype, or a Python number.
       rules: (expression, policy) pairs.
-      parameters_only: skip, with a warning, what :func:`wsm_jax.core.train_state.beside_parameters` finds, where no rule matches it.
+      parameters_only: skip, with a warning, what stands beside the parameters of a train state and has no rule; see
+        :func:`wsm_jax.core.train_state.beside_parameters`.
 
     Raises:
       UsageError: a leaf whose policy is ``error``; an average of a leaf that has none; a complex leaf, or integers that
@@ -125,8 +126,8 @@ def _default(path: str, leaf: Any, leaves: Mapping[str, Any]) -> str:
         raise UsageError(f"leaf {path} is {leaf.dtype}, which is not averaged here; choose last, first or skip")
     if scale := _scale_of(path, leaf, leaves):
         raise UsageError(
-            f"leaf {path} is {leaf.dtype} beside {scale}: quantized weights have no average; dequantize the checkpoints "
-            f"first, or say what to do with them, e.g. --leaves='^{re.escape(path)}$=last'"
+            f"leaf {path} is {leaf.dtype} beside {scale}: quantized weights have no average; dequantize the "
+            f"checkpoints first, or say what to do with them, e.g. --leaves='^{re.escape(path)}$=last'"
         )
     return AVERAGE if is_averaged(leaf) else LAST
 

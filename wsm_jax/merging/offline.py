@@ -194,7 +194,7 @@ def merge_many(
 
     Yields:
       name, merged pytree of jax arrays. Orbax: the tree as it was saved, nested dictionaries and lists whose keys are
-      strings, whatever classes it had; safetensors: name -> array.
+      strings, whatever classes it had, with the Python numbers and strings that were in it; safetensors: name -> array.
 
     Raises:
       UsageError: as :func:`merge_checkpoints`.

@@ -26,7 +26,8 @@ class Results:
     """
 
     def __init__(self, leaves: Mapping[str, Leaf], tree: Any, shardings: Any, count: int):
-        self._leaves, self._tree = leaves, tree
+        self._leaves = leaves = {path: leaf for path, leaf in leaves.items() if leaf.text is None}
+        self._tree = tree
         if shardings is None:
             shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         one = isinstance(shardings, jax.sharding.Sharding)
@@ -57,12 +58,14 @@ class Results:
         """
         parts, self._parts[number] = self._parts[number], {}
         arrays: dict[str, Any] = {path: leaf.text for path, leaf in leaves.items() if leaf.text is not None}
-        arrays |= {path: self._place(path, parts.pop(path)) for path in list(parts) if path not in arrays}
+        arrays |= {path: self._place(path, parts.pop(path)) for path in list(parts)}
         named = [arrays.get(path) for path in named_leaves(self._tree)]
         return jax.tree.unflatten(jax.tree.structure(self._tree), named)
 
-    def _place(self, path: str, part: np.ndarray) -> jax.Array:
+    def _place(self, path: str, part: np.ndarray) -> Any:
         leaf = self._leaves[path]
+        if leaf.scalar:
+            return part.item()
         if leaf.key is not None:
             place = self._shardings[path]
             return jax.random.wrap_key_data(jax.device_put(part.reshape(leaf.shape), place), impl=leaf.key)
