@@ -55,7 +55,7 @@ def files(path: str | os.PathLike) -> dict[Path, list[str]]:
         raise UsageError(f"{folder / INDEX}: not an index of safetensors ({type(error).__name__}: {error})") from error
     files: dict[Path, list[str]] = {}
     for tensor, name in sorted(weight_map.items(), key=lambda item: str(item[1])):
-        if not isinstance(name, str) or Path(name).name != name or "\\" in name or name == "..":
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name or name in ("", ".."):
             raise UsageError(f"{folder / INDEX}: tensor {tensor} is in {name!r}, which is no file of the folder")
         files.setdefault(folder / name, []).append(tensor)
     missing = [file.name for file in files if not file.is_file()]

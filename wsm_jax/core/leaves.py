@@ -148,7 +148,10 @@ def is_scalar(leaf: Any) -> bool:
 
 
 def _kind(leaf: Any) -> str:
-    return str(leaf.dtype) if hasattr(leaf, "dtype") else type(leaf).__name__
+    """What a leaf is made of, in words."""
+    if getattr(leaf, "text", None) is not None:
+        return "a string"
+    return str(leaf.dtype) if hasattr(leaf, "dtype") else f"a Python {type(leaf).__name__}"
 
 
 def _scale_of(path: str, leaf: Any, leaves: Mapping[str, Any]) -> str | None:
@@ -201,10 +204,8 @@ def check_same(
 
 
 def _look(leaf: Any) -> str:
-    """Shape and dtype in words."""
-    if getattr(leaf, "text", None) is not None:
-        return "a string"
-    return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else f"a Python {type(leaf).__name__}"
+    """The same with its shape."""
+    return _kind(leaf) + (f"{list(leaf.shape)}" if hasattr(leaf, "dtype") and _kind(leaf) != "a string" else "")
 
 
 def _way_out(path: str, others: Mapping[str, Any]) -> str:
