@@ -1,11 +1,41 @@
-"""The one exception a user is meant to see: one line that names the culprit and what would be right."""
+"""The one exception a user is meant to see, and the one warning: a line that names the culprit and what to do."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 
 
 class UsageError(ValueError):
     """Bad input: an argument, a config field, a file or a step. The command line prints it and exits with status 2."""
+
+
+class UsageWarning(UserWarning):
+    """Something unusual that is allowed. The command line prints it as one line and goes on."""
+
+
+def warn(text: str) -> None:
+    """Warns of something unusual that is allowed."""
+    warnings.warn(text, UsageWarning, stacklevel=3)
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Prints every :class:`UsageWarning` as a line of the command ``name`` on stderr."""
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: object) -> None:
+        if issubclass(category, UsageWarning):
+            print(f"{name}: warning: {message}", file=sys.stderr)
+        else:
+            others(message, category, *place)  # pyright: ignore[reportArgumentType]
+
+    warnings.simplefilter("always", UsageWarning)
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = others
 
 
 class NonFiniteError(RuntimeError):
@@ -27,12 +57,15 @@ class Preempted(RuntimeError):
 def ended(name: str, main: Callable[[], int]) -> int:
     """The exit status of a command called ``name``; what stopped it is one line on stderr, not a traceback.
 
+    A :class:`UsageWarning` is a line there, too.
+
     Returns:
       what ``main`` returns; 2 for bad input and for what the system refuses, 3 for a value that is not finite, 75 for a
       signal after which the same command goes on, 130 for an interruption.
     """
     try:
-        return main()
+        with _told(name):
+            return main()
     except UsageError as error:
         status, text = 2, str(error)
     except NonFiniteError as error:

@@ -73,6 +73,38 @@ def test_inputs_are_left_alone():
         np.testing.assert_array_equal(flat(value), kept)
 
 
+def test_a_train_state_in_memory_is_merged_whole_and_its_python_numbers_are_the_newest():
+    trees = [
+        {"params": {"w": jnp.full(2, i)}, "opt_state": {"mu": jnp.full(2, 4.0 * i)}, "lr": 0.1 * i} for i in (1, 2)
+    ]
+    trees = [{**t, "params": {"w": t["params"]["w"].astype(jnp.float32)}} for t in trees]
+    merged = wsm_jax.merge(trees, [0.5, 0.5])
+    assert float(merged["params"]["w"][0]) == 1.5 and float(merged["opt_state"]["mu"][0]) == 6.0
+    assert merged["lr"] == 0.2
+    assert float(wsm_jax.merge(trees, [0.5, 0.5], rules=[("lr", "average")])["lr"]) == pytest.approx(0.15)
+
+
+def test_floating_trees_of_several_dtypes_need_a_dtype():
+    trees = [{"w": jnp.ones(2, jnp.bfloat16)}, {"w": jnp.full(2, 2.0)}]
+    with pytest.raises(
+        UsageError, match=r"tree 1: leaf w is float32\[2\], in tree 0 it is bfloat16\[2\]; --dtype=float32"
+    ):
+        wsm_jax.merge(trees, [0.5, 0.5])
+    merged = wsm_jax.merge(trees, [0.5, 0.5], dtype=jnp.float32)["w"]
+    assert merged.dtype == jnp.float32 and merged.tolist() == [1.5, 1.5]
+    with pytest.raises(UsageError, match="leaf w is float32"):  # the newest would have another dtype than the others
+        wsm_jax.merge(trees, [0.5, 0.5], dtype=jnp.float32, rules=[("w", "last")])
+
+
+def test_integers_that_stand_for_other_numbers_have_no_average():
+    trees = [{"q": {"kernel": jnp.ones(2, jnp.int8), "scale": jnp.ones(1)}, "norm": {"scale": jnp.ones(2)}}] * 2
+    with pytest.raises(UsageError, match="leaf q/kernel is int8 beside q/scale: quantized"):
+        wsm_jax.merge(trees, [0.5, 0.5])
+    assert wsm_jax.merge(trees, [0.5, 0.5], rules=[("q/", "last")])["q"]["kernel"].dtype == jnp.int8
+    counted = [{"norm": {"scale": jnp.ones(2), "count": jnp.asarray(3)}}] * 2
+    assert int(wsm_jax.merge(counted, [0.5, 0.5])["norm"]["count"]) == 3
+
+
 def test_policies_by_path():
     trees = [{"w": jnp.full(2, i), "bias": jnp.full(2, 10.0 * i), "count": jnp.asarray(i)} for i in range(3)]
     trees = [{**t, "w": t["w"].astype(jnp.float32)} for t in trees]

@@ -6,7 +6,6 @@ bytes of length, JSON, data), so that any part of any tensor is one read.
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from wsm_jax.checkpoints import model_folder
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.errors import UsageError
 
@@ -22,7 +22,6 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 RECORD = "merge.json"
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
 _DTYPES: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
@@ -36,40 +35,60 @@ def is_folder(path: str | os.PathLike) -> bool:
     return any((Path(path) / name).is_file() for name in (SINGLE, INDEX))
 
 
-def files(path: str | os.PathLike) -> list[Path]:
-    """The safetensors files of a folder, in order of name; as in ``transformers`` a single file comes before an index.
+def files(path: str | os.PathLike) -> dict[Path, list[str]]:
+    """The safetensors files of a folder, in order of name, each with the tensors that the index has in it.
+
+    As ``transformers`` reads them: a single file comes before an index of files that are gone. The files themselves may
+    be links, as in the cache of Hugging Face.
 
     Raises:
-      UsageError: an index that cannot be read or names a file that is not there.
+      UsageError: an index that cannot be read, names a file that is not there or is outside the folder; a single file
+        beside the files of an index.
     """
     folder = Path(path)
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
+    single = (folder / SINGLE).is_file()
+    if not (folder / INDEX).is_file():
+        return {folder / SINGLE: []}
     try:
-        names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        weight_map = dict(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UsageError(f"{folder / INDEX}: not an index of safetensors ({type(error).__name__}: {error})") from error
-    missing = [name for name in names if not (folder / name).is_file()]
+    files: dict[Path, list[str]] = {}
+    for tensor, name in sorted(weight_map.items(), key=lambda item: str(item[1])):
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name or name in ("", ".."):
+            raise UsageError(f"{folder / INDEX}: tensor {tensor} is in {name!r}, which is no file of the folder")
+        files.setdefault(folder / name, []).append(tensor)
+    missing = [file.name for file in files if not file.is_file()]
+    if single and len(missing) == len(files):
+        return {folder / SINGLE: []}
     if missing:
-        raise UsageError(f"{folder} has no file {missing[0]}, which its index names")
-    return [folder / name for name in names]
+        raise UsageError(f"{folder} has no file {missing[0]}, which its index names; fetch it again")
+    if single and folder / SINGLE not in files:
+        raise UsageError(f"{folder} has both {SINGLE} and the files that {INDEX} names; remove what is out of date")
+    return files
 
 
 class Source:
     """The tensors of a folder, any part of which can be read; see :class:`wsm_jax.checkpoints.storage.Source`.
 
+    Attributes:
+      aliases: file -> names that stand for one of its tensors (a tied head), as ``transformers`` keeps them.
+
     Raises:
-      UsageError: a file that is damaged, or a dtype that has no counterpart here.
+      UsageError: a file that is damaged or lacks a tensor of the index, or a dtype that has no counterpart here.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.leaves: dict[str, Leaf] = {}
+        self.aliases: dict[str, dict[str, str]] = {}
         self._places: dict[str, tuple[Path, int]] = {}  # name -> file, offset of the data
-        for file in files(path):
-            self._look_into(file)
+        for file, expected in files(path).items():
+            found = self._look_into(file)
+            if lost := [name for name in expected if name not in found]:
+                raise UsageError(f"{file} has no tensor {lost[0]}, which {INDEX} has in it; fetch the folder again")
 
-    def _look_into(self, file: Path) -> None:
+    def _look_into(self, file: Path) -> dict[str, Any]:
         try:
             with safe_open(file, framework="numpy"):  # checks header and length
                 pass
@@ -78,15 +97,19 @@ class Source:
                 header = json.loads(opened.read(length))
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{file}: cannot be read ({error})") from error
-        header.pop("__metadata__", None)
+        beside = header.pop("__metadata__", None) or {}
+        self.aliases[file.name] = {name: of for name, of in beside.items() if of in header and name not in header}
         # In the order of the file, so that a merge reads it from front to back.
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             if entry["dtype"] not in _DTYPES:
-                raise UsageError(f"{file}: tensor {name} is {entry['dtype']}, which cannot be merged")
+                raise UsageError(
+                    f"{file}: tensor {name} is {entry['dtype']}, which cannot be merged; convert it to bfloat16 first"
+                )
             if name in self.leaves:
                 raise UsageError(f"{file}: tensor {name} is in another file of the folder too")
             self.leaves[name] = Leaf(tuple(entry["shape"]), np.dtype(_DTYPES[entry["dtype"]]))
             self._places[name] = file, 8 + length + entry["data_offsets"][0]
+        return header
 
     def tree(self) -> dict[str, Leaf]:
         """Name -> leaf: the tree that a merge of such folders has."""
@@ -146,8 +169,9 @@ def read_exactly(file: Path, offset: int, out: np.ndarray, what: str, *, size: i
 class Sink:
     """Writes a folder that ``transformers`` loads, part by part and from several threads.
 
-    Tensors are in the files that they have in ``like``. What else ``like`` holds (configuration, tokenizer) is copied;
-    the dtype that its configuration names follows that of the tensors, for ``transformers`` would load them in it.
+    Tensors are in the files, and have the aliases, that they have in ``like``. What else it holds (configuration,
+    tokenizer) is copied, see :func:`wsm_jax.checkpoints.model_folder.copy`; the dtype that its configuration names
+    follows that of the tensors, for ``transformers`` would load them in it.
 
     Args:
       folder: must not exist.
@@ -162,19 +186,18 @@ class Sink:
         if create:
             folder.mkdir()
         if create and like is not None:
-            for file in like.path.iterdir():
-                weights = file.suffix in _WEIGHTS or file.name.endswith(".index.json")
-                if file.is_file() and not weights and file.name != RECORD:
-                    shutil.copy(file, folder)
+            model_folder.copy(like.path, folder, besides=[*like.aliases, SINGLE, INDEX, RECORD])
             _name_dtypes(
-                folder / "config.json",
+                folder / model_folder.CONFIG,
                 {like.leaves[name].dtype.name: leaf.dtype.name for name, leaf in leaves.items()},
             )
         groups: dict[str, list[str]] = {}
         for name in leaves:
             groups.setdefault(like.file_of(name) if like else SINGLE, []).append(name)
         for file, names in groups.items():
-            self._begin(folder / file, {name: leaves[name] for name in names}, create)
+            aliases = like.aliases[file] if like else {}
+            kept = {name: of for name, of in aliases.items() if of in names}
+            self._begin(folder / file, {name: leaves[name] for name in names}, kept, create)
         if create and set(groups) != {SINGLE}:
             total = sum(leaf.nbytes for leaf in leaves.values())
             weight_map = {name: file for file, names in groups.items() for name in names}
@@ -183,8 +206,8 @@ class Sink:
             )
             (folder / INDEX).write_text(text + "\n")
 
-    def _begin(self, file: Path, leaves: Mapping[str, Leaf], create: bool) -> None:
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
+    def _begin(self, file: Path, leaves: Mapping[str, Leaf], aliases: Mapping[str, str], create: bool) -> None:
+        header: dict[str, Any] = {"__metadata__": {**aliases, "format": "pt"}}  # transformers refuses a file without it
         end = 0
         # The largest elements first keep every tensor aligned, as the format asks for.
         for name, leaf in sorted(leaves.items(), key=lambda item: -item[1].dtype.itemsize):

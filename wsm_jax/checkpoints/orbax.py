@@ -9,6 +9,7 @@ temporary name and renames, so a folder named by a step is whole.
 import functools
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ from wsm_jax.io.files import parse_json
 PARAMS = "params"
 CHUNK_BYTES = 64 * 10**6
 COMPLETE = "_CHECKPOINT_METADATA"  # written last
+
+# How Orbax keeps what is no plain array: the kinds of value in _METADATA, and files beside it.
+SCALAR, STRING = "scalar", "string"
+STRINGS = "_strings.json"
+ARRAY_METADATAS, RANDOM_KEY = "array_metadatas", "random_key_impl"
 
 
 @functools.cache
@@ -118,24 +124,49 @@ def choose_item(path: str | os.PathLike, item: str | None = None) -> str | None:
     return names[0] if names else None
 
 
+def hint(path: Path) -> str:
+    """What to type where ``path`` is an item of a checkpoint and no checkpoint; else empty."""
+    parent = path.absolute().parent
+    if not ((path / "_METADATA").exists() and is_checkpoint(parent)):
+        return ""
+    return f"; it is an item of the checkpoint {path.parent}: give that, and --item={path.absolute().name}"
+
+
 @quiet()
 def abstract_tree(path: str | os.PathLike, item: str | None = None) -> Any:
     """Shapes and dtypes of a stored tree as jax.ShapeDtypeStruct on the first local device; reads metadata only.
 
+    What was saved as a Python number or string is its type.
+
     Raises:
       UsageError: no complete checkpoint, no such item, or metadata that cannot be read.
     """
-    root = _require(path)
+    from orbax.checkpoint import PyTreeCheckpointHandler  # v1 has no name for what it reads as bool
+
+    root, name = _require(path), choose_item(path, item)
     try:
-        metadata = orbax().metadata(root, choose_item(path, item)).metadata
-    except UsageError:
-        raise
+        metadata: Any = PyTreeCheckpointHandler().metadata(root / name if name else root)
+        return jax.tree.map(_abstract, metadata.tree)
     except Exception as error:
         raise UsageError(f"{path}: unreadable checkpoint metadata ({type(error).__name__}: {error})") from error
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) if hasattr(leaf, "shape") else leaf,
-        metadata,
+
+
+def _abstract(leaf: Any) -> Any:
+    """What makes Orbax load a leaf whole on the first local device; a type for what was no array when it was saved."""
+    kind = type(leaf).__name__
+    if kind == "StringMetadata":
+        return str
+    if kind == "ScalarMetadata":
+        return {"b": bool, "i": int, "u": int}.get(leaf.dtype.kind, float)
+    return _on_first_device(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+
+
+def _on_first_device(leaf: Any) -> Any:
+    """An abstract array that says no sharding, as jax.eval_shape makes it, with one; anything else as it is."""
+    if not isinstance(leaf, jax.ShapeDtypeStruct) or leaf.sharding is not None:
+        return leaf
+    return jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     )
 
 
@@ -143,13 +174,16 @@ def abstract_tree(path: str | os.PathLike, item: str | None = None) -> Any:
 def load_tree(path: str | os.PathLike, item: str | None = None, abstract: Any = None) -> Any:
     """The stored tree, placed as ``abstract`` says (default: whole, on the first local device).
 
-    By default integers of 64 bits come back as NumPy arrays where JAX would cut them (without jax_enable_x64).
+    Leaves of ``abstract`` without a sharding, as ``jax.eval_shape`` and ``nnx.eval_shape`` make them, are placed as by
+    default. By default integers of 64 bits come back as NumPy arrays where JAX would cut them (without jax_enable_x64).
 
     Raises:
       UsageError: no complete checkpoint, no such item, or data that cannot be read.
     """
     root, name = _require(path), choose_item(path, item)
-    abstract = jax.tree.map(_uncut, abstract_tree(path, item)) if abstract is None else abstract
+    if abstract is None:
+        abstract = jax.tree.map(_uncut, abstract_tree(path, item))
+    abstract = jax.tree.map(_on_first_device, abstract)
     _check_chunks(path, item)
     try:
         return orbax().load(root, abstract, checkpointable_name=name)
@@ -171,9 +205,9 @@ def _check_chunks(path: str | os.PathLike, item: str | None) -> None:
     """As :func:`check_whole`, of the arrays of an item that are no OCDBT database, which knows its chunks."""
     import tensorstore as ts
 
-    folder, names, layout = array_names(path, item)
-    if layout.endswith("ocdbt"):
+    if _metadata(path, item)[2].endswith("ocdbt"):
         return
+    folder, names, layout = array_names(path, item)
     opening = {
         leaf: ts.open({"driver": layout, "kvstore": file_store(folder / name)}, open=True)
         for leaf, name in names.items()
@@ -231,21 +265,65 @@ def array_names(path: str | os.PathLike, item: str | None = None) -> tuple[Path,
       key-value store that read it, ``"zarr3"``, ``"zarr"``, ``"zarr3+ocdbt"`` or ``"zarr+ocdbt"``.
 
     Raises:
-      UsageError: no complete checkpoint, no such item, or metadata that cannot be read.
+      UsageError: no complete checkpoint, no such item, metadata that cannot be read, or two leaves of one name.
     """
+    folder, kinds, layout = _metadata(path, item)
+    paths = ["/".join(key) for key, _ in kinds]
+    stored = [".".join(key) for key, _ in kinds]
+    for names in (paths, stored):
+        if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+            raise UsageError(f"{path} has two leaves called {twice}; rename a key with / or . in it and save it again")
+    strings = {name for name, (_, kind) in zip(paths, kinds, strict=True) if kind == STRING}
+    arrays = zip(paths, stored, strict=True)
+    return folder, {name: array for name, array in arrays if name not in strings}, layout
+
+
+def others(path: str | os.PathLike, item: str | None = None) -> tuple[set[str], dict[str, str], dict[str, str]]:
+    """What of a stored tree was no plain array when it was saved.
+
+    Returns:
+      paths of Python numbers, which are stored as arrays; path -> string; path -> implementation of the random keys
+      whose bits an array holds.
+
+    Raises:
+      UsageError: as :func:`array_names`.
+    """
+    folder, kinds, _ = _metadata(path, item)
+    paths = {".".join(key): "/".join(key) for key, _ in kinds}
+    scalars = {"/".join(key) for key, kind in kinds if kind == SCALAR}
+    try:
+        has_text = any(kind == STRING for _, kind in kinds)
+        texts = parse_json((folder / STRINGS).read_text(encoding="utf-8")) if has_text else {}
+        strings = {"/".join(key): str(texts[".".join(key)]) for key, kind in kinds if kind == STRING}
+        keys = {}
+        for file in sorted((folder / ARRAY_METADATAS).glob("process_*")):
+            for entry in parse_json(file.read_text(encoding="utf-8"))["array_metadatas"]:
+                array = entry["array_metadata"]
+                if implementation := (array.get("ext_metadata") or {}).get(RANDOM_KEY):
+                    keys[paths[array["param_name"]]] = str(implementation)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise UsageError(f"{folder}: unreadable checkpoint metadata ({type(error).__name__}: {error})") from error
+    return scalars, strings, keys
+
+
+def _metadata(path: str | os.PathLike, item: str | None) -> tuple[Path, list[tuple[list[str], str]], str]:
+    """An item's folder; keys and kind of value of each leaf; the layout as :func:`array_names` gives it."""
     root, name = Path(_require(path)), choose_item(path, item)
     folder = root / name if name else root
     try:
         metadata = parse_json((folder / "_METADATA").read_text())
-        entries = [entry["key_metadata"] for entry in metadata["tree_metadata"].values() if not is_empty(entry)]
-        keys = [[str(key["key"]) for key in entry] for entry in entries]
+        entries = [entry for entry in metadata["tree_metadata"].values() if not is_empty(entry)]
+        kinds = [
+            ([str(key["key"]) for key in entry["key_metadata"]], str(entry["value_metadata"].get("value_type")))
+            for entry in entries
+        ]
         ocdbt = metadata.get("use_ocdbt")
         if ocdbt is None:  # old versions of Orbax did not say so
             ocdbt = (folder / "manifest.ocdbt").exists()
         layout = ("zarr3" if metadata.get("use_zarr3") else "zarr") + ("+ocdbt" if ocdbt else "")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UsageError(f"{folder}: unreadable checkpoint metadata ({type(error).__name__}: {error})") from error
-    return folder, {"/".join(key): ".".join(key) for key in keys}, layout
+    return folder, kinds, layout
 
 
 def file_store(folder: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from wsm_jax.checkpoints import orbax
 from wsm_jax.checkpoints.orbax import COMPLETE
+from wsm_jax.core.leaves import Leaf
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.parallel.processes import all_succeed
 
@@ -22,7 +23,7 @@ def begin_tree(path: str | os.PathLike, tree: Any, item: str = orbax.PARAMS) -> 
 
     Args:
       path: must not exist.
-      tree: nested dictionaries and lists whose leaves have shape and dtype.
+      tree: nested dictionaries and lists of :class:`wsm_jax.core.leaves.Leaf`.
       item: name of the item.
 
     Returns:
@@ -30,7 +31,9 @@ def begin_tree(path: str | os.PathLike, tree: Any, item: str = orbax.PARAMS) -> 
     """
     path = Path(path).absolute()
     # One element for each leaf: Orbax would want all of every array at once. Then the true shapes take its place.
-    small = jax.tree.map(lambda leaf: np.zeros((1,) * len(leaf.shape), leaf.dtype), tree)
+    small = jax.tree.map(
+        lambda leaf: np.zeros((1,) * len(leaf.shape), np.uint8 if leaf.text is not None else leaf.dtype), tree
+    )
     with all_succeed():  # all have read what the first process then changes
         orbax.save_tree(path, small, item=item)
         folder, names, _ = orbax.array_names(path, item)
@@ -44,17 +47,34 @@ def _take_arrays_out(path: Path, folder: Path, names: dict[str, str], tree: Any)
     """Leaves of a checkpoint of small arrays what says which arrays there are, with the shapes of ``tree``."""
     file = folder / "_METADATA"
     metadata = json.loads(file.read_text())
-    shapes = {name: leaf.shape for name, leaf in named_leaves(tree).items()}
+    leaves = named_leaves(tree)
     for entry in metadata["tree_metadata"].values():
         if not orbax.is_empty(entry):
-            key = "/".join(str(key["key"]) for key in entry["key_metadata"])
-            entry["value_metadata"]["write_shape"] = list(shapes[key])
+            leaf, value = leaves["/".join(str(key["key"]) for key in entry["key_metadata"])], entry["value_metadata"]
+            kind = orbax.STRING if leaf.text is not None else orbax.SCALAR if leaf.scalar else None
+            if kind is None:
+                value["write_shape"] = list(leaf.shape)
+            else:  # restored as a Python number or string, as it was saved
+                entry["value_metadata"] = {"value_type": kind, "skip_deserialize": False}
     file.write_text(json.dumps(metadata))
-    for name in ("_sharding", "array_metadatas"):  # both speak of the small arrays
+    for name in ("_sharding", orbax.ARRAY_METADATAS):  # both speak of the small arrays
         shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
     for name in names.values():
         shutil.rmtree(folder / name)
+    if texts := {names[path]: leaf.text for path, leaf in leaves.items() if leaf.text is not None}:
+        (folder / orbax.STRINGS).write_text(json.dumps(texts))
+    keys = [_key_metadata(names[path], leaf) for path, leaf in leaves.items() if leaf.key]
+    if keys:
+        (folder / orbax.ARRAY_METADATAS).mkdir()
+        (folder / orbax.ARRAY_METADATAS / "process_0").write_text(json.dumps({"array_metadatas": keys}))
     os.replace(path / COMPLETE, path / f".{COMPLETE}")
+
+
+def _key_metadata(name: str, leaf: Leaf) -> dict[str, Any]:
+    """What makes Orbax restore an array as random keys."""
+    shape = list(leaf.shape)
+    described = {"param_name": name, "write_shape": shape, "chunk_shape": shape}
+    return {"array_metadata": {**described, "ext_metadata": {orbax.RANDOM_KEY: leaf.key}}}
 
 
 def complete_tree(path: str | os.PathLike, metadata: dict[str, Any]) -> None:

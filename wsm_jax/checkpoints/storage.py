@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from wsm_jax.checkpoints import huggingface, orbax
+from wsm_jax.checkpoints import huggingface, model_folder, orbax
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.core.trees import named_leaves
-from wsm_jax.errors import UsageError
+from wsm_jax.errors import UsageError, warn
 from wsm_jax.io import files
 from wsm_jax.parallel.processes import all_succeed
 
@@ -98,6 +98,7 @@ def open_source(path: str | os.PathLike, item: str | None = None) -> Source:
     else:
         steps = orbax.complete_steps(Path(path))
         hint = f"; it holds those of steps {steps[0]} to {steps[-1]}: name them, oldest first" if steps else ""
+        hint = hint or orbax.hint(Path(path)) or model_folder.hint(Path(path))
     raise UsageError(f"{path} is neither {wanted}{hint}")
 
 
@@ -139,6 +140,8 @@ def open_sources(paths: Sequence[str | os.PathLike], item: Items = None) -> Iter
         other = [source.path for source in opened.values() if type(source) is not type(first)]
         if other:
             raise UsageError(f"{first.path} and {other[0]} differ in format; all inputs must have one format")
+        if isinstance(first, huggingface.Source):
+            model_folder.check_inputs([source.path for source in opened.values()])
         yield [opened[key] for key in keys]
     finally:
         for source in opened.values():
@@ -243,6 +246,10 @@ def create_sink(path: Path, leaves: Mapping[str, Leaf], like: Source, form: str 
     """
     was = SAFETENSORS if isinstance(like, huggingface.Source) else ORBAX
     form = form or was
+    texts = [name for name, leaf in leaves.items() if leaf.text is not None and form == SAFETENSORS]
+    if texts:
+        warn(f"safetensors hold no strings; left out: {', '.join(texts)}")
+        leaves = {name: leaf for name, leaf in leaves.items() if leaf.text is None}
     names = {name: output_name(name, like, form) for name in leaves}
     renamed = {names[name]: leaf for name, leaf in leaves.items()}
     if len(renamed) < len(leaves):

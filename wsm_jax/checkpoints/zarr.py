@@ -32,6 +32,7 @@ class Source:
     def __init__(self, path: str | os.PathLike, item: str | None = None):
         self.path, self._item = Path(path), item
         self._folder, self._names, layout = orbax.array_names(path, item)
+        scalars, texts, keys = orbax.others(path, item)
         driver, _, ocdbt = layout.partition("+")
 
         def spec(name: str) -> dict[str, Any]:
@@ -59,7 +60,8 @@ class Source:
                 self._raw[leaf] = raw
             quantum = 1 if raw else min(rows * across, math.prod(array.shape))
             self._arrays[leaf] = array
-            self.leaves[leaf] = Leaf(tuple(array.shape), dtype, max(quantum, 1))
+            self.leaves[leaf] = Leaf(tuple(array.shape), dtype, max(quantum, 1), leaf in scalars, keys.get(leaf))
+        self.leaves |= {leaf: Leaf((), np.dtype(str), text=text) for leaf, text in texts.items()}
         if not ocdbt:  # what is read raw misses its files by itself
             others = {leaf: array for leaf, array in self._arrays.items() if leaf not in self._raw}
             orbax.check_whole(path, self._folder, others)
@@ -180,6 +182,8 @@ class Sink:
         self._places: dict[str, tuple[Path, Chunks]] = {}  # leaf -> folder, its chunks
         with all_succeed():
             for path, leaf in leaves.items():
+                if leaf.text is not None:
+                    continue
                 rows = leaf.shape[0] if leaf.shape else 1
                 across = math.prod(leaf.shape[1:])
                 chunks = max(1, -(-leaf.nbytes // orbax.CHUNK_BYTES))

@@ -71,6 +71,11 @@ def add(sub: argparse.ArgumentParser) -> None:
         help="average | last | first | skip | error for leaves whose path matches; the first that matches counts "
         "(default: floating leaves average, others last)",
     )
+    output.add_argument(
+        "--include_optimizer",
+        action="store_true",
+        help="merge what stands beside the params or model of a saved train state, too (default: left out)",
+    )
     output.add_argument("--verify", action="store_true", help="compare samples of the output with a float64 sum")
     output.add_argument(
         "--explain", action="store_true", help="print what would be done with each leaf; writes nothing"

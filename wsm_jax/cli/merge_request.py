@@ -129,8 +129,9 @@ def make_request(options: argparse.Namespace) -> Request:
 
 
 def reading(options: argparse.Namespace) -> dict[str, Any]:
-    """Rules and dtype as :func:`wsm_jax.merge_checkpoints` takes them."""
-    return {"rules": [parse_rule(text) for text in options.leaves or ()], "dtype": options.dtype}
+    """Rules, dtype and whether all of a train state is merged, as :func:`wsm_jax.merge_checkpoints` takes them."""
+    rules = [parse_rule(text) for text in options.leaves or ()]
+    return {"rules": rules, "dtype": options.dtype, "include_optimizer": options.include_optimizer}
 
 
 # --- explicit inputs -------------------------------------------------------------------------------------------------

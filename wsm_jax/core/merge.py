@@ -30,13 +30,14 @@ def merge(trees: Sequence[Any], weights: Weights, *, rules: Rules = (), dtype: A
     """The weighted sum of pytrees of arrays, jitted, accumulated in float32; sharded arrays stay where they are.
 
     Args:
-      trees: pytrees of equal structure, shapes and dtypes, oldest first.
+      trees: pytrees of equal structure, shapes and dtypes, oldest first. With ``dtype`` floating leaves may differ in
+        theirs.
       weights: one weight for each tree (e.g. of :func:`wsm_jax.merge_weights`), or a mapping from each leaf's path
         ("blocks/mlp/up/kernel", see :func:`wsm_jax.named_leaves`) to such a vector. Used as they are given: they
         need not sum to 1.
       rules: (regular expression on the path, policy) pairs, see :func:`wsm_jax.core.leaves.leaf_policies`; by
-        default floating leaves are averaged and the others come from the last tree that has a weight. A skipped leaf
-        becomes None.
+        default floating arrays are averaged and the others, Python numbers too, come from the last tree that has a
+        weight. A skipped leaf becomes None.
       dtype: of the averaged leaves of the result; None or ``same``: as in ``trees``.
 
     Returns:
@@ -47,26 +48,24 @@ def merge(trees: Sequence[Any], weights: Weights, *, rules: Rules = (), dtype: A
     """
     if not trees:
         raise UsageError("nothing to merge: the list of trees is empty")
-    # A train state may count its steps in a Python number.
-    named = [
-        {path: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for path, leaf in named_leaves(tree).items()}
-        for tree in trees
-    ]
+    named = [named_leaves(tree) for tree in trees]
     dtype = None if isinstance(dtype, str) and dtype == "same" else dtype
-    leaves_lib.check_same(named, [f"tree {i}" for i in range(len(trees))], rules)
-    policies = leaves_lib.leaf_policies(named[0], rules)
+    names = [f"tree {i}" for i in range(len(trees))]
+    found = leaves_lib.leaf_policies({path: leaf for tree in named for path, leaf in tree.items()}, rules)
+    leaves_lib.check_same(named, names, found, any_float=dtype is not None)
+    policies = {path: found[path] for path in named[0]}
     averaged = [path for path, policy in policies.items() if policy == AVERAGE]
     vectors = leaves_lib.weight_vectors(weights, averaged, len(trees))
     first, last = leaves_lib.window_ends(vectors, len(trees))
     total: Any = {}
     for index, leaves in enumerate(named):
         if any(vector[index] for vector in vectors.values()) or (not total and index == last):
-            terms = {path: leaves[path] for path in averaged}
+            terms = {path: jnp.asarray(leaves[path]) for path in averaged}
             coefficients = {path: np.float32(vector[index]) for path, vector in vectors.items()}
             total = _scale(terms, coefficients) if not total else _add_jit(total, terms, coefficients)
     sources = {LAST: named[last], FIRST: named[first], SKIP: dict.fromkeys(policies)}
     merged = [
-        total[path].astype(dtype or named[0][path].dtype) if policy == AVERAGE else sources[policy][path]
+        total[path].astype(dtype or jnp.result_type(named[0][path])) if policy == AVERAGE else sources[policy][path]
         for path, policy in policies.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(trees[0]), merged)

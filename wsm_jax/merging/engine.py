@@ -20,6 +20,7 @@ import xxhash
 from tqdm import tqdm
 
 from wsm_jax.checkpoints.storage import Source
+from wsm_jax.core.leaves import infinite_hint
 from wsm_jax.errors import UsageError
 from wsm_jax.merging.plan import Group, piece_elements
 
@@ -149,8 +150,12 @@ def execute(
     def read(group: Group, index: int, out: np.ndarray) -> None:
         for segment in group.segments:
             values = out[segment.place]
-            sources[index].read(segment.path, segment.start, values)
-            fingerprints.add(index, segment.path, segment.start, piece_elements(quanta[segment.path]), values)
+            stored = sources[index].leaves[segment.path].dtype
+            as_stored = values if stored == values.dtype else np.empty(values.size, stored)
+            sources[index].read(segment.path, segment.start, as_stored)
+            fingerprints.add(index, segment.path, segment.start, piece_elements(quanta[segment.path]), as_stored)
+            if as_stored is not values:
+                values[:] = as_stored
 
     def merge(group: Group) -> np.ndarray:
         """[merges, elements] in the dtype of the result."""
@@ -218,11 +223,12 @@ def _host_device() -> Any:
 def _blame(sources: Sequence[Source], group: Group, merged: np.ndarray, names: Sequence[str]) -> None:
     """Raises the error for a result that is not finite: an input's fault, or an overflow."""
     for segment in group.segments:
-        values = np.empty(segment.stop - segment.start, group.dtype)
         for index in group.inputs:
+            values = np.empty(segment.stop - segment.start, sources[index].leaves[segment.path].dtype)
             sources[index].read(segment.path, segment.start, values)
             if not np.isfinite(values.astype(np.float32)).all():
-                raise UsageError(f"{sources[index].path}: leaf {segment.path} holds a NaN or an infinity")
+                hint = infinite_hint(segment.path)
+                raise UsageError(f"{sources[index].path}: leaf {segment.path} holds a NaN or an infinity{hint}")
     number, element = np.argwhere(~np.isfinite(merged[:, : group.used]))[0]
     path = next(s.path for s in group.segments if s.place.start <= element < s.place.stop)
     raise UsageError(f"merge {names[number]}: leaf {path} overflows; its weights or the output's dtype do not fit")

@@ -47,6 +47,11 @@ class Job:
         """Bytes of one result."""
         return sum(leaf.nbytes for leaf in self.results.values())
 
+    def outputs(self, number: int) -> dict[str, Leaf]:
+        """The leaves of the result of the merge ``number``."""
+        inputs = [source.leaves for source in self.sources]
+        return leaves_lib.with_texts(self.results, self.policies, inputs, self.vectors[number])
+
     def run(
         self,
         write: engine.Write,
@@ -98,6 +103,7 @@ def prepare(
     item: storage.Items = None,
     rules: Rules = (),
     dtype: Any = "same",
+    include_optimizer: bool = False,
     memory: int = engine.MEMORY,
 ) -> Iterator[Job]:
     """Opens and checks everything, reading metadata only; arguments and errors as :func:`wsm_jax.merge_checkpoints`."""
@@ -105,9 +111,10 @@ def prepare(
     if not weights:
         raise UsageError("nothing to merge: no weights were given")
     with storage.open_sources(paths, item) as sources:
-        leaves_lib.check_same([source.leaves for source in sources], [str(source.path) for source in sources], rules)
         every = {path: leaf for source in sources for path, leaf in source.leaves.items()}
-        found = leaves_lib.leaf_policies(every, rules)
+        found = leaves_lib.leaf_policies(every, rules, parameters_only=not include_optimizer)
+        names = [str(source.path) for source in sources]
+        leaves_lib.check_same([source.leaves for source in sources], names, found, any_float=wanted is not None)
         policies = {path: found[path] for path in sources[0].leaves}
         averaged = [path for path, policy in policies.items() if policy == AVERAGE]
         leaves = plan.common_leaves([source.leaves for source in sources])
@@ -117,7 +124,9 @@ def prepare(
             if policy == AVERAGE and out == np.float64:
                 raise UsageError(f"leaf {path} is float64, but merges are float32 at best; ask for dtype=float32")
             if policy != SKIP:
-                results[path] = Leaf(leaves[path].shape, np.dtype(out))
+                results[path] = dataclasses.replace(leaves[path], dtype=np.dtype(out), quantum=1)
+        if not results:
+            raise UsageError(f"nothing to merge: {sources[0].path} has no leaf" + " but skipped ones" * bool(policies))
         vectors = [leaves_lib.weight_vectors(vector, averaged, len(paths)) for vector in weights.values()]
         yield Job(sources, list(weights), vectors, policies, leaves, results, memory)
 

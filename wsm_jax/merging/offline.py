@@ -73,7 +73,8 @@ def merge_checkpoints(
       shardings: without ``output``, as for :func:`merge_many`.
       options: ``item`` of Orbax checkpoints, one for all or a sequence with one for each path (None, the default:
         ``params``, else their only one), ``rules`` as for :func:`wsm_jax.merge`, ``dtype`` of the averaged leaves
-        (``same`` or None, ``float32``, ``bfloat16``, ``float16``), ``memory`` (bytes of what is under way).
+        (``same`` or None, ``float32``, ``bfloat16``, ``float16``), ``include_optimizer`` (merge what stands beside the
+        ``params`` or ``model`` of a train state, too), ``memory`` (bytes of what is under way).
 
     Returns:
       without ``output`` the merged pytree of jax arrays; else the record: ``metadata``, ``inputs``, those that have a
@@ -144,7 +145,9 @@ def write_many(
             job = stack.enter_context(job_lib.prepare(paths, weights, **options))
             disk.check_disk(Path(next(iter(outputs.values()))).parent, job.bytes * len(outputs))
         folders = [stack.enter_context(storage.unfinished(outputs[name])) for name in job.names]
-        sinks = [storage.create_sink(folder, job.results, job.sources[-1], format) for folder in folders]
+        sinks = [
+            storage.create_sink(folder, job.outputs(n), job.sources[-1], format) for n, folder in enumerate(folders)
+        ]
         with all_succeed():
             found = job.run(lambda n, *part: sinks[n].write(*part), progress=progress)
             inputs = [source.record() for source in job.sources]
@@ -191,7 +194,7 @@ def merge_many(
 
     Yields:
       name, merged pytree of jax arrays. Orbax: the tree as it was saved, nested dictionaries and lists whose keys are
-      strings, whatever classes it had; safetensors: name -> array.
+      strings, whatever classes it had, with the Python numbers and strings that were in it; safetensors: name -> array.
 
     Raises:
       UsageError: as :func:`merge_checkpoints`.
@@ -212,4 +215,4 @@ def _results(
             results = placement.Results(job.results, job.sources[-1].tree(), shardings, len(chosen))
             job.run(results.write, chosen=chosen, ranges=results.ranges, progress=progress)
             for i in chosen:
-                yield job.names[i], results.take(i - first)
+                yield job.names[i], results.take(i - first, job.outputs(i))

@@ -26,7 +26,8 @@ class Results:
     """
 
     def __init__(self, leaves: Mapping[str, Leaf], tree: Any, shardings: Any, count: int):
-        self._leaves, self._tree = leaves, tree
+        self._leaves = leaves = {path: leaf for path, leaf in leaves.items() if leaf.text is None}
+        self._tree = tree
         if shardings is None:
             shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         one = isinstance(shardings, jax.sharding.Sharding)
@@ -48,15 +49,26 @@ class Results:
         if low < high:
             self._parts[number][path][low - first : high - first] = values[low - start : high - start]
 
-    def take(self, number: int) -> Any:
-        """The merged tree, on its devices; the host lets go of it."""
+    def take(self, number: int, leaves: Mapping[str, Leaf]) -> Any:
+        """The merged tree, on its devices; the host lets go of it.
+
+        Args:
+          number: of the merge.
+          leaves: those of its result, with the values of its strings.
+        """
         parts, self._parts[number] = self._parts[number], {}
-        arrays = {path: self._place(path, parts.pop(path)) for path in list(parts)}
+        arrays: dict[str, Any] = {path: leaf.text for path, leaf in leaves.items() if leaf.text is not None}
+        arrays |= {path: self._place(path, parts.pop(path)) for path in list(parts)}
         named = [arrays.get(path) for path in named_leaves(self._tree)]
         return jax.tree.unflatten(jax.tree.structure(self._tree), named)
 
-    def _place(self, path: str, part: np.ndarray) -> jax.Array:
+    def _place(self, path: str, part: np.ndarray) -> Any:
         leaf = self._leaves[path]
+        if leaf.scalar:
+            return part.item()
+        if leaf.key is not None:
+            place = self._shardings[path]
+            return jax.random.wrap_key_data(jax.device_put(part.reshape(leaf.shape), place), impl=leaf.key)
         kept = jax.dtypes.canonicalize_dtype(part.dtype)  # without jax_enable_x64 JAX has no 64 bits
         if part.dtype.kind in "iu" and kept != part.dtype and not np.array_equal(part.astype(kept), part):
             raise UsageError(

@@ -165,9 +165,11 @@ def _pack(
 
 
 def common_leaves(inputs: Sequence[Mapping[str, Leaf]]) -> dict[str, Leaf]:
-    """The leaves of the first input, each with a quantum that suits every input (their least common multiple)."""
+    """The leaves of the first input, each with a quantum (the least common multiple) and a dtype that suit all."""
     found = {}
     for path, leaf in inputs[0].items():
-        quanta = {other[path].quantum for other in inputs if path in other}
-        found[path] = dataclasses.replace(leaf, quantum=min(math.lcm(*quanta), max(leaf.size, 1)))
+        there = [other[path] for other in inputs if path in other]
+        quantum = min(math.lcm(*(one.quantum for one in there)), max(leaf.size, 1))
+        dtype = leaves_lib.common_dtype([one.dtype for one in there])
+        found[path] = dataclasses.replace(leaf, quantum=quantum, dtype=dtype)
     return found
