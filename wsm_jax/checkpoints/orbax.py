@@ -18,8 +18,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
-from etils import epath
 
 from wsm_jax.errors import UsageError
 
@@ -27,18 +25,18 @@ PARAMS = "params"
 CHUNK_BYTES = 64 * 10**6
 COMPLETE = "_CHECKPOINT_METADATA"  # written last
 
-# Orbax logs every save and restore, and warns when a sharding is read from the file; neither tells a user anything.
-logging.set_verbosity(logging.ERROR)
-warnings.filterwarnings("ignore", message="Sharding info not provided when restoring", module="orbax")
-# It looks for OCDBT and zarr2 only, and doubts every checkpoint in plain zarr3 files.
-stdlib_logging.getLogger().addFilter(lambda record: "TensorStore data files not found" not in str(record.msg))
-
 
 @functools.cache
 def orbax() -> Any:
     """Orbax's v1 API, imported by what needs it: that takes a second, and a merge of safetensors needs none of it."""
+    from absl import logging
     from orbax.checkpoint import v1
 
+    # It logs every save and restore, and warns when a sharding is read from the file; neither tells a user anything.
+    logging.set_verbosity(logging.ERROR)
+    warnings.filterwarnings("ignore", message="Sharding info not provided when restoring", module="orbax")
+    # It looks for OCDBT and zarr2 only, and doubts every checkpoint in plain zarr3 files.
+    stdlib_logging.getLogger().addFilter(lambda record: "TensorStore data files not found" not in str(record.msg))
     return v1
 
 
@@ -85,16 +83,16 @@ def complete_steps(directory: str | os.PathLike) -> list[int]:
 
 def is_checkpoint(path: str | os.PathLike) -> bool:
     """Whether ``path`` is a complete Orbax checkpoint."""
-    root = epath.Path(path).absolute()
+    root = Path(path).absolute()
     # Orbax takes any folder whose name is not temporary, even an empty one, for a checkpoint of its old format.
     marks = (root / COMPLETE, root / "_METADATA")
     return orbax().is_orbax_checkpoint(root) and (any(mark.exists() for mark in marks) or any(root.glob("*/_METADATA")))
 
 
-def _require(path: str | os.PathLike) -> epath.Path:
+def _require(path: str | os.PathLike) -> Path:
     if not is_checkpoint(path):
         raise UsageError(f"{path} is not a complete Orbax checkpoint")
-    return epath.Path(path).absolute()
+    return Path(path).absolute()
 
 
 def item_names(path: str | os.PathLike) -> list[str]:
@@ -216,7 +214,7 @@ def save_tree(path: str | os.PathLike, tree: Any, metadata: dict[str, Any] | Non
         raise UsageError(f"{path} exists; choose another name or remove it")
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with context(mergeable=True):
-        orbax().save(epath.Path(path).absolute(), tree, checkpointable_name=item, custom_metadata=metadata or {})
+        orbax().save(Path(path).absolute(), tree, checkpointable_name=item, custom_metadata=metadata or {})
 
 
 def array_names(path: str | os.PathLike, item: str | None = None) -> tuple[Path, dict[str, str], str]:
@@ -229,7 +227,7 @@ def array_names(path: str | os.PathLike, item: str | None = None) -> tuple[Path,
     Raises:
       UsageError: no complete checkpoint, no such item, or metadata that cannot be read.
     """
-    root, name = Path(_require(path)), choose_item(path, item)
+    root, name = _require(path), choose_item(path, item)
     folder = root / name if name else root
     try:
         metadata = json.loads((folder / "_METADATA").read_text())
@@ -260,7 +258,7 @@ def user_metadata(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       UsageError: no complete checkpoint, or metadata that cannot be read.
     """
-    file = Path(_require(path)) / COMPLETE
+    file = _require(path) / COMPLETE
     if not file.exists():
         return {}
     try:
