@@ -13,6 +13,7 @@ from tests.merging.trees import plain_chunks, save_all, tree
 from wsm_jax import UsageError, cli
 from wsm_jax.checkpoints import huggingface, orbax, zarr
 from wsm_jax.merging import offline
+from wsm_jax.merging.spec import MergeSpec
 
 
 def refused(folder, paths, words, weights=None, **options):
@@ -79,7 +80,7 @@ def test_an_existing_output_is_refused_before_anything_is_opened(tmp_path):
     with pytest.raises(UsageError, match="out exists"):
         wsm_jax.merge_checkpoints([tmp_path / "nowhere"], [1.0], tmp_path / "out")
     with pytest.raises(UsageError, match="out exists"):
-        offline.write_many([tmp_path / "nowhere"], {"a": [1.0]}, {"a": tmp_path / "out"})
+        offline.write({"a": MergeSpec.of([tmp_path / "nowhere"], [1.0], output=tmp_path / "out")})
 
 
 def test_an_output_where_nothing_can_be_made(tmp_path):

@@ -15,10 +15,11 @@ from safetensors.numpy import load_file, save_file
 import wsm_jax
 from tests.merging.trees import bits, flat, plain_chunks, save_all, tree
 from wsm_jax import UsageError
-from wsm_jax.checkpoints import orbax, zarr
+from wsm_jax.checkpoints import orbax, storage, zarr
 from wsm_jax.checkpoints.stream import Stream
 from wsm_jax.core.leaves import Leaf
-from wsm_jax.merging import offline, plan
+from wsm_jax.io import hashes
+from wsm_jax.merging import engine
 
 CURVES = sorted(wsm_jax.DECAYS)
 
@@ -38,14 +39,12 @@ def test_disk_and_memory_agree_bit_for_bit(tmp_path):
 @given(
     shapes=st.lists(st.lists(st.integers(1, 40), max_size=3), min_size=1, max_size=4),
     count=st.integers(1, 5),
-    piece=st.sampled_from([64, 192, 1 << 16]),
-    group=st.sampled_from([256, 1024]),
+    unit=st.sampled_from([64, 192, 1 << 16]),
+    block=st.sampled_from([256, 1024]),
     memory=st.sampled_from([1 << 12, 1 << 14, 1 << 28]),
     dtype=st.sampled_from([np.float32, np.float16, jnp.bfloat16]),
 )
-def test_bits_do_not_depend_on_how_leaves_are_cut_and_packed(
-    tmp_path_factory, shapes, count, piece, group, memory, dtype
-):
+def test_bits_do_not_depend_on_how_leaves_are_cut(tmp_path_factory, shapes, count, unit, block, memory, dtype):
     folder = tmp_path_factory.mktemp("cuts")
     random = np.random.default_rng(0)
     trees = [{f"l{i}": random.standard_normal(s).astype(dtype) for i, s in enumerate(shapes)} for _ in range(count)]
@@ -55,8 +54,8 @@ def test_bits_do_not_depend_on_how_leaves_are_cut_and_packed(
     paths = [folder / str(i) for i in range(count)]
     weights = wsm_jax.merge_weights("cosine", count)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "PIECE", piece)
-        patch.setattr(plan, "GROUP", group)
+        patch.setattr(hashes, "UNIT", unit)
+        patch.setattr(engine, "BLOCK", block)
         cut = wsm_jax.merge_checkpoints(paths, weights, memory=memory)
     assert bits(cut) == bits(wsm_jax.merge_checkpoints(paths, weights)) == bits(wsm_jax.merge(trees, weights))
 
@@ -67,13 +66,21 @@ def test_bits_do_not_depend_on_how_leaves_are_cut_and_packed(
     inputs=st.integers(1, 64),
     sizes=st.lists(st.integers(1, 1 << 22), min_size=1, max_size=3),
 )
-def test_no_group_holds_more_than_its_worker_may(memory, merges, inputs, sizes):
-    """Memory depends on neither the number of inputs nor the size of a leaf: at the least it is that of one piece."""
-    leaves = {f"l{i}": Leaf((size,), np.dtype(np.float32)) for i, size in enumerate(sizes)}
-    vectors = [{path: np.full(inputs, 1 / inputs) for path in leaves}] * merges
-    groups = plan.make_plan(leaves, dict.fromkeys(leaves, "average"), vectors, inputs, memory=memory)
-    assert max(group.bytes_held for group in groups) <= max(memory, plan.PIECE * (4 + 8 * merges))
-    assert sum(s.stop - s.start for group in groups for s in group.segments) == sum(sizes)
+def test_no_block_holds_more_than_its_worker_may(memory, merges, inputs, sizes):
+    """Memory depends on neither the number of inputs nor the size of a leaf: at the least it is that of one unit."""
+    every = [
+        engine.Task.of(
+            "w", Leaf((size,), np.dtype(np.float32)), range(inputs), range(merges), weights, memory, max(sizes)
+        )
+        for weights in [np.full((merges, inputs), 1 / inputs, np.float32)]
+        for size in sizes
+    ]
+    assert max(task.bytes_held for task in every) <= max(memory, hashes.UNIT * (4 + 8 * merges))
+    assert len({task.elements for task in every}) == 1  # one compiled sum
+    for task in every:
+        blocks = list(task.blocks(0, task.leaf.size))
+        assert sum(stop - start for start, stop in blocks) == task.leaf.size
+        assert max(stop - start for start, stop in blocks) <= task.elements
 
 
 def test_many_at_once_agree_with_one_to_rounding(tmp_path):
@@ -166,7 +173,7 @@ def test_the_record_has_the_inputs_that_have_a_weight_with_it(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metadata": {"weights": np.ones(2)}}, "the metadata of merged must be what JSON can hold"),
+        ({"metadata": {"weights": np.ones(2)}}, "the metadata of a merge must be what JSON can hold"),
         ({"shardings": "x"}, "shardings go with a merge in memory"),
         ({"output": None, "verify": True}, "metadata, verify and format go with an output"),
         ({"dtype": "float8"}, "dtype='float8': choose same, float32"),
@@ -322,7 +329,7 @@ def test_chunks_along_other_axes_and_large_leaves(tmp_path, monkeypatch, ours):
     shapes |= {"large layers": (2, 30, 10), "one": (1, 100)}
     trees = [{k: jnp.asarray(random.standard_normal(s), jnp.float32) for k, s in shapes.items()} for _ in range(3)]
     paths = save_all(tmp_path, trees)
-    source = offline.storage.open_source(paths[0])
+    source = storage.open_source(paths[0])
     assert source.leaves["tall"].quantum == 1
     assert source.leaves["wide"].quantum == (1 if ours else 300)
     assert not ours or source.leaves["scanned"].quantum == source.leaves["large layers"].quantum == 1
@@ -332,16 +339,22 @@ def test_chunks_along_other_axes_and_large_leaves(tmp_path, monkeypatch, ours):
     assert len(list((tmp_path / "out" / "params" / "tall" / "c").iterdir())) == 3
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 50)), min_size=2, max_size=5))
-def test_every_policy_of_cutting_covers_every_element_once(pairs):
-    leaves = {f"l{i}": plan.Leaf((n * 7,), np.dtype(np.float32), max(q, 1)) for i, (q, n) in enumerate(pairs)}
-    policies = dict.fromkeys(leaves, "average") | {"l0": "last"}
-    vectors = [{path: np.asarray([0.5, 0.5]) for path in leaves}]
-    groups = plan.make_plan(leaves, policies, vectors, 2, memory=1 << 20)
-    covered = {path: np.zeros(leaf.size, int) for path, leaf in leaves.items()}
-    for group in groups:
-        for segment in group.segments:
-            covered[segment.path][segment.start : segment.stop] += 1
-            assert segment.start % leaves[segment.path].quantum == 0
-    assert all((count == 1).all() for count in covered.values())
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 200_000),
+    st.integers(1, 3000),
+    st.sampled_from([1, 7, 300, 4096, 1 << 16, 70_000]),
+    st.integers(1, 9),
+)
+def test_blocks_cover_every_element_once_in_whole_chunks(start, size, quantum, inputs):
+    """Of a range, too, which grows to whole chunks and units."""
+    size = min(start + 64 * size, 300_000)
+    leaf = Leaf((size,), np.dtype(np.float32), min(quantum, size))
+    task = engine.Task.of("w", leaf, range(inputs), [0], np.ones((1, inputs), np.float32), 1 << 20, 300_000)
+    for first, last in ((0, size), (min(start, size - 1), size)):
+        covered = np.zeros(size, int)
+        for low, high in task.blocks(first, last):
+            covered[low:high] += 1
+            assert low % leaf.quantum == 0 and high - low <= task.elements
+            assert high % leaf.quantum == 0 or high == size
+        assert covered.max() == 1 and covered[first:last].min() == 1

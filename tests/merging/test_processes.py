@@ -81,10 +81,9 @@ jax.distributed.initialize(f"localhost:{sys.argv[1]}", num_processes=2, process_
 import numpy as np, wsm_jax
 from jax.sharding import NamedSharding, PartitionSpec as P
 from wsm_jax.checkpoints import huggingface, orbax_tree, storage, zarr
-from wsm_jax.merging import plan
+from wsm_jax.merging import engine
 assert jax.process_count() == 2 and len(jax.devices()) == 4
-plan.PIECE = 4096
-plan.GROUP = 8192
+engine.BLOCK = 1 << 16
 out, form, paths = sys.argv[3], sys.argv[4], sys.argv[5:]
 read = written = 0
 def slowly(path, text, write=pathlib.Path.write_text):  # nobody reads what another is writing, however long it takes

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from wsm_jax.checkpoints import model_folder
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.errors import UsageError
+from wsm_jax.io import hashes
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -83,6 +84,7 @@ class Source:
         self.leaves: dict[str, Leaf] = {}
         self.aliases: dict[str, dict[str, str]] = {}
         self._places: dict[str, tuple[Path, int]] = {}  # name -> file, offset of the data
+        self.hashes = hashes.read(self.path)
         for file, expected in files(path).items():
             found = self._look_into(file)
             if lost := [name for name in expected if name not in found]:
@@ -186,7 +188,7 @@ class Sink:
         if create:
             folder.mkdir()
         if create and like is not None:
-            model_folder.copy(like.path, folder, besides=[*like.aliases, SINGLE, INDEX, RECORD])
+            model_folder.copy(like.path, folder, besides=[*like.aliases, SINGLE, INDEX, RECORD, hashes.FILE])
             _name_dtypes(
                 folder / model_folder.CONFIG,
                 {like.leaves[name].dtype.name: leaf.dtype.name for name, leaf in leaves.items()},

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
 from wsm_jax.checkpoints.quiet import quiet
 from wsm_jax.errors import UsageError
@@ -84,16 +83,16 @@ def complete_steps(directory: str | os.PathLike) -> list[int]:
 @quiet()
 def is_checkpoint(path: str | os.PathLike) -> bool:
     """Whether ``path`` is a complete Orbax checkpoint."""
-    root = epath.Path(path).absolute()
+    root = Path(path).absolute()
     # Orbax takes any folder whose name is not temporary, even an empty one, for a checkpoint of its old format.
     marks = (root / COMPLETE, root / "_METADATA")
     return orbax().is_orbax_checkpoint(root) and (any(mark.exists() for mark in marks) or any(root.glob("*/_METADATA")))
 
 
-def _require(path: str | os.PathLike) -> epath.Path:
+def _require(path: str | os.PathLike) -> Path:
     if not is_checkpoint(path):
         raise UsageError(f"{path} is not a complete Orbax checkpoint")
-    return epath.Path(path).absolute()
+    return Path(path).absolute()
 
 
 def item_names(path: str | os.PathLike) -> list[str]:
@@ -254,7 +253,7 @@ def save_tree(path: str | os.PathLike, tree: Any, metadata: dict[str, Any] | Non
         raise UsageError(f"{path} exists; choose another name or remove it")
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with context(mergeable=True):
-        orbax().save(epath.Path(path).absolute(), tree, checkpointable_name=item, custom_metadata=metadata or {})
+        orbax().save(Path(path).absolute(), tree, checkpointable_name=item, custom_metadata=metadata or {})
 
 
 def array_names(path: str | os.PathLike, item: str | None = None) -> tuple[Path, dict[str, str], str]:
@@ -308,7 +307,7 @@ def others(path: str | os.PathLike, item: str | None = None) -> tuple[set[str], 
 
 def _metadata(path: str | os.PathLike, item: str | None) -> tuple[Path, list[tuple[list[str], str]], str]:
     """An item's folder; keys and kind of value of each leaf; the layout as :func:`array_names` gives it."""
-    root, name = Path(_require(path)), choose_item(path, item)
+    root, name = _require(path), choose_item(path, item)
     folder = root / name if name else root
     try:
         metadata = parse_json((folder / "_METADATA").read_text())
@@ -342,7 +341,7 @@ def user_metadata(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       UsageError: no complete checkpoint, or metadata that cannot be read.
     """
-    file = Path(_require(path)) / COMPLETE
+    file = _require(path) / COMPLETE
     if not file.exists():
         return {}
     try:

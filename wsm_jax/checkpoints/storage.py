@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from wsm_jax.checkpoints import huggingface, model_folder, orbax
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError, warn
-from wsm_jax.io import files
+from wsm_jax.io import files, hashes
 from wsm_jax.parallel.processes import all_succeed
 
 MARK = ".made-by-wsm-merge"  # in the folder where a merge is under way; what lacks it is somebody else's
@@ -32,10 +33,12 @@ class Source(Protocol):
     Attributes:
       path: its folder.
       leaves: path -> leaf, in the order in which reading is best.
+      hashes: path -> digest of each unit, see :mod:`wsm_jax.io.hashes`; None where the checkpoint has none.
     """
 
     path: Path
     leaves: dict[str, Leaf]
+    hashes: dict[str, list[str]] | None
 
     def tree(self) -> Any:
         """The tree that was saved, with something of shape and dtype for each array."""
@@ -59,14 +62,18 @@ class Source(Protocol):
 
 
 class Sink(Protocol):
-    """A checkpoint being written."""
+    """A checkpoint being written, with the hashes of what is stored."""
 
     def write(self, path: str, start: int, values: np.ndarray) -> None:
         """Stores ``values`` (1-D, of the leaf's dtype) from element ``start`` of the leaf on; from any thread."""
         ...
 
+    def share(self) -> None:
+        """Called by every process when its part is written, before the first one finishes."""
+        ...
+
     def finish(self, record: Mapping[str, Any]) -> None:
-        """Stores the record; the checkpoint is complete then."""
+        """Stores the hashes and the record; the checkpoint is complete then."""
         ...
 
 
@@ -257,17 +264,16 @@ def create_sink(path: Path, leaves: Mapping[str, Leaf], like: Source, form: str 
     first = jax.process_index() == 0
     if form == SAFETENSORS:
         with all_succeed():
-            sink: Sink = huggingface.Sink(path, renamed, like if isinstance(like, huggingface.Source) else None, first)
-    else:
-        from wsm_jax.checkpoints import zarr
+            inner = huggingface.Sink(path, renamed, like if isinstance(like, huggingface.Source) else None, first)
+        return _Hashed(inner, path, "", names, renamed)
+    from wsm_jax.checkpoints import zarr
 
-        with all_succeed():
-            # A leaf that is not written becomes None, which a tree does not count as a leaf.
-            tree = like.tree() if form == was else _nested(renamed)
-            kept = [renamed.get(name) for name in named_leaves(tree)]
-            tree = jax.tree.unflatten(jax.tree.structure(tree), kept)
-        sink = zarr.Sink(path, renamed, tree, create=first)
-    return sink if form == was else _Renamed(sink, names)
+    with all_succeed():
+        # A leaf that is not written becomes None, which a tree does not count as a leaf.
+        tree = like.tree() if form == was else _nested(renamed)
+        kept = [renamed.get(name) for name in named_leaves(tree)]
+        tree = jax.tree.unflatten(jax.tree.structure(tree), kept)
+    return _Hashed(zarr.Sink(path, renamed, tree, create=first), path, orbax.PARAMS, names, renamed)
 
 
 def output_name(name: str, like: Source, form: str | None = None) -> str:
@@ -277,15 +283,34 @@ def output_name(name: str, like: Source, form: str | None = None) -> str:
     return name.replace("/", ".") if form == SAFETENSORS else name.replace(".", "/")
 
 
-class _Renamed:
-    """A sink whose leaves have other names than the inputs'."""
+class _Hashed:
+    """A sink whose leaves may have other names than the inputs', and which hashes what it is given."""
 
-    def __init__(self, sink: Sink, names: Mapping[str, str]):
-        self._sink, self._names = sink, names
-        self.finish = sink.finish
+    def __init__(self, sink: Any, folder: Path, item: str, names: Mapping[str, str], leaves: Mapping[str, Leaf]):
+        self._sink, self._folder, self._item, self._names = sink, folder, item, names
+        self._units = hashes.Units({name: leaf.size for name, leaf in leaves.items()})
+        self._table: dict[str, list[Any]] = {name: [None] * hashes.count(leaf.size) for name, leaf in leaves.items()}
 
     def write(self, path: str, start: int, values: np.ndarray) -> None:
-        self._sink.write(self._names[path], start, values)
+        name = self._names[path]
+        for number, digest in self._units.add(name, start, values):
+            self._table[name][number] = digest
+        self._sink.write(name, start, values)
+
+    def share(self) -> None:
+        if jax.process_index():
+            self._part(jax.process_index()).write_text(json.dumps(self._table))
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        for process in range(1, jax.process_count()):
+            for name, found in json.loads(self._part(process).read_text()).items():
+                self._table[name] = [ours or theirs for ours, theirs in zip(self._table[name], found, strict=True)]
+            self._part(process).unlink()
+        hashes.write(self._folder, {self._item: self._table})
+        self._sink.finish(record)
+
+    def _part(self, process: int) -> Path:
+        return self._folder / f".{hashes.FILE}.{process}"
 
 
 def _nested(leaves: Mapping[str, Leaf]) -> dict[str, Any]:

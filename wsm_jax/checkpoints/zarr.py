@@ -19,6 +19,7 @@ from wsm_jax.checkpoints import orbax, orbax_tree
 from wsm_jax.checkpoints.huggingface import read_exactly, write_exactly
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.errors import UsageError
+from wsm_jax.io import hashes
 from wsm_jax.parallel.processes import all_succeed
 
 
@@ -33,6 +34,7 @@ class Source:
         self.path, self._item = Path(path), item
         self._folder, self._names, layout = orbax.array_names(path, item)
         scalars, texts, keys = orbax.others(path, item)
+        self.hashes = hashes.read(self.path, "" if self._folder == self.path.absolute() else self._folder.name)
         driver, _, ocdbt = layout.partition("+")
 
         def spec(name: str) -> dict[str, Any]:

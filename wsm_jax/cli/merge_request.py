@@ -16,10 +16,10 @@ from wsm_jax.checkpoints.orbax import PARAMS
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.core.leaves import Weights, parse_rule
 from wsm_jax.errors import UsageError
-from wsm_jax.merging import job as job_lib
-from wsm_jax.merging import offline, provenance, recipe, selection, weighting
+from wsm_jax.merging import engine, offline, provenance, recipe, selection, weighting
 from wsm_jax.merging.recipe import Recipe
 from wsm_jax.merging.selection import MEAN, Window
+from wsm_jax.merging.spec import MergeSpec
 from wsm_jax.merging.weighting import Rule
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf)", re.IGNORECASE)
@@ -67,20 +67,18 @@ def run(options: argparse.Namespace, request: Request | None = None) -> list[dic
     Raises:
       UsageError: bad options or inputs, before anything is written.
     """
-    request = request or make_request(options)
-    weights = {name: merge.weights for name, merge in request.merges.items()}
-    records = offline.write_many(
-        request.paths,
-        weights,
-        {name: merge.output for name, merge in request.merges.items()},
-        metadata={name: merge.record for name, merge in request.merges.items()},
-        format=options.format,
-        verify=options.verify,
-        progress=not options.json,
-        item=request.items,
-        **reading(options),
-    )
+    specs = make_specs(request or make_request(options), options)
+    records = offline.write(specs, verify=options.verify, progress=not options.json)
     return list(records.values())
+
+
+def make_specs(request: Request, options: argparse.Namespace) -> dict[str, MergeSpec]:
+    """The merges of a request, name -> merge."""
+    how = {"item": request.items, "format": options.format, **reading(options)}
+    return {
+        name: MergeSpec.of(request.paths, merge.weights, output=merge.output, record=merge.record, **how)
+        for name, merge in request.merges.items()
+    }
 
 
 def explain(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -92,14 +90,12 @@ def explain(options: argparse.Namespace) -> list[dict[str, Any]]:
     Raises:
       UsageError: as :func:`run`.
     """
-    request = make_request(options)
-    weights = {name: merge.weights for name, merge in request.merges.items()}
-    with job_lib.prepare(request.paths, weights, item=request.items, **reading(options)) as job:
+    with engine.opened(make_specs(make_request(options), options)) as merges:
         first: dict[bytes, str] = {}
         rows = []
-        for path, policy in job.policies.items():
-            leaf, result = job.leaves[path], job.results.get(path)
-            vectors = [vector[path].tobytes() for vector in job.vectors if path in vector]
+        for path, policy in merges.policies.items():
+            leaf, result = merges.leaves[path], merges.results.get(path)
+            vectors = [vector[path].tobytes() for vector in merges.vectors if path in vector]
             like = first.setdefault(b"".join(vectors), path) if vectors else None
             rows.append(
                 {

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from wsm_jax.core.coefficients import checkpoint_weights
 from wsm_jax.core.decay import Curve, get_decay
@@ -37,8 +36,8 @@ def warmup_then(schedule: Schedule, peak: float, warmup_steps: int) -> Schedule:
 
 
 def constant(peak: float, warmup_steps: int = 0) -> Schedule:
-    """WSM: linear warm-up, then ``optax.constant_schedule(peak)`` for ever."""
-    return warmup_then(optax.constant_schedule(peak), peak, warmup_steps)
+    """WSM: linear warm-up, then ``peak`` for ever."""
+    return warmup_then(lambda _: peak, peak, warmup_steps)
 
 
 def cooldown(base: Schedule, curve: str | Curve, start: int, steps: int) -> Schedule:
@@ -84,6 +83,8 @@ def cosine(peak: float, total_steps: int, warmup_steps: int = 0, end_fraction: f
     Raises:
       UsageError: ``end_fraction`` outside [0, 1].
     """
+    import optax  # only here: importing it takes longer than a small merge
+
     _check_end(end_fraction)
     decay_steps = max(total_steps - warmup_steps, 1)
     base = optax.cosine_decay_schedule(peak, decay_steps, alpha=end_fraction)

@@ -1,33 +1,52 @@
-"""The sum itself: groups of the plan, read, merged and written by a few workers at once.
+"""The sum itself, one loop over blocks of rows: read a block of every input, add, hand the result on.
+
+A few workers do that at once, each with buffers of a fixed size, so memory depends on neither the number of inputs nor
+the size of the model – unless an input can only be read in larger chunks.
 
 One merge is the ordered sum total + c_j x_j in float32, whose bits do not depend on how the leaves are cut. Several
 merges are the matrix product (merges x inputs) . (inputs x elements), which reads every input once for all of them and
 differs from the ordered sum by rounding.
+
+XLA does the sum, although importing JAX takes most of the start of a small merge: it fuses each multiply and add, with
+one rounding, and takes numbers below the normal ones for zero. NumPy rounds twice. Multiply-adds by way of float64
+would have the same bits but for one in 2^29 that is rounded twice and for the small numbers, and cost 3 ns an
+element and input, more than the import already for 125M parameters; BLAS has them fused or not, as the processor goes.
 """
 
+import contextlib
+import dataclasses
 import functools
+import math
 import os
+import sys
 import threading
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xxhash
-from tqdm import tqdm
 
+from wsm_jax.checkpoints import storage
 from wsm_jax.checkpoints.storage import Source
-from wsm_jax.core.leaves import infinite_hint
+from wsm_jax.core import leaves as leaves_lib
+from wsm_jax.core.leaves import AVERAGE, FIRST, SKIP, Leaf, infinite_hint
 from wsm_jax.errors import UsageError
-from wsm_jax.merging.plan import Group, piece_elements
+from wsm_jax.io import hashes
+from wsm_jax.merging.spec import SAME, MergeSpec, spread, union
 
 MEMORY = 256 * 2**20  # bytes of all workers together, by default
 WORKERS = min(3, (os.cpu_count() or 1) + 1)  # one reads while others add and write
+BLOCK = 1 << 19  # elements of a block, at most, where nothing forces more
+STACK = 1 << 23  # bytes of the inputs of a block that are in memory at once, where one of them takes no more
+TOTALS = 1 << 23  # bytes of the totals of a block, where a unit of each fits: above, malloc gives pages back every time
 
-Write = Callable[[int, str, int, np.ndarray], None]  # merge, leaf, first element, values
+Write = Callable[[int, str, int, np.ndarray], None]  # number of the merge, leaf, first element, values
+
+
+# --- the sum ---------------------------------------------------------------------------------------------------------
 
 
 def _ordered(total: jax.Array, weights: jax.Array, stack: jax.Array) -> jax.Array:
@@ -70,139 +89,334 @@ def add(total: jax.Array | None, weights: np.ndarray, stack: np.ndarray) -> jax.
     return _ordered_first(_NOTHING, weights, stack) if total is None else _ordered_next(total, weights, stack)
 
 
-class Fingerprints:
-    """128-bit fingerprints of what was read from each input, whatever the order in which it came.
+# --- what is to be done ----------------------------------------------------------------------------------------------
 
-    The sum of the XXH3 hashes of all pieces, each seeded with its leaf and position. Equal ones are of equal arrays;
-    arrays stored in other chunks, or merged with such, are cut into other pieces and have others. It does not guard
-    against forgery.
+
+@dataclasses.dataclass(frozen=True)
+class Merges:
+    """Merges of the same checkpoints, opened and checked.
+
+    Attributes:
+      specs: name -> merge.
+      sources: what the merges read, each once, oldest first.
+      places: for each merge the place in ``sources`` of each of its inputs.
+      vectors: for each merge path -> float64 [sources].
+      policies: path -> policy.
+      leaves: path -> leaf of the inputs, with a quantum that suits all of them.
+      results: path -> leaf of the result; what is skipped is not there.
+      memory: bytes that all workers together may hold, where the largest stored chunk allows it.
     """
 
-    def __init__(self, count: int):
-        self._sums = [0] * count
-        self._lock = threading.Lock()
+    specs: Mapping[str, MergeSpec]
+    sources: list[Source]
+    places: list[np.ndarray]
+    vectors: list[dict[str, np.ndarray]]
+    policies: dict[str, str]
+    leaves: dict[str, Leaf]
+    results: dict[str, Leaf]
+    memory: int = MEMORY
 
-    def add(self, index: int, path: str, start: int, piece: int, values: np.ndarray) -> None:
-        """Takes in ``values``, elements of leaf ``path`` from ``start`` on, in pieces of ``piece`` elements."""
-        seed = zlib.crc32(path.encode()) << 32
-        data = values.view(np.uint8).data
-        size = values.itemsize
-        parts = range(0, values.size, piece)
-        found = sum(
-            xxhash.xxh3_128_intdigest(data[i * size : (i + piece) * size], seed=seed ^ (start + i)) for i in parts
-        )
-        with self._lock:
-            self._sums[index] = (self._sums[index] + found) % 2**128
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one result."""
+        return sum(leaf.nbytes for leaf in self.results.values())
 
-    def hexdigests(self) -> list[str | None]:
-        """One for each input; None for one of which nothing was read."""
-        return [f"{value:032x}" if value else None for value in self._sums]
-
-
-def workers_for(groups: Sequence[Group], memory: int) -> int:
-    """How many groups may be in memory at once."""
-    largest = max((group.bytes_held for group in groups), default=1)
-    return max(1, min(WORKERS, memory // max(largest, 1)))
+    def outputs(self, number: int) -> dict[str, Leaf]:
+        """The leaves of the result of the merge ``number``, strings with their values."""
+        inputs = [source.leaves for source in self.sources]
+        return leaves_lib.with_texts(self.results, self.policies, inputs, self.vectors[number])
 
 
-def execute(
-    sources: Sequence[Source],
-    groups: Sequence[Group],
-    write: Write,
-    *,
-    dtypes: Mapping[str, np.dtype],
-    quanta: Mapping[str, int],
-    names: Sequence[str],
-    memory: int = MEMORY,
-    progress: bool = False,
-) -> Fingerprints:
-    """Reads every group once, merges it and hands the parts of the result to ``write``, from several threads.
+@contextlib.contextmanager
+def opened(specs: Mapping[str, MergeSpec], memory: int = MEMORY) -> Iterator[Merges]:
+    """Opens and checks everything that the merges need; reads metadata only.
 
     Args:
-      sources: the inputs.
-      groups: of the plan; every process of a distributed run passes its own.
-      write: takes (merge, path, first element, values 1-D of the leaf's dtype in ``dtypes``); the values are only valid
-        during the call.
-      dtypes: path -> dtype of the result.
-      quanta: path -> quantum of the plan.
-      names: of the merges, for errors.
+      specs: name -> merge; all with the same rules and dtype.
       memory: bytes that all workers together may hold, where the largest stored chunk allows it.
+
+    Raises:
+      UsageError: no merges; as :func:`wsm_jax.merge_checkpoints` before any array is read.
+    """
+    if not specs:
+        raise UsageError("nothing to merge: no weights were given")
+    spec = next(iter(specs.values()))
+    inputs, places = union(list(specs.values()))
+    with storage.open_sources([one.path for one in inputs], [one.item for one in inputs]) as sources:
+        every = {path: leaf for source in sources for path, leaf in source.leaves.items()}
+        found = leaves_lib.leaf_policies(every, spec.rules, parameters_only=not spec.include_optimizer)
+        names = [str(source.path) for source in sources]
+        leaves_lib.check_same([source.leaves for source in sources], names, found, any_float=spec.dtype != SAME)
+        policies = {path: found[path] for path in sources[0].leaves}
+        leaves = {path: _common([s.leaves[path] for s in sources if path in s.leaves]) for path in policies}
+        results = {path: _result(path, leaves[path], policies[path], spec.dtype) for path in policies}
+        results = {path: leaf for path, leaf in results.items() if policies[path] != SKIP}
+        if not results:
+            raise UsageError(f"nothing to merge: {sources[0].path} has no leaf" + " but skipped ones" * bool(policies))
+        averaged = [path for path, policy in policies.items() if policy == AVERAGE]
+        vectors = [
+            {path: spread(vector, where, len(inputs)) for path, vector in one.vectors(averaged).items()}
+            for one, where in zip(specs.values(), places, strict=True)
+        ]
+        yield Merges(specs, sources, places, vectors, policies, leaves, results, memory)
+
+
+def _common(leaves: Sequence[Leaf]) -> Leaf:
+    """A leaf of several inputs with a quantum and a dtype that suit all of them."""
+    quantum = math.lcm(*(leaf.quantum for leaf in leaves))
+    dtype = leaves_lib.common_dtype([leaf.dtype for leaf in leaves])
+    return dataclasses.replace(leaves[0], quantum=min(quantum, max(leaves[0].size, 1)), dtype=dtype)
+
+
+def _result(path: str, leaf: Leaf, policy: str, dtype: str) -> Leaf:
+    if policy != AVERAGE or dtype == SAME:
+        if policy == AVERAGE and leaf.dtype == np.float64:
+            raise UsageError(f"leaf {path} is float64, but merges are float32 at best; ask for dtype=float32")
+        return dataclasses.replace(leaf, quantum=1)
+    return dataclasses.replace(leaf, quantum=1, dtype=np.dtype(dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is done with every block of a leaf.
+
+    Attributes:
+      path: the leaf.
+      leaf: as it is read.
+      inputs: indices of the inputs that count, ascending; for a copy just the one.
+      merges: numbers of the merges it is for.
+      weights: float32 [merges, inputs]; None for a copy.
+      elements: of its buffers. Leaves of a dtype have the same number, so that the sum is compiled once.
+      grain: elements; blocks begin at multiples of it.
+      batch: inputs that are in memory at the same time.
+    """
+
+    path: str
+    leaf: Leaf
+    inputs: tuple[int, ...]
+    merges: tuple[int, ...]
+    weights: np.ndarray | None
+    elements: int
+    grain: int
+    batch: int
+
+    @classmethod
+    def of(
+        cls,
+        path: str,
+        leaf: Leaf,
+        inputs: Sequence[int],
+        merges: Sequence[int],
+        weights: np.ndarray | None,
+        memory: int,
+        largest: int,
+    ) -> "Task":
+        """That of a leaf whose worker may hold ``memory`` bytes; ``largest``: elements of the largest leaf."""
+        width, totals = leaf.dtype.itemsize, 0 if weights is None else len(weights)
+        fit = min(TOTALS, memory // 4) // (4 * max(totals, 1))
+        fit = min(BLOCK, fit, STACK // (len(inputs) * width)) // hashes.UNIT * hashes.UNIT
+        elements = min(max(hashes.UNIT, fit), _padded(largest))
+        grain = math.lcm(hashes.UNIT, leaf.quantum)  # a unit is hashed as a whole, a chunk is read as a whole
+        grain = grain if grain <= elements else leaf.quantum if leaf.quantum > 1 else leaf.size
+        elements = max(elements, _padded(min(grain, leaf.size)))  # one stored chunk may exceed the block
+        stack = min(STACK, memory - 8 * totals * elements)
+        batch = max(1, min(len(inputs), stack // (elements * width)))
+        return cls(path, leaf, tuple(inputs), tuple(merges), weights, elements, grain, batch)
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of the inputs and of the totals before and after a step."""
+        totals = 0 if self.weights is None else len(self.weights)
+        return self.elements * (self.batch * self.leaf.dtype.itemsize + 2 * 4 * totals)
+
+    def blocks(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """(start, stop) of the blocks that hold elements ``first`` to ``last``, widened to whole grains."""
+        begin, end = first // self.grain * self.grain, min(-(-last // self.grain) * self.grain, self.leaf.size)
+        step = max(1, self.elements // self.grain) * self.grain
+        for start in range(begin, end, step):
+            yield start, min(start + step, end)
+
+
+def tasks(merges: Merges, numbers: Sequence[int]) -> list[Task]:
+    """Those of the merges ``numbers``: one for each averaged leaf, and for each input that a leaf is copied from."""
+    vectors = [merges.vectors[number] for number in numbers]
+    every, count = range(len(vectors)), len(merges.sources)
+    ends = [leaves_lib.window_ends(vector, count) for vector in vectors]
+    held = merges.memory // WORKERS, max(leaf.size for leaf in merges.results.values())
+    found = []
+    for path in merges.results:
+        leaf, policy = merges.leaves[path], merges.policies[path]
+        if not leaf.size:
+            continue
+        if policy == AVERAGE:
+            table = np.stack([vector[path] for vector in vectors])
+            # An input that no merge wants is not read. Not even all-zero weights leave the sum without a term.
+            used = np.flatnonzero((table != 0).any(axis=0)).tolist() or [count - 1]
+            weights = np.ascontiguousarray(table[:, used], np.float32)
+            found.append(Task.of(path, leaf, used, every, weights, *held))
+            continue
+        wanted = [first if policy == FIRST else last for first, last in ends]
+        for source in sorted(set(wanted)):
+            those = [number for number in every if wanted[number] == source]
+            found.append(Task.of(path, leaf, [source], those, None, *held))
+    return found
+
+
+def _padded(elements: int) -> int:
+    """Up to a multiple of 64, which keeps every row of a stack aligned."""
+    return -(-elements // 64) * 64
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+def run(
+    merges: Merges,
+    write: Write,
+    *,
+    numbers: Sequence[int] | None = None,
+    ranges: Mapping[str, tuple[int, int]] | None = None,
+    progress: bool = False,
+) -> list[str | None]:
+    """Reads every block once, merges it and hands the results to ``write``, from several threads.
+
+    Args:
+      merges: opened.
+      write: takes (place in ``numbers``, path, first element, values 1-D of the result's dtype); the values are only
+        valid during the call.
+      numbers: of the merges to do; default: all.
+      ranges: path -> first and last element that this process wants; without it the processes of a distributed run
+        share all blocks, and what is read is fingerprinted.
       progress: show a bar.
 
     Returns:
-      the fingerprints of what was read.
+      the fingerprint of what was read of each input: the sum of the hashes of its units, modulo 2^128; None where
+      nothing was read or ``ranges`` are given.
 
     Raises:
-      UsageError: an input that cannot be read, or holds a NaN or an infinity, named with its leaf; a result that
-        overflows.
+      UsageError: an input that cannot be read, is not what was written, or holds a NaN or an infinity, named with its
+        leaf; a result that overflows.
     """
-    fingerprints = Fingerprints(len(sources))
-    local = threading.local()
-    device = _host_device()
+    numbers = range(len(merges.specs)) if numbers is None else numbers
+    todo = []
+    for task in tasks(merges, numbers):
+        for number, block in enumerate(task.blocks(*(ranges or {}).get(task.path, (0, task.leaf.size)))):
+            # A unit that lies in two blocks is one process's: it is hashed as a whole.
+            whole = task.grain % hashes.UNIT == 0
+            place = (number if whole else 0) + zlib.crc32(task.path.encode())
+            if ranges is not None or place % jax.process_count() == jax.process_index():
+                todo.append((task, *block))
+    loop = _Loop(merges, write, numbers, fingerprints=ranges is None)
+    total = sum((stop - start) * len(task.inputs) * task.leaf.dtype.itemsize for task, start, stop in todo)
+    largest = max((task.bytes_held for task, *_ in todo), default=1)
+    with (
+        _bar(total, progress and jax.process_index() == 0) as advance,
+        ThreadPoolExecutor(max(1, min(WORKERS, merges.memory // largest))) as pool,
+    ):
 
-    def buffer(kind: str, dtype: np.dtype, elements: int) -> np.ndarray:
-        """Kept from group to group; zeros at first, later what was checked to be finite."""
-        held = local.__dict__.setdefault("buffers", {})
-        if held.get((kind, dtype.name), np.empty(0)).size < elements:
-            held[kind, dtype.name] = _aligned(elements, dtype)
-        return held[kind, dtype.name][:elements]
+        def work(block: tuple[Task, int, int]) -> None:
+            loop.block(*block)
+            task, start, stop = block
+            advance((stop - start) * len(task.inputs) * task.leaf.dtype.itemsize)
 
-    def read(group: Group, index: int, out: np.ndarray) -> None:
-        for segment in group.segments:
-            values = out[segment.place]
-            stored = sources[index].leaves[segment.path].dtype
-            as_stored = values if stored == values.dtype else np.empty(values.size, stored)
-            sources[index].read(segment.path, segment.start, as_stored)
-            fingerprints.add(index, segment.path, segment.start, piece_elements(quanta[segment.path]), as_stored)
-            if as_stored is not values:
-                values[:] = as_stored
+        try:
+            for _ in pool.map(work, todo):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [f"{value:032x}" if value else None for value in loop.sums]
 
-    def merge(group: Group) -> np.ndarray:
+
+class _Loop:
+    """What the workers share."""
+
+    def __init__(self, merges: Merges, write: Write, numbers: Sequence[int], *, fingerprints: bool):
+        self._merges, self._write = merges, write
+        self._names = [list(merges.specs)[number] for number in numbers]
+        sizes = {path: leaf.size for path, leaf in merges.leaves.items()}
+        self._units = [hashes.Units(sizes) if fingerprints or source.hashes else None for source in merges.sources]
+        self.sums = [0] * len(merges.sources)
+        self._lock, self._local, self._device = threading.Lock(), threading.local(), _host_device()
+
+    def block(self, task: Task, start: int, stop: int) -> None:
+        """Reads, merges and hands on elements ``start`` to ``stop`` of the task's leaf."""
+        if task.weights is None:
+            copied = self._buffer(1, stop - start, task.leaf.dtype)
+            self._read(task.inputs[0], task.path, start, copied[0])
+            rows: Any = [copied[0]] * len(task.merges)
+        else:
+            with jax.default_device(self._device):
+                rows = self._merged(task, start, stop)
+        for number, row in zip(task.merges, rows, strict=True):
+            self._write(number, task.path, start, row[: stop - start])
+
+    def _merged(self, task: Task, start: int, stop: int) -> np.ndarray:
         """[merges, elements] in the dtype of the result."""
-        assert group.weights is not None
-        total: Any = None
-        for first in range(0, len(group.inputs), group.batch):
-            batch = group.inputs[first : first + group.batch]
-            stack = buffer("stack", group.dtype, len(batch) * group.elements).reshape(len(batch), group.elements)
+        assert task.weights is not None
+        total, used = None, stop - start
+        for first in range(0, len(task.inputs), task.batch):
+            batch = task.inputs[first : first + task.batch]
+            stack = self._buffer(len(batch), task.elements, task.leaf.dtype)
             for row, index in zip(stack, batch, strict=True):
-                read(group, index, row)
+                self._read(index, task.path, start, row[:used])
             # The stack is lent to XLA without a copy, so it must be done before the next batch is read into it.
-            total = add(total, group.weights[:, first : first + group.batch], stack).block_until_ready()
-        dtype = dtypes[group.segments[0].path]
+            total = add(total, task.weights[:, first : first + task.batch], stack).block_until_ready()
+        assert total is not None
+        dtype = self._merges.results[task.path].dtype
         merged = np.asarray(total if dtype == np.float32 else _cast(total, dtype))
         finite = merged if dtype == np.float32 else merged.astype(np.float32)  # the cast may overflow too
-        if not np.isfinite(finite[:, : group.used]).all():
-            _blame(sources, group, finite, names)
+        bad = ~np.isfinite(finite[:, :used])
+        if bad.any():
+            self._blame(task, start, stop, self._names[int(np.argwhere(bad)[0, 0])])
         return merged
 
-    def work(group: Group) -> None:
-        with jax.default_device(device):
-            if group.weights is None:
-                copied = buffer("copy", group.dtype, group.elements)
-                read(group, group.inputs[0], copied)
-                merged = [copied] * len(group.merges)
-            else:
-                merged = merge(group)
-        for number, row in zip(group.merges, merged, strict=True):
-            for segment in group.segments:
-                write(number, segment.path, segment.start, row[segment.place])
-        bar.update(group.bytes_read)
+    def _read(self, index: int, path: str, start: int, out: np.ndarray) -> None:
+        source, units = self._merges.sources[index], self._units[index]
+        stored = source.leaves[path].dtype
+        values = out if stored == out.dtype else np.empty(out.size, stored)
+        source.read(path, start, values)
+        if values is not out:
+            out[:] = values
+        for number, digest in units.add(path, start, values) if units else ():
+            if source.hashes is not None and source.hashes.get(path, [])[number : number + 1] != [digest]:
+                raise UsageError(
+                    f"{source.path}: leaf {path} is not what was written there (elements {number * hashes.UNIT} and on "
+                    "have another hash); merge it again, or retrain the interval that ends there"
+                )
+            with self._lock:
+                self.sums[index] = (self.sums[index] + int(digest, 16)) % 2**128
 
-    with tqdm(
-        total=sum(g.bytes_read for g in groups),
-        unit="B",
-        unit_scale=True,
-        desc="merging",
-        disable=None if progress else True,
-    ) as bar:
-        with ThreadPoolExecutor(workers_for(groups, memory)) as pool:
-            try:
-                for _ in pool.map(work, groups):
-                    pass
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    return fingerprints
+    def _buffer(self, rows: int, elements: int, dtype: np.dtype) -> np.ndarray:
+        """A worker's own, kept from block to block; zeros at first, later what was checked to be finite."""
+        held = self._local.__dict__
+        if held.get(dtype.name, np.empty(0)).size < rows * elements:
+            held[dtype.name] = _aligned(rows * elements, dtype)
+        return held[dtype.name][: rows * elements].reshape(rows, elements)
+
+    def _blame(self, task: Task, start: int, stop: int, name: str) -> None:
+        """Raises the error for a result that is not finite: an input's fault, or an overflow."""
+        for index in task.inputs:
+            source = self._merges.sources[index]
+            values = np.empty(stop - start, source.leaves[task.path].dtype)
+            source.read(task.path, start, values)
+            if not np.isfinite(values.astype(np.float32)).all():
+                raise UsageError(
+                    f"{source.path}: leaf {task.path} holds a NaN or an infinity{infinite_hint(task.path)}"
+                )
+        raise UsageError(f"merge {name}: leaf {task.path} overflows; its weights or the output's dtype do not fit")
+
+
+@contextlib.contextmanager
+def _bar(total: int, shown: bool) -> Iterator[Callable[[int], Any]]:
+    """What is called with the bytes that were read; a bar on a terminal, if one is wanted."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda _: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="B", unit_scale=True, desc="merging") as bar:
+        yield bar.update
 
 
 def _aligned(elements: int, dtype: np.dtype) -> np.ndarray:
@@ -218,17 +432,3 @@ def _host_device() -> Any:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS names accelerators only
         return jax.local_devices()[0]
-
-
-def _blame(sources: Sequence[Source], group: Group, merged: np.ndarray, names: Sequence[str]) -> None:
-    """Raises the error for a result that is not finite: an input's fault, or an overflow."""
-    for segment in group.segments:
-        for index in group.inputs:
-            values = np.empty(segment.stop - segment.start, sources[index].leaves[segment.path].dtype)
-            sources[index].read(segment.path, segment.start, values)
-            if not np.isfinite(values.astype(np.float32)).all():
-                hint = infinite_hint(segment.path)
-                raise UsageError(f"{sources[index].path}: leaf {segment.path} holds a NaN or an infinity{hint}")
-    number, element = np.argwhere(~np.isfinite(merged[:, : group.used]))[0]
-    path = next(s.path for s in group.segments if s.place.start <= element < s.place.stop)
-    raise UsageError(f"merge {names[number]}: leaf {path} overflows; its weights or the output's dtype do not fit")

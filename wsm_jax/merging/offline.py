@@ -1,7 +1,6 @@
 """Merges of checkpoints on disk: to disk, or many at once into memory, from one pass over the inputs."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +14,10 @@ from wsm_jax.core.leaves import AVERAGE, Weights
 from wsm_jax.errors import UsageError
 from wsm_jax.io import disk
 from wsm_jax.io import memory as memory_lib
-from wsm_jax.merging import job as job_lib
-from wsm_jax.merging import placement, provenance, verification
-from wsm_jax.merging.job import Job
+from wsm_jax.merging import engine, provenance, verification
+from wsm_jax.merging.engine import MEMORY, Merges
+from wsm_jax.merging.results import Results
+from wsm_jax.merging.spec import MergeSpec
 from wsm_jax.parallel.processes import all_succeed
 
 ROOM = 0.8  # share of the host's free memory that results may take
@@ -53,6 +53,7 @@ def merge_checkpoints(
     progress: bool = False,
     format: str | None = None,
     shardings: Any = None,
+    memory: int = MEMORY,
     **options: Any,
 ) -> Any:
     """:func:`wsm_jax.merge` of checkpoints on disk, Orbax or Hugging Face safetensors, in one pass.
@@ -71,10 +72,11 @@ def merge_checkpoints(
       progress: show a bar.
       format: with ``output``: ``orbax`` or ``safetensors``; default: as the inputs.
       shardings: without ``output``, as for :func:`merge_many`.
+      memory: bytes of what is under way.
       options: ``item`` of Orbax checkpoints, one for all or a sequence with one for each path (None, the default:
         ``params``, else their only one), ``rules`` as for :func:`wsm_jax.merge`, ``dtype`` of the averaged leaves
         (``same`` or None, ``float32``, ``bfloat16``, ``float16``), ``include_optimizer`` (merge what stands beside the
-        ``params`` or ``model`` of a train state, too), ``memory`` (bytes of what is under way).
+        ``params`` or ``model`` of a train state, too).
 
     Returns:
       without ``output`` the merged pytree of jax arrays; else the record: ``metadata``, ``inputs``, those that have a
@@ -83,47 +85,30 @@ def merge_checkpoints(
 
     Raises:
       UsageError: before any array is read: a missing or incomplete checkpoint, leaves that differ, an ``output`` that
-        exists, too little disk. While reading: an array that cannot be read or holds a NaN or an infinity, named.
+        exists, too little disk. While reading: an array that cannot be read, is not what was written there, or holds a
+        NaN or an infinity, named.
     """
     if output is None:
         if metadata is not None or verify or format is not None:
             raise UsageError("metadata, verify and format go with an output")
-        ((_, tree),) = merge_many(paths, {"merged": weights}, shardings=shardings, progress=progress, **options)
+        how = {"shardings": shardings, "progress": progress, "memory": memory}
+        ((_, tree),) = merge_many(paths, {"merged": weights}, **how, **options)
         return tree
     if shardings is not None:
         raise UsageError(f"shardings go with a merge in memory, not with an output ({output})")
-    records = write_many(
-        paths,
-        {"merged": weights},
-        {"merged": output},
-        metadata={"merged": metadata or {}},
-        verify=verify,
-        progress=progress,
-        format=format,
-        **options,
-    )
-    return records["merged"]
+    options |= {"output": Path(output), "format": format, "record": metadata or {}}
+    spec = MergeSpec.of(paths, weights, **options)
+    return write({"merged": spec}, verify=verify, progress=progress, memory=memory)["merged"]
 
 
-def write_many(
-    paths: Sequence[str | os.PathLike],
-    weights: Mapping[str, Weights],
-    outputs: Mapping[str, str | os.PathLike],
-    *,
-    metadata: Mapping[str, Mapping[str, Any]] | None = None,
-    verify: bool = False,
-    progress: bool = False,
-    format: str | None = None,
-    **options: Any,
+def write(
+    specs: Mapping[str, MergeSpec], *, verify: bool = False, progress: bool = False, memory: int = MEMORY
 ) -> dict[str, dict[str, Any]]:
-    """Several merges of the same checkpoints from one pass over them, each written to its own folder.
+    """Several merges with outputs from one pass over all that they read, each written to its own folder.
 
     Args:
-      paths: checkpoint folders, oldest first.
-      weights: name -> weights over all ``paths``; zeros leave checkpoints out.
-      outputs: name -> folder to write.
-      metadata: name -> what is kept in its record, JSON-ready.
-      verify, progress, format, options: as for :func:`merge_checkpoints`.
+      specs: name -> merge; all with the same rules and dtype.
+      verify, progress, memory: as for :func:`merge_checkpoints`.
 
     Returns:
       name -> record.
@@ -131,42 +116,46 @@ def write_many(
     Raises:
       UsageError: as :func:`merge_checkpoints`.
     """
-    if format not in (None, *storage.FORMATS):
-        raise UsageError(f"format {format!r}: choose {' or '.join(storage.FORMATS)}")
-    for name, kept in (metadata or {}).items():
-        try:
-            json.dumps(kept)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"the metadata of {name} must be what JSON can hold ({error})") from error
+    outputs = [Path(spec.output) for spec in specs.values() if spec.output is not None]
     with contextlib.ExitStack() as stack:
         with all_succeed():
-            for output in outputs.values():
+            for output in outputs:
                 storage.check_free(output)
-            job = stack.enter_context(job_lib.prepare(paths, weights, **options))
-            disk.check_disk(Path(next(iter(outputs.values()))).parent, job.bytes * len(outputs))
-        folders = [stack.enter_context(storage.unfinished(outputs[name])) for name in job.names]
+            merges = stack.enter_context(engine.opened(specs, memory))
+            disk.check_disk(outputs[0].parent, merges.nbytes * len(outputs))
+        folders = [stack.enter_context(storage.unfinished(output)) for output in outputs]
         sinks = [
-            storage.create_sink(folder, job.outputs(n), job.sources[-1], format) for n, folder in enumerate(folders)
+            storage.create_sink(folder, merges.outputs(number), merges.sources[-1], spec.format)
+            for number, (folder, spec) in enumerate(zip(folders, specs.values(), strict=True))
         ]
         with all_succeed():
-            found = job.run(lambda n, *part: sinks[n].write(*part), progress=progress)
-            inputs = [source.record() for source in job.sources]
-        records = {}
+            found = engine.run(merges, lambda number, *part: sinks[number].write(*part), progress=progress)
+            for sink in sinks:
+                sink.share()
+            inputs = [source.record() for source in merges.sources]
         if jax.process_count() == 1:
             inputs = [{**entry, "xxh3": digest} for entry, digest in zip(inputs, found, strict=True)]
-        special = {path: policy for path, policy in job.policies.items() if policy != AVERAGE}
-        for name, vectors, sink, folder in zip(job.names, job.vectors, sinks, folders, strict=True):
-            own = dict((metadata or {}).get(name, {}))
-            used = leaves_lib.used(vectors, len(inputs))
-            own.setdefault("weights", provenance.as_lists(weights[name], used))
-            read = [{**inputs[i], **provenance.weight_of(weights[name], i)} for i in used]
-            records[name] = {**own, "inputs": read, "leaf_policies": special}
+        records = {name: _record(merges, number, inputs) for number, name in enumerate(specs)}
+        for number, (record, sink, folder) in enumerate(zip(records.values(), sinks, folders, strict=True)):
             with all_succeed():
                 if jax.process_index() == 0:
-                    sink.finish(records[name])
+                    sink.finish(record)
                     if verify:
-                        verification.check(job, name, folder, format)
+                        verification.check(merges, number, folder)
     return records
+
+
+def _record(merges: Merges, number: int, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is kept of a merge: its own record, the inputs that it used with their weights, unusual policies."""
+    spec, places = list(merges.specs.values())[number], merges.places[number]
+    vectors = {path: vector[places] for path, vector in merges.vectors[number].items()}
+    used = leaves_lib.used(vectors, len(places))
+    return {
+        **spec.record,
+        "weights": spec.record.get("weights", provenance.as_lists(spec.weights, used)),
+        "inputs": [{**inputs[places[i]], **provenance.weight_of(spec.weights, i)} for i in used],
+        "leaf_policies": {path: policy for path, policy in merges.policies.items() if policy != AVERAGE},
+    }
 
 
 def merge_many(
@@ -176,6 +165,7 @@ def merge_many(
     shardings: Any = None,
     progress: bool = False,
     room: int | None = None,
+    memory: int = MEMORY,
     **options: Any,
 ) -> Iterator[tuple[str, Any]]:
     """Several merges of the same checkpoints, in memory, without writing them.
@@ -190,7 +180,7 @@ def merge_many(
         process reads the rows that its devices hold.
       progress: show a bar.
       room: bytes of the results held at once; default: 80% of the memory that is free.
-      options: as for :func:`merge_checkpoints`.
+      memory, options: as for :func:`merge_checkpoints`.
 
     Yields:
       name, merged pytree of jax arrays. Orbax: the tree as it was saved, nested dictionaries and lists whose keys are
@@ -199,20 +189,34 @@ def merge_many(
     Raises:
       UsageError: as :func:`merge_checkpoints`.
     """
+    specs = {name: MergeSpec.of(paths, vector, **options) for name, vector in weights.items()}
+    return in_memory(specs, shardings=shardings, progress=progress, room=room, memory=memory)
+
+
+def in_memory(
+    specs: Mapping[str, MergeSpec],
+    *,
+    shardings: Any = None,
+    progress: bool = False,
+    room: int | None = None,
+    memory: int = MEMORY,
+) -> Iterator[tuple[str, Any]]:
+    """:func:`merge_many` of ``specs``, name -> merge, all with the same rules and dtype."""
     stack = contextlib.ExitStack()
-    job = stack.enter_context(job_lib.prepare(paths, weights, **options))
-    return _results(stack, job, shardings, progress, int(memory_lib.free() * ROOM) if room is None else room)
+    merges = stack.enter_context(engine.opened(specs, memory))
+    return _passes(stack, merges, shardings, progress, int(memory_lib.free() * ROOM) if room is None else room)
 
 
-def _results(
-    stack: contextlib.ExitStack, job: Job, shardings: Any, progress: bool, room: int
+def _passes(
+    stack: contextlib.ExitStack, merges: Merges, shardings: Any, progress: bool, room: int
 ) -> Iterator[tuple[str, Any]]:
     with stack:
-        passes = -(-len(job.names) // max(1, room // max(job.bytes, 1)))
-        together = -(-len(job.names) // passes)  # alike in size: the smaller they are, the more inputs stay in memory
-        for first in range(0, len(job.names), together):
-            chosen = range(first, min(first + together, len(job.names)))
-            results = placement.Results(job.results, job.sources[-1].tree(), shardings, len(chosen))
-            job.run(results.write, chosen=chosen, ranges=results.ranges, progress=progress)
-            for i in chosen:
-                yield job.names[i], results.take(i - first, job.outputs(i))
+        names = list(merges.specs)
+        passes = -(-len(names) // max(1, room // max(merges.nbytes, 1)))
+        together = -(-len(names) // passes)  # alike in size: the smaller they are, the more inputs stay in memory
+        for first in range(0, len(names), together):
+            numbers = range(first, min(first + together, len(names)))
+            results = Results(merges.results, merges.sources[-1].tree(), shardings, len(numbers))
+            engine.run(merges, results.write, numbers=numbers, ranges=results.ranges, progress=progress)
+            for number in numbers:
+                yield names[number], results.take(number - first, merges.outputs(number))

@@ -10,7 +10,7 @@ from wsm_jax.io import machine
 
 
 def record(weights: Weights, **more: Any) -> dict[str, Any]:
-    """A JSON-ready record of a merge; ``offline.write_many`` adds the inputs with their fingerprints.
+    """A JSON-ready record of a merge; ``offline.write`` adds the inputs with their fingerprints.
 
     Args:
       weights: one vector, or a mapping path -> vector.

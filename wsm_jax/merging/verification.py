@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from wsm_jax.checkpoints import storage
@@ -11,20 +11,19 @@ from wsm_jax.core.leaves import AVERAGE, FIRST, window_ends
 from wsm_jax.errors import UsageError
 
 if TYPE_CHECKING:
-    from wsm_jax.merging.job import Job
+    from wsm_jax.merging.engine import Merges
 
 SAMPLES = 64  # blocks over all leaves, at least one from each leaf
 BLOCK = 1 << 16  # elements of a block, at most, where a row is not longer
 
 
-def check(job: "Job", name: str, written: Path, form: str | None = None) -> int:
+def check(merges: "Merges", number: int, written: Path) -> int:
     """Compares blocks of rows, chosen at random but the same ones every time, with the inputs.
 
     Args:
-      job: the merges.
-      name: of the one to check.
+      merges: opened.
+      number: of the one to check.
       written: its folder.
-      form: the format it was written in, if not that of the inputs.
 
     Returns:
       elements that were compared.
@@ -32,20 +31,19 @@ def check(job: "Job", name: str, written: Path, form: str | None = None) -> int:
     Raises:
       UsageError: one differs by more than float32 sums of that length and the dtype of the result explain.
     """
-    vectors = job.vectors[job.names.index(name)]
+    form = list(merges.specs.values())[number].format
     random = np.random.default_rng(0)
-    each = -(-SAMPLES // max(len(job.results), 1))
+    each = -(-SAMPLES // max(len(merges.results), 1))
     compared = 0
-    out = storage.open_source(written)
-    try:
-        for path, leaf in job.results.items():
+    with storage.open_sources([written]) as (out,):
+        for path, leaf in merges.results.items():
             rows = leaf.shape[0] if leaf.shape else 1
             height = max(1, min(rows, BLOCK * rows // max(leaf.size, 1)))
-            stored = storage.output_name(path, job.sources[-1], form)
+            stored = storage.output_name(path, merges.sources[-1], form)
             for start in {int(s) for s in random.integers(0, rows - height + 1, each)} if leaf.size else ():
                 block = start, start + height
                 found = out.rows(stored, *block)
-                expected, bad = _compared(job, path, vectors, block, found)
+                expected, bad = _compared(merges, path, merges.vectors[number], block, found)
                 if bad.any():
                     worst = np.unravel_index(int(np.argmax(bad)), bad.shape)
                     raise UsageError(
@@ -53,21 +51,19 @@ def check(job: "Job", name: str, written: Path, form: str | None = None) -> int:
                         f"{found[worst]} where float64 gives {expected[worst]}; nothing was published"
                     )
                 compared += found.size
-    finally:
-        out.close()
     return compared
 
 
 def _compared(
-    job: "Job", path: str, vectors: dict, block: tuple[int, int], found: np.ndarray
+    merges: "Merges", path: str, vectors: dict, block: tuple[int, int], found: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the block should hold, and where ``found`` does not."""
-    if job.policies[path] != AVERAGE:
-        first, last = window_ends(vectors, len(job.sources))
-        copied = job.sources[first if job.policies[path] == FIRST else last].rows(path, *block)
+    if merges.policies[path] != AVERAGE:
+        first, last = window_ends(vectors, len(merges.sources))
+        copied = merges.sources[first if merges.policies[path] == FIRST else last].rows(path, *block)
         return copied, (found != copied) & ((found == found) | (copied == copied))  # a NaN is a copy of a NaN
     # As in the merge, an input without a weight does not count, whatever it holds.
-    pairs = zip(vectors[path], job.sources, strict=True)
+    pairs = zip(vectors[path], merges.sources, strict=True)
     expected, size, count = np.zeros(found.shape), np.zeros(found.shape), 0
     for c, source in pairs:
         if c != 0:
@@ -76,7 +72,7 @@ def _compared(
     # n products and sums in float32 (Higham, Accuracy and Stability, section 3.1), weights rounded to float32, then
     # the rounding to the dtype of the result, whose smallest number bounds it near zero. XLA takes what is below the
     # normal numbers of float32 for zero.
-    info = jnp.finfo(found.dtype)
+    info = ml_dtypes.finfo(found.dtype)
     unit, tiny = 2.0**-24, 2.0**-126
     bound = (count + 3) * unit * size + float(info.eps) * np.abs(expected) + float(info.smallest_subnormal)
     bound += 2 * count * tiny
