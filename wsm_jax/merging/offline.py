@@ -152,6 +152,10 @@ def write_many(
         if jax.process_count() == 1:
             inputs = [{**entry, "xxh3": digest} for entry, digest in zip(inputs, found, strict=True)]
         special = {path: policy for path, policy in job.policies.items() if policy != AVERAGE}
+        weights = {  # a record says what each leaf has, not by which rule
+            name: vectors if leaves_lib.is_ruled(weights[name]) else weights[name]
+            for name, vectors in zip(job.names, job.vectors, strict=True)
+        }
         for name, vectors, sink, folder in zip(job.names, job.vectors, sinks, folders, strict=True):
             own = dict((metadata or {}).get(name, {}))
             used = leaves_lib.used(vectors, len(inputs))
