@@ -33,6 +33,7 @@ def merge_checkpoints(
     verify: bool = False,
     progress: bool = False,
     format: str | None = None,
+    output_item: str | None = None,
     **options: Any,
 ) -> dict[str, Any]: ...
 
@@ -52,6 +53,7 @@ def merge_checkpoints(
     verify: bool = False,
     progress: bool = False,
     format: str | None = None,
+    output_item: str | None = None,
     shardings: Any = None,
     **options: Any,
 ) -> Any:
@@ -70,6 +72,7 @@ def merge_checkpoints(
       verify: with ``output``: read it back and compare samples with a sum in float64 before it appears.
       progress: show a bar.
       format: with ``output``: ``orbax`` or ``safetensors``; default: as the inputs.
+      output_item: with ``output``: what an Orbax checkpoint calls the tree; default ``params``.
       shardings: without ``output``, as for :func:`merge_many`.
       options: ``item`` of Orbax checkpoints, one for all or a sequence with one for each path (None, the default:
         ``params``, else their only one), ``rules`` as for :func:`wsm_jax.merge`, ``dtype`` of the averaged leaves
@@ -85,8 +88,8 @@ def merge_checkpoints(
         exists, too little disk. While reading: an array that cannot be read or holds a NaN or an infinity, named.
     """
     if output is None:
-        if metadata is not None or verify or format is not None:
-            raise UsageError("metadata, verify and format go with an output")
+        if metadata is not None or verify or format is not None or output_item is not None:
+            raise UsageError("metadata, verify, format and output_item go with an output")
         ((_, tree),) = merge_many(paths, {"merged": weights}, shardings=shardings, progress=progress, **options)
         return tree
     if shardings is not None:
@@ -99,6 +102,7 @@ def merge_checkpoints(
         verify=verify,
         progress=progress,
         format=format,
+        output_item=output_item,
         **options,
     )
     return records["merged"]
@@ -113,6 +117,7 @@ def write_many(
     verify: bool = False,
     progress: bool = False,
     format: str | None = None,
+    output_item: str | None = None,
     **options: Any,
 ) -> dict[str, dict[str, Any]]:
     """Several merges of the same checkpoints from one pass over them, each written to its own folder.
@@ -122,7 +127,7 @@ def write_many(
       weights: name -> weights over all ``paths``; zeros leave checkpoints out.
       outputs: name -> folder to write.
       metadata: name -> what is kept in its record, JSON-ready.
-      verify, progress, format, options: as for :func:`merge_checkpoints`.
+      verify, progress, format, output_item, options: as for :func:`merge_checkpoints`.
 
     Returns:
       name -> record.
@@ -144,7 +149,7 @@ def write_many(
             job = stack.enter_context(job_lib.prepare(paths, weights, **options))
             disk.check_disk(Path(next(iter(outputs.values()))).parent, job.bytes * len(outputs))
         folders = [stack.enter_context(storage.unfinished(outputs[name])) for name in job.names]
-        sinks = [storage.create_sink(folder, job.results, job.sources[-1], format) for folder in folders]
+        sinks = [storage.create_sink(folder, job.results, job.sources[-1], format, output_item) for folder in folders]
         with all_succeed():
             found = job.run(lambda n, *part: sinks[n].write(*part), progress=progress)
             inputs = [source.record() for source in job.sources]
