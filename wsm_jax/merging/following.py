@@ -11,7 +11,7 @@ from wsm_jax.errors import Preempted, UsageError
 from wsm_jax.merging import selection
 from wsm_jax.merging.selection import Window
 
-POLL = 1.0  # seconds between two looks at the stream
+POLL = 2.0  # seconds between two looks at the stream
 PATIENCE = 60.0  # seconds that a run may be without a trainer, which may just be starting
 PATIENCE_BLIND = 3600.0  # seconds without a new checkpoint where the file system cannot tell whether there is one
 
