@@ -3,11 +3,14 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
-from tests.runs import assert_same_bits, ended
+from tests.runs import ROOT, assert_same_bits, ended
 from wsm_jax import Run, cli, merge_checkpoints, merge_weights
 from wsm_jax.checkpoints import orbax
 from wsm_jax.checkpoints import run as run_lib
@@ -29,32 +32,51 @@ def follow(run, *arguments):
     return cli.main(["merge", f"--run={run.path}", *options])
 
 
-def test_every_window_is_merged_beside_the_trainer(tiny, capsys):
+def test_every_window_is_merged_beside_the_trainer(tiny):
+    """The trainer stands still from its first window on until that is merged, so the merge comes before its end."""
     fields = {
-        "duration": "600steps",
-        "checkpoint__merge_interval": "20steps",
-        "checkpoint__resume_interval": "600steps",
+        "duration": "240steps",
+        "checkpoint__merge_interval": "10steps",
+        "checkpoint__resume_interval": "240steps",
         "checkpoint__branch_points": "",
         "evaluation__interval": "",
-        "log__interval": "200steps",
     }
+    path = tiny.folder / "followed"
     trainer = tiny.start("followed", **fields)
-    while trainer.poll() is None and not (tiny.folder / "followed" / "config.json").exists():
-        time.sleep(0.01)
-    run = Run(tiny.folder / "followed")
-    assert run_lib.is_claimed(run.path)
-    assert follow(run, "--every=100", "--json") == 0
-    printed = capsys.readouterr()
+    wait_for(trainer, (path / "config.json").exists)
+    assert run_lib.is_claimed(path)
+    options = [f"--run={path}", "--curve=cosine", "--count=3", "--every=60", "--follow", "--json"]
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "wsm_jax", "merge", *options],
+        cwd=ROOT,
+        env=tiny.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    run = Run(path)
+    wait_for(trainer, (run.merge_stream / "60").exists)
+    trainer.send_signal(signal.SIGSTOP)
+    assert trainer.poll() is None
+    wait_for(follower, run.merged("cosine-3x10-at-60").exists)
+    trainer.send_signal(signal.SIGCONT)
+    out, err = follower.communicate(timeout=300)
     assert ended(trainer) == (0, "")
-    records = [json.loads(line) for line in printed.out.splitlines()]
-    assert [record["steps"] for record in records] == [[end - 40, end - 20, end] for end in range(100, 601, 100)]
-    assert "waiting for step" in printed.err
-    made = [os.stat(record["output"]).st_mtime for record in records]
-    assert made[0] < os.stat(run.merge_stream / "600").st_mtime  # while it trained
+    assert follower.returncode == 0, err
+    assert all(line.startswith("wsm: waiting for step") for line in err.splitlines())
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [record["steps"] for record in records] == [[end - 20, end - 10, end] for end in range(60, 241, 60)]
     for record in records:
         paths = [run.merge_stream / str(step) for step in record["steps"]]
         expected = merge_checkpoints(paths, merge_weights("cosine", 3))
         assert_same_bits(orbax.load_tree(record["output"]), expected)
+
+
+def wait_for(process, moment):
+    """Returns when ``moment()`` holds, as long as the process lives."""
+    while not moment():
+        assert process.poll() is None, ended(process)
+        time.sleep(0.002)
 
 
 @pytest.fixture
