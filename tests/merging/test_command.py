@@ -232,6 +232,37 @@ def test_a_merge_like_another_run_records_which(reference, tmp_path, capsys):
         assert orbax.user_metadata(tmp_path / curve)["schedule"] == source
 
 
+def test_a_window_past_its_merge_and_in_another_order(reference, tmp_path, capsys):
+    """The default name tells; one line warns of the weight below zero; leaf by leaf where the leaves differ."""
+    options = [f"--run={reference.path}", "--curve=cosine", "--count=4", "--extrapolate=1.5", "--order=scramble:3"]
+    request = merge_run.make_request(asked(*options))
+    (merge,) = request.merges.values()
+    assert merge.output.name == "cosine-extrapolate1.5-scramble3-4x3-at-48"
+    expected = merge_weights("cosine", 4, extrapolate=1.5, order="scramble:3")
+    np.testing.assert_array_equal(merge.weights, expected)
+    assert (merge.record["curve"], merge.record["extrapolate"], merge.record["order"]) == ("cosine", 1.5, "scramble:3")
+    (least,) = np.flatnonzero(expected < 0)
+    warning = f"wsm: warning: the weight of {request.paths[least]} is negative, {expected[least]:g}\n"
+    assert capsys.readouterr().err == warning
+    (merge,) = merge_run.make_request(asked(*options, "--weight_decay_aware")).merges.values()
+    assert all(len(np.flatnonzero(vector < 0)) == 1 for vector in merge.weights.values())
+    assert capsys.readouterr().err.count("\n") == 1
+    assert cli.main(["merge", *options, f"--output={tmp_path / 'past'}", "--output_item=default", "--verify"]) == 0
+    assert orbax.item_names(tmp_path / "past") == ["default"]
+    assert_same_bits(orbax.load_tree(tmp_path / "past"), merge_checkpoints(request.paths, expected))
+
+
+def test_the_record_of_weights_by_rule_has_them_by_leaf(reference, tmp_path):
+    paths = [reference.merge_stream / step for step in ("45", "48")]
+    rules = [("embedding", [-0.5, 1.5]), ("", [0.0, 1.0])]
+    record = merge_checkpoints(paths, rules, tmp_path / "out")
+    names = reference.facts["decay_mask"]
+    assert record["weights"] == {name: [-0.5, 1.5] if "embedding" in name else [0.0, 1.0] for name in names}
+    assert_same_bits(orbax.load_tree(tmp_path / "out"), merge_checkpoints(paths, rules))
+    assert_same_bits(merge_checkpoints(paths, record["weights"]), merge_checkpoints(paths, rules))
+    assert any("embedding" in name for name in names) and not all("embedding" in name for name in names)
+
+
 # --- one merge at every so many steps --------------------------------------------------------------------------------
 
 
@@ -311,6 +342,18 @@ def test_an_output_that_exists_is_refused_before_anything_is_written(reference, 
         (["--curve=best:2", "--count=16", "--weight_decay_aware"], "has no weight-decay-aware form"),
         (["--like=/nowhere", "--count=4"], "/nowhere is not a run directory"),
         (["--curve=linear", "--count=4", "--every=x"], "--every"),
+        (["--curve=linear", "--count=4", "--name=../x"], "--name=../x must be the name of one folder; it is made in"),
+        (["--curve=linear", "--count=4", "--name=/abs"], "--name=/abs must be the name of one folder"),
+        (["--curve=linear", "--count=4", "--name=."], "--name=. must be the name of one folder"),
+        (["--curve=linear", "--count=4", "--name="], "--name= is empty"),
+        (["--curve=search", "--count=4", "--name=.."], "--name=.. must be the name of one folder"),
+        (["--curve=linear", "--count=99999999999999999999"], "--count"),
+        (["--curve=linear", "--count=999999999999999999"], "before there are any"),
+        (["--curve=linear", "--count=2", "--interval=99999999999999999999"], "--interval"),
+        (["--curve=linear", "--count=2", "--last_step=99999999999999999999"], "--last_step"),
+        (["--curve=learned", "--count=2", "--fit_steps=999999999999999999"], "fit_steps=999999999999999999 must be at"),
+        (["--curve=linear", "--count=2", "--spacing=true"], "--spacing goes with checkpoint folders"),
+        (["--curve=search", "--count=2", "--order=reverse"], "--order changes the weights of a rule; --curve=search"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(reference, arguments, words, capsys):
