@@ -326,9 +326,9 @@ def test_a_curve_at_its_true_steps():
     """Steps 0, 50, 500: a window of 3 intervals of 250, so the curve is taken at 1/15 and 2/3."""
     found = merge_weights("linear", 3, steps=[1000, 1050, 1500])
     np.testing.assert_allclose(update_weights(found), [1 - 1 / 15, 1 - 2 / 3], atol=1e-15)
-    aware = {"learning_rate": 1e-2, "weight_decay": 0.1}
-    even = merge_weights("cosine", 4, steps_per_interval=50, **aware)
-    np.testing.assert_allclose(merge_weights("cosine", 4, steps=[50, 100, 150, 200], **aware), even, atol=1e-15)
+    even = merge_weights("cosine", 4, steps_per_interval=50, learning_rate=1e-2, weight_decay=0.1)
+    at = merge_weights("cosine", 4, steps=[50, 100, 150, 200], learning_rate=1e-2, weight_decay=0.1)
+    np.testing.assert_allclose(at, even, atol=1e-15)
 
 
 @pytest.mark.parametrize(

@@ -52,17 +52,17 @@ def test_a_weight_that_is_not_finite_is_refused(weight):
 
 
 def test_weights_of_explicit_inputs():
-    mean, bare = parse("mean"), {"has_curve": False}
-    np.testing.assert_allclose(input_weights([("a", None), ("b", None)], mean, **bare), [0.5, 0.5])
-    np.testing.assert_allclose(input_weights([("a", 0.2), ("b", 0.8)], mean, **bare), [0.2, 0.8])
+    mean = parse("mean")
+    np.testing.assert_allclose(input_weights([("a", None), ("b", None)], mean, has_curve=False), [0.5, 0.5])
+    np.testing.assert_allclose(input_weights([("a", 0.2), ("b", 0.8)], mean, has_curve=False), [0.2, 0.8])
     np.testing.assert_allclose(input_weights([("a", None)] * 3, parse("cosine")), merge_weights("cosine", 3))
     np.testing.assert_array_equal(input_weights([("a", None)] * 3, parse("wma")), wma_weights(3))
     reverse = changed(mean, order="reverse")
-    np.testing.assert_array_equal(input_weights([("a", 0.2), ("b", 0.8)], reverse, **bare), [0.8, 0.2])
+    np.testing.assert_array_equal(input_weights([("a", 0.2), ("b", 0.8)], reverse, has_curve=False), [0.8, 0.2])
     with pytest.raises(UsageError, match="not both"):
         input_weights([("a", 0.2), ("b", 0.8)], parse("cosine"))
     with pytest.raises(UsageError, match="b has no weight"):
-        input_weights([("a", 0.2), ("b", None)], mean, **bare)
+        input_weights([("a", 0.2), ("b", None)], mean, has_curve=False)
 
 
 def test_unusual_weights_are_named():

@@ -1,6 +1,7 @@
 """The weights of a merge that emulates a decay along a curve: Theorem 3.1 on the curve's grid."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def merge_weights(
     if not weight_decay:
         c = checkpoint_weights(w)
     else:
-        intervals = steps_per_interval if steps is None else np.diff(steps).tolist()
+        intervals: Any = steps_per_interval if steps is None else np.diff(steps).tolist()
         if learning_rate is None or intervals is None:
             raise UsageError("weight_decay needs learning_rate and steps_per_interval beside it")
         aware = decayed_checkpoint_weights if snapshot == "point" else decayed_mean_weights

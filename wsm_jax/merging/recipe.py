@@ -135,7 +135,7 @@ def _needed_end_point(run: Run, step: int, rule: str, weight: float) -> Path:
     )
 
 
-def union(recipes: Mapping[str, Recipe]) -> tuple[tuple[Path, ...], tuple[str, ...], dict[str, Weights]]:
+def union(recipes: Mapping[str, Recipe]) -> tuple[tuple[Path, ...], tuple[str | None, ...], dict[str, Weights]]:
     """Everything that recipes of one run read, each once, for :func:`wsm_jax.merge_many` to read in one pass.
 
     Args:

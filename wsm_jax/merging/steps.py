@@ -49,7 +49,7 @@ def sorted_series(paths: Sequence[str]) -> list[str]:
         if step_of(path) is not None:
             places.setdefault(series_of(path), []).append(place)
     for members in places.values():
-        oldest_first = sorted((paths[place] for place in members), key=step_of)
+        oldest_first = sorted((paths[place] for place in members), key=lambda path: step_of(path) or 0)
         for place, path in zip(members, oldest_first, strict=True):
             ordered[place] = path
     return ordered
