@@ -233,8 +233,8 @@ import json, sys
 import jax
 from wsm_jax import Run
 from wsm_jax.evaluation import learned, tuning
-from wsm_jax.parallel import sharding
 from wsm_jax.merging.selection import select
+from wsm_jax.parallel import sharding
 
 assert jax.device_count() == 8
 run = Run(sys.argv[1])

@@ -9,7 +9,7 @@ import pytest
 from wsm_jax import DECAYS, Run, UsageError, cli, merge_checkpoints, merge_many, merge_weights
 from wsm_jax.checkpoints import orbax
 from wsm_jax.checkpoints.inspection import inspect
-from wsm_jax.cli import merge_request
+from wsm_jax.cli import merge_run
 from wsm_jax.core.weight_decay import decayed_mean_weights
 from wsm_jax.evaluation import tuning
 from wsm_jax.evaluation.evaluate import run_evaluator
@@ -105,7 +105,7 @@ def test_the_command_writes_the_weighted_sum_of_the_means(both, tmp_path, capsys
     ],
 )
 def test_a_window_of_means_is_as_long_as_its_intervals(both, arguments, name, steps):
-    request = merge_request.merge_run(asked(both, "--curve=cosine", "--snapshot=mean", *arguments))
+    request = merge_run.make_request(asked(both, "--curve=cosine", "--snapshot=mean", *arguments))
     (merge,) = request.merges.values()
     assert list(request.merges) == [merge.record["name"]] == [name]
     assert request.paths == tuple(both.merge_stream / str(step) for step in steps)
@@ -136,7 +136,7 @@ def test_what_a_run_keeps_is_what_is_merged_unless_asked(both, only):
     assert points.items == ("params",) * 2
     assert points.paths == make_recipe(both, "linear", 2, snapshot="point").paths
     assert default_name("wma", select(both, 2)) == "wma-2x3-at-48"
-    (merge,) = merge_request.merge_run(asked(both, "--curve=linear", "--count=2")).merges.values()
+    (merge,) = merge_run.make_request(asked(both, "--curve=linear", "--count=2")).merges.values()
     assert merge.record["snapshot"] == "point" and "items" not in merge.record
 
 
@@ -197,7 +197,7 @@ def test_every_is_one_merge_after_the_other(both, tmp_path, capsys, curve):
 
 
 def test_the_end_points_of_a_series_are_full_states(only):
-    request = merge_request.merge_run(asked(only, "--curve=exponential", "--count=2", "--every=18"))
+    request = merge_run.make_request(asked(only, "--curve=exponential", "--count=2", "--every=18"))
     assert list(request.merges) == ["exponential-mean-2x6-at-18", "exponential-mean-2x6-at-36"]
     ends = [path for path, item in zip(request.paths, request.items or (), strict=True) if item == "params"]
     assert ends == [only.resume_stream / "18", only.resume_stream / "36"]
@@ -251,7 +251,7 @@ def test_the_aware_form_needs_a_constant_rate_from_the_start_of_its_first_interv
     message = refused(capsys, both, *aware, "--snapshot=mean", "--last_step=9")
     assert "need a constant rate, but between steps 3 and 9" in message
     for snapshot, first in (("point", 9), ("mean", 12)):
-        request = merge_request.merge_run(asked(both, *aware, f"--snapshot={snapshot}", "--every=3"))
+        request = merge_run.make_request(asked(both, *aware, f"--snapshot={snapshot}", "--every=3"))
         assert next(iter(request.merges)).endswith(f"-at-{first}")
 
 

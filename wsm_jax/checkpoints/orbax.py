@@ -9,6 +9,7 @@ temporary name and renames, so a folder named by a step is whole.
 import functools
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,7 +78,12 @@ def complete_steps(directory: str | os.PathLike) -> list[int]:
     root = Path(directory)
     if not root.is_dir():
         return []
-    return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit() and is_checkpoint(p))
+    return sorted(int(p.name) for p in root.iterdir() if is_step(p.name) and is_checkpoint(p))
+
+
+def is_step(text: str) -> bool:
+    """Whether ``text`` is a step as folders are named by: plain digits (``²`` is one to str.isdigit, not to int)."""
+    return re.fullmatch("0|[1-9][0-9]{0,17}", text) is not None
 
 
 @quiet()

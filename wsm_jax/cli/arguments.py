@@ -1,6 +1,7 @@
 """Kinds of arguments that several verbs share."""
 
 import argparse
+import re
 
 
 def filled(text: str) -> str:
@@ -12,3 +13,14 @@ def filled(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty; give a value, or leave the option out")
     return text
+
+
+def whole(text: str) -> int:
+    """A whole number of at most 18 digits: longer ones are slips, with which a loop would not end.
+
+    Raises:
+      ValueError: anything else; argparse names the option.
+    """
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()):
+        raise ValueError(text)
+    return int(text)

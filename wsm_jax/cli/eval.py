@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from wsm_jax.cli.arguments import filled
+from wsm_jax.cli.arguments import filled, whole
 from wsm_jax.errors import NonFiniteError, UsageError
 from wsm_jax.reporting.tables import print_table, text
 
@@ -12,7 +12,7 @@ def add(sub: argparse.ArgumentParser) -> None:
     """Adds the arguments of the verb."""
     sub.add_argument("--run", type=filled, required=True, dest="directory", metavar="DIR", help="the run directory")
     which = sub.add_mutually_exclusive_group()
-    which.add_argument("--step", type=int, metavar="S", help="a saved step (default: the newest)")
+    which.add_argument("--step", type=whole, metavar="S", help="a saved step (default: the newest)")
     which.add_argument(
         "--merged", type=filled, metavar="NAME|PATH", help="a merge of the run, or one that lies elsewhere"
     )

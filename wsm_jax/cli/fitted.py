@@ -7,7 +7,8 @@ from typing import Any
 from wsm_jax.checkpoints import orbax
 from wsm_jax.checkpoints.orbax import PARAMS
 from wsm_jax.checkpoints.run import Run
-from wsm_jax.cli import merge_request
+from wsm_jax.cli import merge_request, merge_run
+from wsm_jax.cli.merge import FIT_OPTIONS
 from wsm_jax.cli.merge_request import Request
 from wsm_jax.core.leaves import SKIP, parse_rule
 from wsm_jax.errors import UsageError
@@ -30,7 +31,7 @@ def make_request(options: argparse.Namespace, *, say: Say = lambda _: None) -> R
     """
     _check(options)
     run = Run(options.directory)
-    snapshot = merge_request.choose_snapshot(options, run)
+    snapshot = merge_run.choose_snapshot(options, run)
     if snapshot == MEAN and options.curve == "learned":
         raise UsageError("--curve=learned takes point checkpoints; interval means take --curve=search or a decay curve")
     count, interval = selection.window_shape(run, window=options.window, count=options.count, interval=options.interval)
@@ -46,8 +47,8 @@ def make_request(options: argparse.Namespace, *, say: Say = lambda _: None) -> R
         rule, window, fit = _learned(options, run, window, say)
     else:
         rule, window, fit = _searched(options, run, window, validate, say)
-    request = merge_request.window_request(options, run, rule, {name: window})
-    merge_request.warn_of_warmup(run, [window])
+    request = merge_run.window_request(options, run, rule, {name: window})
+    merge_run.warn_of_warmup(run, [window])
     merge = request.merges[name]
     fit = {"split": split, "limit_tokens": limit, "last_checkpoint": last_loss, **fit}
     merges = {name: dataclasses.replace(merge, record={**merge.record, "fit": fit})}
@@ -57,15 +58,16 @@ def make_request(options: argparse.Namespace, *, say: Say = lambda _: None) -> R
 def _check(options: argparse.Namespace) -> None:
     curve = options.curve
     check_split(options.fit_split or "validation")
-    if options.inputs:
-        raise UsageError("wsm merge takes either checkpoint folders or --run=DIR")
     if options.explain:
         raise UsageError(f"--explain reads no array, but --curve={curve} needs them to find the weights")
-    if options.every is not None:
+    for flag in ("extrapolate", "order", "spacing"):
+        if getattr(options, flag) is not None:
+            raise UsageError(f"--{flag} changes the weights of a rule; --curve={curve} finds its own")
+    if options.every is not None or options.follow:
         raise UsageError(f"--every goes with rules that need no data; --curve={curve} finds the weights of one window")
     refused = {
         "learned": {"weight_decay_aware": "they emulate no decay", "item": "", "leaves": "all leaves are averaged"},
-        "search": {flag: "it learns no weights" for flag in merge_request.FIT_OPTIONS if flag != "fit_split"},
+        "search": {flag: "it learns no weights" for flag in FIT_OPTIONS if flag != "fit_split"},
     }
     for flag, reason in refused[curve].items():
         value = getattr(options, flag)

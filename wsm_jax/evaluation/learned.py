@@ -194,9 +194,11 @@ def fit(
 
 def check_settings(steps: int, seed: int) -> None:
     """Raises UsageError where :func:`fit` cannot work with them."""
-    for name, value, least in (("steps", steps, 1), ("seed", seed, 0)):
+    for name, value, least, most in (("steps", steps, 1, 10**6), ("seed", seed, 0, 2**63 - 1)):
         if value < least:
             raise UsageError(f"fit_{name}={value} must be at least {least}")
+        if value > most:
+            raise UsageError(f"fit_{name}={value} must be at most {most}")
 
 
 def on_simplex(logits: Any, corners: Vector) -> Vector:
@@ -233,7 +235,7 @@ def load(paths: Sequence[Path], mesh: Mesh, *, room: int | None = None) -> Any:
             raise UsageError(
                 f"learning the weights of {count} checkpoints of {merges.nbytes / 1e9:.3f} GB takes "
                 f"{needed / 1e9:.3f} GB on each device (the checkpoints, their merge, its gradient and one being "
-                f"read), but {free / 1e9:.3f} GB are free; take fewer, or --curve=search, which needs few merges at a time"
+                f"read), but {free / 1e9:.3f} GB are free; take fewer, or --curve=search, which needs few merges"
             )
     where = jax.NamedSharding(mesh, P(sharding.DATA) if spread else P())
 

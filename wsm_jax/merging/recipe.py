@@ -1,6 +1,6 @@
 """What a merge of a run reads: checkpoints, the item of each, and their weights; several recipes read in one pass."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,28 +13,41 @@ from wsm_jax.core.coefficients import Vector
 from wsm_jax.core.decay import DECAYS
 from wsm_jax.core.leaves import Weights
 from wsm_jax.errors import UsageError
-from wsm_jax.merging import selection, weighting
+from wsm_jax.merging import selection, steps, weighting
 from wsm_jax.merging.selection import MEAN, POINT, Window
 from wsm_jax.merging.weighting import Rule
 
 
+class Input(NamedTuple):
+    """A checkpoint to read: its folder, the item (None: `params`, else the only one), its step if its name tells."""
+
+    path: Path
+    item: str | None
+    step: int | None
+
+
 class Recipe(NamedTuple):
-    """One merge of a run.
+    """What one merge reads and how it weighs it: of windows of a run, of a folder of steps, of inputs given one by one.
 
     Attributes:
-      paths: folders of checkpoints named by their steps, oldest first; one that two items are read of comes twice.
+      paths: folders of checkpoints, oldest first; one that two items are read of comes twice.
       items: the item to read of each.
       weights: as for :func:`wsm_jax.merge`: float64 [inputs], or a mapping from each leaf's path to that.
     """
 
     paths: tuple[Path, ...]
-    items: tuple[str, ...]
+    items: tuple[str | None, ...]
     weights: Weights
 
     @property
-    def steps(self) -> tuple[int, ...]:
+    def steps(self) -> tuple[int | None, ...]:
         """The step of each input."""
-        return tuple(int(path.name) for path in self.paths)
+        return tuple(steps.step_of(path) for path in self.paths)
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """Path, item and step of each input."""
+        return tuple(map(Input, self.paths, self.items, self.steps))
 
 
 def make_recipe(
@@ -99,7 +112,7 @@ def window_recipe(
     def layout(vector: Vector) -> Vector:
         return np.append(np.repeat(vector[:-1] / parts, parts), vector[-1])[: len(paths)]
 
-    return Recipe(tuple(paths), tuple(items), _each(layout, weights))
+    return Recipe(tuple(paths), tuple(items), weighting.each(layout, weights))
 
 
 def end_point(run: Run, step: int) -> Path | None:
@@ -122,7 +135,7 @@ def _needed_end_point(run: Run, step: int, rule: str, weight: float) -> Path:
     )
 
 
-def union(recipes: Mapping[str, Recipe]) -> tuple[tuple[Path, ...], tuple[str, ...], dict[str, Weights]]:
+def union(recipes: Mapping[str, Recipe]) -> tuple[tuple[Path, ...], tuple[str | None, ...], dict[str, Weights]]:
     """Everything that recipes of one run read, each once, for :func:`wsm_jax.merge_many` to read in one pass.
 
     Args:
@@ -132,7 +145,7 @@ def union(recipes: Mapping[str, Recipe]) -> tuple[tuple[Path, ...], tuple[str, .
       the paths, oldest first; the item of each; and name -> weights over them, zero where a recipe leaves one out.
     """
     inputs = {
-        (step, item == PARAMS, path, item)  # the end point after the mean that ends there
+        (step or 0, item == PARAMS, path, item)  # the end point after the mean that ends there
         for recipe in recipes.values()
         for step, path, item in zip(recipe.steps, recipe.paths, recipe.items, strict=True)
     }
@@ -157,11 +170,4 @@ def spread(weights: Weights, places: np.ndarray, length: int) -> Weights:
         wide[places] = vector
         return wide
 
-    return _each(one, weights)
-
-
-def _each(function: Callable[[Vector], Vector], weights: Weights) -> Weights:
-    """``function`` of the one vector, or of every leaf's."""
-    if isinstance(weights, Mapping):
-        return {path: function(vector) for path, vector in weights.items()}
-    return function(weights)
+    return weighting.each(one, weights)

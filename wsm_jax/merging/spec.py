@@ -46,6 +46,7 @@ class MergeSpec:
       include_optimizer: merge what stands beside the parameters of a saved train state, too.
       output: the folder to write; None: the merge stays in memory.
       format: of the output, ``orbax`` or ``safetensors``; None: as the inputs.
+      output_item: what an Orbax output calls the tree; None: ``params``.
       record: what is kept beside the output's arrays, JSON-ready.
 
     Raises:
@@ -59,6 +60,7 @@ class MergeSpec:
     include_optimizer: bool = False
     output: Path | None = None
     format: str | None = None
+    output_item: str | None = None
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

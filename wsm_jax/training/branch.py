@@ -1,6 +1,5 @@
 """Branching: a run that starts from another run's full state, e.g. to decay the rate for real (WSD)."""
 
-import re
 from pathlib import Path
 
 from wsm_jax import config as config_lib
@@ -25,7 +24,7 @@ def parse_branch(text: str, *, need_state: bool = True) -> tuple[Run, int]:
       UsageError: another form, no such run, or no full state at that step, naming the steps there are.
     """
     path, at, step = text.rpartition("@")
-    if not path.strip() or not at or not re.fullmatch("[0-9]{1,18}", step):
+    if not path.strip() or not at or not orbax.is_step(step):
         raise UsageError(f"--branch_from={text!r} is not of the form RUN@STEP, e.g. runs/tiny@750")
     run = Run(path)
     steps = orbax.complete_steps(run.resume_stream)
