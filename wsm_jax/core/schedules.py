@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from wsm_jax.core.coefficients import checkpoint_weights
 from wsm_jax.core.decay import Curve, get_decay
@@ -37,8 +36,8 @@ def warmup_then(schedule: Schedule, peak: float, warmup_steps: int) -> Schedule:
 
 
 def constant(peak: float, warmup_steps: int = 0) -> Schedule:
-    """WSM: linear warm-up, then ``optax.constant_schedule(peak)`` for ever."""
-    return warmup_then(optax.constant_schedule(peak), peak, warmup_steps)
+    """WSM: linear warm-up, then ``peak`` for ever."""
+    return warmup_then(lambda count: peak, peak, warmup_steps)
 
 
 def cooldown(base: Schedule, curve: str | Curve, start: int, steps: int) -> Schedule:
@@ -86,8 +85,13 @@ def cosine(peak: float, total_steps: int, warmup_steps: int = 0, end_fraction: f
     """
     _check_end(end_fraction)
     decay_steps = max(total_steps - warmup_steps, 1)
-    base = optax.cosine_decay_schedule(peak, decay_steps, alpha=end_fraction)
-    return warmup_then(lambda count: base(jnp.maximum(count - warmup_steps, 0)), peak, warmup_steps)
+
+    def rate(count: Any) -> Any:  # operation by operation as optax.cosine_decay_schedule: the same bits
+        count = jnp.minimum(jnp.maximum(count - warmup_steps, 0), float(decay_steps))
+        share = 0.5 * (1 + jnp.cos(jnp.pi * count / decay_steps))
+        return peak * ((1 - end_fraction) * share + end_fraction)
+
+    return warmup_then(rate, peak, warmup_steps)
 
 
 def inverse_sqrt(peak: float, warmup_steps: int) -> Schedule:
