@@ -22,8 +22,8 @@ MODULES = {
     "tensorboard": ("tensorboardX",),
     "wandb": ("wandb",),
 }
-# What all of a verb's work takes; another verb needs an extra for some of its options only.
-VERBS = {"prepare": "data", "train": "train", "eval": "eval", "report": "eval,plots"}
+# What all of a verb's work takes; a merge needs its extra where weights are found by their loss.
+VERBS = {"prepare": "data", "train": "train", "merge": "eval", "eval": "eval", "report": "eval,plots"}
 
 
 @contextlib.contextmanager
