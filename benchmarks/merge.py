@@ -22,7 +22,6 @@ Writes benchmarks/results/merge.{jsonl,png,svg} at the end, merge.jsonl.part bef
 an error.
 """
 
-import datetime
 import json
 import os
 import platform
@@ -37,6 +36,7 @@ from typing import Any
 import merge_cases as cases_lib  # beside this file; and small, for a process starts with its parent's peak memory
 import merge_inputs
 import merge_process
+import results_file
 from absl import app, flags
 from merge_cases import Case
 
@@ -163,9 +163,8 @@ def provenance(versions: dict[str, str], cpu: str) -> dict[str, Any]:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     machine = {"cpu": cpu, "cores": os.cpu_count(), "memory_bytes": memory, "system": platform.platform()}
     return {
-        **{"versions": versions, "peer_versions": peers, "benchmark": shlex.join(sys.argv)},
+        **{"versions": versions, "peer_versions": peers, **results_file.provenance()},
         "machine": {**machine, "load_before": os.getloadavg()[0]},
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 

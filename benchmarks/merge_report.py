@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 import merge_cases as cases_lib  # beside this file
+import results_file
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from merge_cases import (
@@ -192,6 +193,7 @@ def print_tables(records: list[Record], found: list[Goal]) -> None:
 def figure(records: list[Record]) -> Figure:
     """Seconds of whole processes with a peer; rate and peak memory by number of inputs."""
     made = Figure(figsize=(plot_style.WIDTH, 8.0))
+    made.get_layout_engine().set(w_pad=0.15)  # type: ignore[union-attr]
     seconds, rate, memory = made.subplots(3, 1, height_ratios=(2, 1, 1))
     _seconds(seconds, [r for r in find(records, format="safetensors") if r["contender"] in (OURS, *PEERS)])
     for size, format, cache in dict.fromkeys((r["size"], r["format"], r["cache"]) for r in find(records)):
@@ -211,6 +213,7 @@ def figure(records: list[Record]) -> Figure:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        axes.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "25" else "")
     made.legend(*memory.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=6.5)
     return made
 
@@ -238,10 +241,9 @@ def report(path: Path) -> None:
     records = [record for record in records if record["kind"] != "goal"]
     found = goals(records)
     lines = [*records, *({"kind": "goal", **dataclasses.asdict(goal)} for goal in found)]
-    Path(f"{path}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results_file.write(Path(f"{path}.jsonl"), lines)
     plot_style.save(figure(records), path)
     print_tables(records, found)
-    print(f"written: {path}.jsonl, .png, .svg")
 
 
 if __name__ == "__main__":
