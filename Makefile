@@ -1,10 +1,10 @@
-# `make demo` and `make test` set up .venv by themselves; PYTHON chooses the interpreter, SEED the demo's seed.
+# `make demo` and `make test` set up .venv by themselves, with all extras; PYTHON chooses the interpreter, SEED the demo's seed.
 PYTHON ?= python3
 SEED ?= 0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint setup clean
+.PHONY: demo test test-all slow lint setup clean
 
 setup: $(VENV)/ready
 
@@ -20,12 +20,16 @@ demo: setup
 test: setup lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
+test-all: setup lint
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m ''  # whatever its marker
+
 slow: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m slow
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:

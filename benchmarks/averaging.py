@@ -14,9 +14,6 @@ tokens a step (--model=gpt2_small --batch_size=16 --context=1024 --steps=12 --ro
 step takes 1.4 ms (--steps=100). Writes benchmarks/results/averaging-MODEL.jsonl, on a GPU averaging-MODEL-gpu.jsonl.
 """
 
-import datetime
-import json
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -25,15 +22,15 @@ from typing import Any
 
 import jax
 import numpy as np
+import results_file  # beside this file
 from absl import app, flags
-from rich.console import Console
-from rich.table import Table
 
 from wsm_jax.config import OptimizerConfig
 from wsm_jax.core import averages, online, schedules
 from wsm_jax.io import disk, machine
 from wsm_jax.models import model, presets
 from wsm_jax.parallel import sharding
+from wsm_jax.reporting.tables import print_table
 from wsm_jax.training import optimizer, tracking, train_state, train_step
 
 MODEL = flags.DEFINE_enum("model", "tiny", ["tiny", "gpt2_small"], "what is trained")
@@ -103,11 +100,6 @@ class Benchmark:
         return (time.perf_counter() - clock) / steps
 
 
-def suffix() -> str:
-    """What the name of the file says of the platform; nothing on a CPU."""
-    return "" if jax.default_backend() == "cpu" else f"-{jax.default_backend()}"
-
-
 def main(argv: list[str]) -> None:
     """Runs the benchmark and writes its records."""
     del argv
@@ -116,48 +108,30 @@ def main(argv: list[str]) -> None:
     if unknown := set(ONLY.value) - set(variants(STEPS.value)):
         sys.exit(f"--only={min(unknown)!r} is none of {'; '.join(variants(STEPS.value))}")
     chosen = {n: v for n, v in variants(STEPS.value).items() if not ONLY.value or n in (*ONLY.value, "none")}
-    bench, console = Benchmark(chosen), Console()
+    bench = Benchmark(chosen)
     for name in chosen:
         bench.run(name, 4)  # warm-up
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
     for number in range(ROUNDS.value):
         for name in chosen:
             seconds[name].append(bench.run(name, STEPS.value))
-        console.print(f"round {number + 1} of {ROUNDS.value}")
-    table = Table(title=f"{bench.parameters:,} parameters, {BATCH.value * CONTEXT.value:,} tokens a step")
-    for column in ("average", "ms a step", "ratio to none", "lowest to highest", "MB held"):
-        table.add_column(column, justify="left" if column == "average" else "right")
+        print(f"round {number + 1} of {ROUNDS.value}", flush=True)
+    facts = {"model": MODEL.value, "parameters": bench.parameters, "tokens_per_step": BATCH.value * CONTEXT.value}
+    facts |= {"steps_per_round": STEPS.value, **results_file.provenance(), **machine.environment()}
+    rows: list[list[str]] = []
     records: list[dict[str, Any]] = []
     for name, times in seconds.items():
         ratios = [a / b for a, b in zip(times, seconds["none"], strict=True)]
         held = disk.tree_bytes(bench.averages[name])
-        table.add_row(
-            name,
-            f"{1e3 * median(times):.1f}",
-            f"{median(ratios):.3f}",
-            f"{min(ratios):.3f} to {max(ratios):.3f}",
-            f"{held / 1e6:.1f}",
-        )
-        records.append(
-            {
-                "variant": name,
-                "model": MODEL.value,
-                "parameters": bench.parameters,
-                "tokens_per_step": BATCH.value * CONTEXT.value,
-                "steps_per_round": STEPS.value,
-                "seconds_per_step": times,
-                "ratios": ratios,
-                "bytes_held": held,
-                "benchmark": shlex.join(sys.argv),
-                "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                **machine.environment(),
-            }
-        )
-    output = Path(OUTPUT.value or f"benchmarks/results/averaging-{MODEL.value}{suffix()}.jsonl")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text("".join(json.dumps(record) + "\n" for record in records))
-    console.print(table)
-    console.print(f"written: {output}")
+        records.append({"variant": name, "seconds_per_step": times, "ratios": ratios, "bytes_held": held, **facts})
+        spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        rows.append([name, f"{1e3 * median(times):.1f}", f"{median(ratios):.3f}", spread, f"{held / 1e6:.1f}"])
+    header = ["average", "ms a step", "ratio to none", "lowest to highest", "MB held"]
+    title = f"{facts['parameters']:,} parameters, {facts['tokens_per_step']:,} tokens a step"
+    print_table(header, rows, title=title)
+    platform = "" if jax.default_backend() == "cpu" else f"-{jax.default_backend()}"
+    default = f"benchmarks/results/averaging-{MODEL.value}{platform}.jsonl"
+    results_file.write(Path(OUTPUT.value or default), records)
 
 
 if __name__ == "__main__":

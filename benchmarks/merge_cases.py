@@ -3,22 +3,25 @@
 import dataclasses
 import math
 
-# Contenders. The first three are baselines.
-READ = "plain read"
-WRITE = "plain write"
-MEMORY = "multiply-add in memory"
-OURS = "wsm merge"
-ENGINE = "merge_many, one merge"
-FORTY = "merge_many, 40 merges"
+READ, WRITE, MEMORY = "plain read", "plain write", "multiply-add in memory"  # the baselines
+OURS, ENGINE, FORTY = "wsm merge", "merge_many, one merge", "merge_many, 40 merges"
 WRITTEN = "merge_checkpoints"
-MERGEKIT = "mergekit"
-AVERAGED = "AveragedModel"
-LOOP = "plain loop"
-MERGEKIT_WINDOWS = "mergekit, 8 merges"
-LOOP_WINDOWS = "plain loop, 8 merges"
+MERGEKIT, AVERAGED, LOOP = "mergekit", "AveragedModel", "plain loop"
+MERGEKIT_WINDOWS, LOOP_WINDOWS = "mergekit, 8 merges", "plain loop, 8 merges"
+PREVIOUS = ", previous version"  # behind the name of one of ours: the same, done by another checkout
 
 PEERS = (MERGEKIT, AVERAGED, LOOP)
-FROM_PEERS = (*PEERS, MERGEKIT_WINDOWS, LOOP_WINDOWS)  # what needs the peers' interpreter
+# What a process of a contender is asked to do. ``wsm merge`` is a command of its own.
+PEER_TASKS = {
+    MERGEKIT: "mergekit",
+    AVERAGED: "averaged",
+    LOOP: "loop",
+    MERGEKIT_WINDOWS: "mergekit_windows",
+    LOOP_WINDOWS: "loop_windows",
+}
+OUR_TASKS = {READ: "read", WRITE: "write", MEMORY: "memory", ENGINE: "engine", FORTY: "engine", WRITTEN: "written"}
+FROM_PEERS = tuple(PEER_TASKS)  # what needs the peers' interpreter
+FROM_US = (OURS, ENGINE, FORTY, WRITTEN)  # what a previous version can do too
 CURVES = ("linear", "cosine", "minus_sqrt", "square", "exponential")
 WINDOWS = 8
 PRECISION_COUNTS = (4, 8, 16, 32, 64)
@@ -56,7 +59,7 @@ def windows(count: int) -> list[int]:
 
 def window_weights(count: int, curves: tuple[str, ...]) -> dict[str, list[float]]:
     """Name -> weights over all checkpoints, for every curve and window; oldest first, zeros before the window."""
-    from wsm_jax.core.merge_weights import merge_weights
+    from wsm_jax import merge_weights
 
     return {
         f"{curve}-{k}-{n}": [0.0] * (count - n) + merge_weights(curve, n).tolist()

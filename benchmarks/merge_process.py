@@ -18,6 +18,7 @@ from typing import Any
 
 SAMPLE_SECONDS = 0.005
 BLOCK_BYTES = 16 * 2**20
+Folders = Sequence[str | os.PathLike]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +60,9 @@ def measure(command: Sequence[str], environment: dict[str, str] | None = None) -
         if process.returncode:
             sys.exit(f"{shlex.join(command)}\nended with {process.returncode}: {err.read()[-2000:].decode()}")
         answers = [line for line in out.read().decode().splitlines() if line.startswith("{") and line.endswith("}")]
-    return Measurement(
-        seconds,
-        usage.ru_utime + usage.ru_stime,
-        usage.ru_maxrss * 1024,
-        max(anonymous, default=0),
-        json.loads(answers[-1]) if answers else {},
-    )
+    answer = json.loads(answers[-1]) if answers else {}
+    cpu = usage.ru_utime + usage.ru_stime
+    return Measurement(seconds, cpu, usage.ru_maxrss * 1024, max(anonymous, default=0), answer)
 
 
 @contextlib.contextmanager
@@ -89,15 +86,12 @@ def _sampled(pid: int) -> Iterator[list[int]]:
         thread.join()
 
 
-# --- page cache ------------------------------------------------------------------------------------------------------
-
-
-def files(folders: Sequence[str | os.PathLike]) -> list[Path]:
+def files(folders: Folders) -> list[Path]:
     """The files under the folders, folder by folder in the order given, each folder's in order of name."""
     return [file for folder in folders for file in sorted(Path(folder).rglob("*")) if file.is_file()]
 
 
-def read(folders: Sequence[str | os.PathLike]) -> int:
+def read(folders: Folders) -> int:
     """Reads every file from beginning to end, into one buffer; returns the bytes."""
     buffer, total = memoryview(bytearray(BLOCK_BYTES)), 0
     for file in files(folders):
@@ -107,27 +101,18 @@ def read(folders: Sequence[str | os.PathLike]) -> int:
     return total
 
 
-def write_back(folders: Sequence[str | os.PathLike]) -> None:
-    """Returns when every file is on disk."""
+def make(cache: str, folders: Folders) -> None:
+    """Makes the page cache ``warm`` or ``cold`` for the files in the folders; cold ones are on disk when it returns."""
+    if cache == "warm":
+        read(folders)
+        return
     for file in files(folders):
         with open(file, "rb") as opened:
-            os.fsync(opened.fileno())
-
-
-def make_cold(folders: Sequence[str | os.PathLike]) -> None:
-    """Drops every file from the page cache; only what is on disk can be dropped."""
-    write_back(folders)
-    for file in files(folders):
-        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())  # only what is on disk can be dropped
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def make(cache: str, folders: Sequence[str | os.PathLike]) -> None:
-    """Makes the page cache ``warm`` or ``cold`` for the files in the folders."""
-    make_cold(folders) if cache == "cold" else read(folders)
-
-
-def cached_share(folders: Sequence[str | os.PathLike]) -> float:
+def cached_share(folders: Folders) -> float:
     """Share of the files' pages that are in the page cache (mincore)."""
     cached = pages = 0
     mincore = ctypes.CDLL(None, use_errno=True).mincore

@@ -8,17 +8,19 @@ reads merge.jsonl again, writes the goals into it anew, draws the figure and pri
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import merge_cases as cases_lib  # beside this file
+import results_file
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from merge_cases import (
     ENGINE,
     FORTY,
+    FROM_US,
     LOOP,
     LOOP_WINDOWS,
     MEMORY,
@@ -26,21 +28,20 @@ from merge_cases import (
     MERGEKIT_WINDOWS,
     OURS,
     PEERS,
+    PREVIOUS,
     READ,
     WRITE,
     WRITTEN,
 )
-from rich.console import Console
-from rich.table import Table
 
 from wsm_jax.reporting import plot_style
+from wsm_jax.reporting.tables import print_table
 
 Record = dict[str, Any]
 OWN_FORMATS = ("safetensors", "stream")
 BOUND = 3.0  # a peer that takes less than this times what disk or memory need cannot be beaten by that factor
 COLOURS = {"safetensors": "#0072B2", "stream": "#D55E00", "orbax": "#009E73"}
 LINES = {"warm": "-", "cold": "--"}
-MARKERS = {"safetensors": "o", "stream": "s", "orbax": "^"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,50 +60,79 @@ def find(records: Iterable[Record], **fields: Any) -> list[Record]:
 
 def goals(records: list[Record]) -> list[Goal]:
     """Every goal, computed from the records. The tiny size has none: starting a process is all it takes."""
-    real = [r for r in records if r["kind"] != "merge" or r["size"] != "tiny"]
-    found = []
+    real = [r for r in find(records) if r["size"] != "tiny"]
+    return [*_rates(real), *_memory(real), *_many(real), *_beside_peers(real), *_beside_the_previous(real)]
+
+
+def _rates(real: list[Record]) -> Iterator[Goal]:
     for format in OWN_FORMATS:
         for cache, baseline, least in (("cold", READ, 0.8), ("warm", MEMORY, 0.7)):
             for ours in (ENGINE, WRITTEN):  # the result in new memory, or on disk
                 ratios = _against(real, ours, baseline, "inner_seconds", format=format, cache=cache)
                 text = f"{format}, {cache}: {ours}, at least {least} of the rate of the {baseline}"
-                found.append(_goal(text, ratios, lambda ratio, least=least: ratio >= least, "{:.2f}"))
+                yield _goal(text, ratios, lambda ratio, least=least: ratio >= least, "{:.2f}")
+
+
+def _memory(real: list[Record]) -> Iterator[Goal]:
     for size, format in dict.fromkeys((r["size"], r["format"]) for r in find(real, contender=OURS)):
         if format in OWN_FORMATS:
-            peaks = {f"x{r['count']} {r['cache']}": max(r["peak_rss"]) for r in _ours(real, size, format)}
-            spread = max(peaks.values()) / min(peaks.values())
+            ours = find(real, contender=OURS, size=size, format=format)
+            peaks = [max(r["peak_rss"]) for r in ours]
+            flat = {"highest over lowest": max(peaks) / min(peaks)} if len({r["count"] for r in ours}) > 1 else {}
             text = f"{size}, {format}: peak memory flat in the number of inputs (highest over lowest at most 1.1)"
-            several = len({r["count"] for r in _ours(real, size, format)}) > 1
-            found.append(Goal(text, f"{spread:.2f}" if several else "not measured", spread <= 1.1 if several else None))
+            yield _goal(text, flat, lambda x: x <= 1.1, "{:.2f}")
     for format in OWN_FORMATS:
-        peaks = {_label(r): max(r["peak_rss"]) / 1e9 for r in _ours(real, "774M", format)}
-        found.append(_goal(f"774M, {format}: peak memory under 1 GB", peaks, lambda peak: peak < 1.0, "{:.2f} GB"))
+        ours = find(real, contender=OURS, size="774M", format=format)
+        peaks = {_label(r): max(r["peak_rss"]) / 1e9 for r in ours}
+        yield _goal(f"774M, {format}: peak memory under 1 GB", peaks, lambda peak: peak < 1.0, "{:.2f} GB")
+    ours = find(real, contender=OURS, size="125M", format="safetensors", count=8)
+    peaks = {_label(r): max(r["peak_rss"]) / 1e6 for r in ours}
+    yield _goal("125M x8 safetensors: peak memory under 300 MB", peaks, lambda peak: peak < 300, "{:.0f} MB")
+
+
+def _many(real: list[Record]) -> Iterator[Goal]:
     for format in OWN_FORMATS:
-        slower = {k: 1 / v for k, v in _against(real, FORTY, ENGINE, "inner_seconds", format=format).items()}
-        found.append(
-            _goal(f"{format}: 40 merges take at most twice the time of one", slower, lambda x: x <= 2, "{:.2f}")
-        )
+        slower = _share(real, FORTY, ENGINE, "inner_seconds", format=format)
+        yield _goal(f"{format}: 40 merges take at most twice the time of one", slower, lambda x: x <= 2, "{:.2f}")
     for tool in (MERGEKIT_WINDOWS, LOOP_WINDOWS):
         faster = {k: v * len(cases_lib.CURVES) for k, v in _against(real, FORTY, tool, "seconds").items()}
-        text = f"40 merges at least 10x faster than 5 x ({tool})"
-        found.append(_goal(text, faster, lambda x: x >= 10, "{:.1f}x"))
+        yield _goal(f"40 merges at least 10x faster than 5 x ({tool})", faster, lambda x: x >= 10, "{:.1f}x")
+
+
+def _beside_peers(real: list[Record]) -> Iterator[Goal]:
+    for peer, most in ((LOOP, 0.75), (MERGEKIT, 0.3)):
+        share = _share(real, OURS, peer, "seconds", size="125M", format="safetensors", count=8)
+        text = f"125M x8 safetensors: at most {most} of the time of {peer}"
+        yield _goal(text, share, lambda x, most=most: x <= most, "{:.2f}")
     faster = _against(real, OURS, MERGEKIT, "seconds", size="125M")
-    found.append(_goal("125M: at least 2x faster than mergekit", faster, lambda x: x >= 2, "{:.1f}x"))
+    yield _goal("125M: at least 2x faster than mergekit", faster, lambda x: x >= 2, "{:.1f}x")
     for peer in PEERS:
         faster = {k: v for k, v in _against(real, OURS, peer, "seconds").items() if not _bound(real, peer, k)}
         text = f"at least 3x faster than {peer} where neither disk nor memory binds it"
-        found.append(_goal(text, faster, lambda x: x >= 3, "{:.1f}x"))
+        yield _goal(text, faster, lambda x: x >= 3, "{:.1f}x")
     faster = _against(real, OURS, LOOP, "seconds", size="774M")
-    found.append(_goal("774M: never slower than the plain loop", faster, lambda x: x >= 1, "{:.2f}x"))
+    yield _goal("774M: never slower than the plain loop", faster, lambda x: x >= 1, "{:.2f}x")
     for peer in PEERS:
         for memory, name in (("peak_rss", "resident"), ("peak_anonymous", "anonymous")):
-            share = {k: 1 / v for k, v in _against(real, OURS, peer, memory).items()}
-            found.append(_goal(f"less peak {name} memory than {peer}", share, lambda x: x < 1, "{:.2f} of it"))
-    return found
+            share = _share(real, OURS, peer, memory)
+            yield _goal(f"less peak {name} memory than {peer}", share, lambda x: x < 1, "{:.2f} of it")
 
 
-def _ours(records: list[Record], size: str, format: str) -> list[Record]:
-    return find(records, contender=OURS, size=size, format=format)
+def _beside_the_previous(real: list[Record]) -> Iterator[Goal]:
+    """None without one: a goal that only a comparison of versions has."""
+    if not any(r["contender"].endswith(PREVIOUS) for r in real):
+        return
+    share = _share(real, FORTY, FORTY + PREVIOUS, "inner_seconds")
+    yield _goal("40 merges at most 0.9 of the previous version's time", share, lambda x: x <= 0.9, "{:.2f}")
+    for ours in FROM_US:
+        figure = "seconds" if ours == OURS else "inner_seconds"
+        slower = {}
+        for r in find(real, contender=ours):
+            for before in find(real, contender=ours + PREVIOUS):
+                if _label(before) == _label(r):
+                    slower[_label(r)] = median(r[figure]) / max(before[figure])
+        text = f"{ours}: not slower than the previous version's slowest round"
+        yield _goal(text, slower, lambda x: x <= 1, "{:.2f} of it")
 
 
 def _label(record: Record) -> str:
@@ -117,6 +147,11 @@ def _against(records: list[Record], ours: str, other: str, figure: str, **fields
         for r in find(records, contender=ours, **fields)
         if _label(r) in others
     }
+
+
+def _share(records: list[Record], ours: str, other: str, figure: str, **fields: Any) -> dict[str, float]:
+    """Case -> our figure over the other's."""
+    return {case: 1 / ratio for case, ratio in _against(records, ours, other, figure, **fields).items()}
 
 
 def _bound(records: list[Record], peer: str, label: str) -> bool:
@@ -134,113 +169,52 @@ def _goal(text: str, figures: dict[str, float], met: Callable[[float], bool], fo
     return Goal(text, measured or "not measured", all(map(met, figures.values())) if figures else None)
 
 
-def table(records: list[Record]) -> Table:
-    """Medians over the rounds."""
-    shown = Table(title="Merging checkpoints", title_justify="left")
-    for column in (
-        "case",
-        "contender",
-        "s",
-        "lowest to highest",
-        "CPU-s",
-        "GB/s inside",
-        "peak RSS, GB",
-        "anonymous, GB",
-    ):
-        shown.add_column(column, justify="left" if column in ("case", "contender") else "right")
-    last = ""
+def print_tables(records: list[Record], found: list[Goal]) -> None:
+    """Medians over the rounds, errors, goals."""
+    rows = []
     for r in find(records):
         inner = [x for x in r["inner_seconds"] if x]
         merges_all = r["contender"] not in (WRITE, LOOP_WINDOWS, MERGEKIT_WINDOWS)  # those move other amounts
-        rate = f"{r['input_bytes'] / median(inner) / 1e9:.2f}" if inner and merges_all else ""
-        spread = f"{min(r['seconds']):.2f} to {max(r['seconds']):.2f}"
+        rate = f"{_rate(r):.2f}" if inner and merges_all else ""
+        seconds = [f"{median(r['seconds']):.2f}", f"{min(r['seconds']):.2f} to {max(r['seconds']):.2f}"]
         memory = [f"{max(r[name]) / 1e9:.2f}" for name in ("peak_rss", "peak_anonymous")]
-        case, last = ("" if _label(r) == last else _label(r)), _label(r)
-        seconds = [f"{median(r[name]):.2f}" for name in ("seconds", "cpu_seconds")]
-        shown.add_row(case, r["contender"], seconds[0], spread, seconds[1], rate, *memory)
-    return shown
-
-
-def precision_table(records: list[Record]) -> Table:
-    """Relative rms errors."""
-    shown = Table(title="Relative rms error of wsm_jax.merge against float64", title_justify="left")
-    columns = {
-        "inputs": "count",
-        "of dtype": "dtype",
-        "result in float32": "float32_result",
-        "result in the inputs' dtype": "same_dtype_result",
-        "summed in the inputs' dtype throughout": "same_dtype_sum",
-    }
-    for column in columns:
-        shown.add_column(column, justify="right")
-    for r in records:
-        if r["kind"] == "precision":
-            shown.add_row(*(f"{r[c]:.1e}" if isinstance(r[c], float) else str(r[c]) for c in columns.values()))
-    return shown
-
-
-def goal_table(found: list[Goal]) -> Table:
-    """One row a goal."""
-    shown = Table(title="Goals", title_justify="left", show_lines=True)
-    for column in ("goal", "measured", ""):
-        shown.add_column(column, overflow="fold")
-    for goal in found:
-        shown.add_row(goal.text, goal.measured, {True: "met", False: "NOT MET", None: "not measured"}[goal.met])
-    return shown
+        rows.append([f"{_label(r)}: {r['contender']}", *seconds, f"{median(r['cpu_seconds']):.2f}", rate, *memory])
+    header = ["case", "s", "lowest to highest", "CPU-s", "GB/s inside", "peak RSS, GB", "anonymous, GB"]
+    print_table(header, rows, title="Merging checkpoints")
+    header = ["dtype", "count", "float32_result", "same_dtype_result", "same_dtype_sum"]
+    errors = [[r[name] for name in header] for r in records if r["kind"] == "precision"]
+    rows = [[f"{x:.1e}" if isinstance(x, float) else str(x) for x in row] for row in errors]
+    print_table(header, rows, title="Relative rms error of wsm_jax.merge against float64")
+    answers = {True: "met", False: "NOT MET", None: "not measured"}
+    print_table(["goal", "", "measured"], [[g.text, answers[g.met], g.measured] for g in found], title="Goals")
 
 
 @plot_style.styled_figure
 def figure(records: list[Record]) -> Figure:
-    """Seconds of whole processes; rate and peak memory by number of inputs; precision."""
+    """Seconds of whole processes with a peer; rate and peak memory by number of inputs."""
     made = Figure(figsize=(plot_style.WIDTH, 8.0))
-    made.get_layout_engine().set(w_pad=0.08)  # type: ignore[union-attr]
-    (seconds, rate), (memory, precision) = made.subplots(2, 2)
-    _seconds(seconds, records)
-    sizes = list(dict.fromkeys(r["size"] for r in find(records)))
-    cases = dict.fromkeys((r["size"], r["format"], r["cache"], r["machine"]["cpu"]) for r in find(records))
-    named: set[str] = set()
-    for size, format, cache, cpu in cases:
-        same = [r for r in find(records, size=size, format=format, cache=cache) if r["machine"]["cpu"] == cpu]
-        look = {"color": COLOURS[format], "marker": MARKERS[format], "linestyle": LINES[cache]}
-        look |= {} if size == sizes[-1] else {"markerfacecolor": "white"}
-        label = f"{size}, {format}, {cache}"
+    made.get_layout_engine().set(w_pad=0.15)  # type: ignore[union-attr]
+    seconds, rate, memory = made.subplots(3, 1, height_ratios=(2, 1, 1))
+    _seconds(seconds, [r for r in find(records, format="safetensors") if r["contender"] in (OURS, *PEERS)])
+    for size, format, cache in dict.fromkeys((r["size"], r["format"], r["cache"]) for r in find(records)):
+        same = find(records, size=size, format=format, cache=cache)
+        look: dict[str, Any] = {"color": COLOURS[format], "linestyle": LINES[cache]}
+        look |= {"marker": "s" if size == "774M" else "o", "label": f"{size}, {format}, {cache}"}
         if rates := sorted((r["count"], _rate(r)) for r in find(same, contender=ENGINE)):
             rate.plot(*zip(*rates, strict=True), **look)
         if peaks := sorted((r["count"], max(r["peak_rss"]) / 1e9) for r in find(same, contender=OURS)):
-            memory.plot(*zip(*peaks, strict=True), label="_" + label if label in named else label, **look)
-            named.add(label)
-    for contender, cache, colour in ((READ, "cold", plot_style.GREY), (MEMORY, "warm", plot_style.RAW)):
-        if found := find(records, contender=contender, cache=cache):
-            look = {"color": colour, "linestyle": LINES[cache], "linewidth": 0.9}
-            rate.axhline(median(map(_rate, found)), label=f"{contender}, {cache}: median of all cases", **look)
+            memory.plot(*zip(*peaks, strict=True), **look)
     for peer, marker in zip(PEERS, "xP*", strict=True):
-        for place, r in enumerate(find(records, contender=peer, cache="warm")):
-            at = r["count"] * (1.0 if r["size"] == sizes[0] else 1.12), max(r["peak_rss"]) / 1e9
-            memory.plot(*at, color="#999999", marker=marker, linestyle="", label="_" * (place > 0) + f"{peer}, warm")
-            memory.annotate(r["size"], at, (5, -2), textcoords="offset points", fontsize=6, color=plot_style.GREY)
-    for dtype, colour in (("float32", "#0072B2"), ("bfloat16", "#D55E00")):
-        rows = [r for r in records if r["kind"] == "precision" and r["dtype"] == dtype]
-        for name, line in (("float32_result", "-"), ("same_dtype_result", "--"), ("same_dtype_sum", ":")):
-            label = f"{dtype}: {name.replace('same_dtype', dtype).replace('_', ' ')}"
-            if rows and (dtype, name) != ("float32", "same_dtype_result"):  # that is the line before
-                x, y = [r["count"] for r in rows], [r[name] for r in rows]
-                precision.plot(x, y, color=colour, linestyle=line, marker="o", label=label)
-    rate.set(xlabel="inputs", ylabel="GB/s of inputs, inside the process", title="merge_many, one merge", yscale="log")
-    memory.set(xlabel="inputs", ylabel="peak resident memory, GB", title="whole processes; grey: peers", yscale="log")
-    precision.set(xlabel="inputs", ylabel="relative rms error", title="against float64", yscale="log")
-    for axes in (rate, memory, precision):
+        if points := [(r["count"], max(r["peak_rss"]) / 1e9) for r in find(records, contender=peer)]:
+            memory.plot(*zip(*points, strict=True), color="#999999", marker=marker, linestyle="", label=peer)
+    rate.set(ylabel="GB/s of inputs", title="merge_many, one merge, inside the process", yscale="log")
+    memory.set(xlabel="inputs", ylabel="peak resident memory, GB", title="whole processes", yscale="log")
+    for axes in (rate, memory):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-    for axes in (rate, precision):
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=6, handlelength=3.2, loc="lower right" if axes is rate else "center right")
-    handles, labels = memory.get_legend_handles_labels()
-    title = "upper right and lower left; a line joins what was measured on one model of processor"
-    small = {"fontsize": 6.5, "title_fontsize": 7, "handlelength": 3.2}
-    made.legend(handles, labels, title=title, loc="outside lower center", ncols=4, **small)
-    for axes in (rate, memory):
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
         axes.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "25" else "")
+    made.legend(*memory.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=6.5)
     return made
 
 
@@ -248,27 +222,16 @@ def _rate(record: Record) -> float:
     return record["input_bytes"] / median(record["inner_seconds"]) / 1e9
 
 
-def _seconds(axes: Axes, records: list[Record]) -> None:
-    """Bars of whole processes, where there is a peer."""
-    shown = [r for r in find(records, format="safetensors") if r["contender"] in (OURS, *PEERS)]
-    beside = {(r["size"], r["count"], r["cache"]) for r in shown if r["contender"] in PEERS}
-    shown = [r for r in shown if (r["size"], r["count"], r["cache"]) in beside] or shown
-    if not shown:  # other formats alone were measured
-        axes.set_axis_off()
-        return
-    groups = list(dict.fromkeys((r["size"], r["count"], r["cache"]) for r in shown))
-    ticks: dict[float, str] = {}
-    for place, r in enumerate(shown):
-        at = place + 1.2 * groups.index((r["size"], r["count"], r["cache"]))
-        ticks[at] = r["contender"]
-        axes.barh(at, median(r["seconds"]), color=COLOURS["safetensors"] if r["contender"] == OURS else "#999999")
-        if r["contender"] == OURS:  # the first of its group
-            axes.annotate(
-                f"{r['size']} x{r['count']}, page cache {r['cache']}", (0, at - 0.95), va="center", fontsize=6
-            )
-    axes.set(xlabel="seconds, output written", title="whole processes, safetensors", ylim=(max(ticks) + 0.7, -1.5))
-    axes.set_yticks(list(ticks), list(ticks.values()), fontsize=6)
-    axes.tick_params(axis="y", length=0)
+def _seconds(axes: Axes, shown: list[Record]) -> None:
+    """Bars of whole processes; of the cases that have a peer, where any has."""
+    beside = {_label(r) for r in shown if r["contender"] in PEERS}
+    shown = [r for r in shown if _label(r) in beside] or shown
+    names = [f"{r['contender']}, {r['size']} x{r['count']}, {r['cache']}" for r in shown]
+    colours = [COLOURS["safetensors"] if r["contender"] == OURS else "#999999" for r in shown]
+    axes.barh(names, [median(r["seconds"]) for r in shown], color=colours)
+    axes.set(xlabel="seconds, output written", title="whole processes, safetensors")
+    axes.tick_params(axis="y", labelsize=6)
+    axes.invert_yaxis()
     axes.grid(False, axis="y")
 
 
@@ -278,12 +241,9 @@ def report(path: Path) -> None:
     records = [record for record in records if record["kind"] != "goal"]
     found = goals(records)
     lines = [*records, *({"kind": "goal", **dataclasses.asdict(goal)} for goal in found)]
-    Path(f"{path}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results_file.write(Path(f"{path}.jsonl"), lines)
     plot_style.save(figure(records), path)
-    console = Console()
-    for shown in (table(records), precision_table(records), goal_table(found)):
-        (console if console.is_terminal else Console(width=160)).print(shown)
-    console.print(f"written: {path}.jsonl, .png, .svg")
+    print_tables(records, found)
 
 
 if __name__ == "__main__":

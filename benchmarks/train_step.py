@@ -17,7 +17,6 @@ Writes benchmarks/results/train_step.{jsonl,png,svg}.
 """
 
 import dataclasses
-import datetime
 import json
 import os
 import platform
@@ -28,13 +27,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import results_file  # beside this file
 from absl import app, flags
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 
 from wsm_jax.io import machine
 from wsm_jax.reporting import plot_style
+from wsm_jax.reporting.tables import print_table
 
 PEER_PYTHON = flags.DEFINE_string("peer_python", "", "interpreter with torch and transformers; empty = ours only")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "rounds; in each, every variant runs once", lower_bound=1)
@@ -157,27 +156,18 @@ def run_worker(settings: dict[str, Any]) -> None:
         answer(timed(step, int(line)))
 
 
-def this_machine() -> dict[str, Any]:
-    """What the figures depend on besides the code."""
-    load = os.getloadavg()[0]
-    return {"cpu": machine.cpu_name(), "cores": os.cpu_count(), "system": platform.platform(), "load_before": load}
-
-
-def summary(records: list[dict[str, Any]]) -> Table:
+def print_summary(records: list[dict[str, Any]]) -> None:
     """Medians over the rounds; ratios are medians of the ratios within a round."""
-    table = Table(title="Training step on CPU")
-    for column in ("variant", "tokens/s", "lowest to highest", "CPU-s a step"):
-        table.add_column(column, justify="left" if column == "variant" else "right")
     peers = [r for r in records if r["variant"].startswith("PyTorch")]
-    for peer in peers:
-        table.add_column(f"x {peer['variant']}", justify="right")
+    header = ["variant", "tokens/s", "lowest to highest", "CPU-s a step", *(f"x {p['variant']}" for p in peers)]
+    rows = []
     for record in records:
         rates = record["tokens_per_second"]
         ratios = [median(a / b for a, b in zip(rates, p["tokens_per_second"], strict=True)) for p in peers]
         cells = [f"{median(rates):,.0f}", f"{min(rates):,.0f} to {max(rates):,.0f}"]
         cells += [f"{median(record['cpu_seconds_per_step']):.2f}", *(f"{ratio:.2f}" for ratio in ratios)]
-        table.add_row(record["variant"], *cells)
-    return table
+        rows.append([record["variant"], *cells])
+    print_table(header, rows, title="Training step on CPU")
 
 
 @plot_style.styled_figure
@@ -187,10 +177,7 @@ def figure(records: list[dict[str, Any]]) -> Figure:
     axes = made.add_subplot()
     rates = [record["tokens_per_second"] for record in records]
     middle = [median(r) for r in rates]
-    spread = [
-        [m - min(r) for m, r in zip(middle, rates, strict=True)],
-        [max(r) - m for m, r in zip(middle, rates, strict=True)],
-    ]
+    spread = list(zip(*((median(r) - min(r), max(r) - median(r)) for r in rates), strict=True))
     names = [record["variant"] for record in records]
     colours = ["#999999" if name.startswith("PyTorch") else "#0072B2" for name in names]
     axes.barh(names, middle, xerr=spread, color=colours, height=0.6, error_kw={"linewidth": 1, "capsize": 2})
@@ -205,20 +192,20 @@ def main(argv: list[str]) -> None:
     if WORKER.value:
         run_worker(json.loads(WORKER.value))
         return
-    console = Console()
     shape = dict(zip(FIELDS, (int(x) for x in SHAPE.value.split(",")), strict=True)) | {"threads": THREADS.value}
-    facts = this_machine()
+    facts = {"cpu": machine.cpu_name(), "cores": os.cpu_count(), "system": platform.platform()}
+    facts |= {"load_before": os.getloadavg()[0]}
     if not PEER_PYTHON.value:
-        console.print("No --peer_python: measuring ours only.")
+        print("No --peer_python: measuring ours only.")
     workers = []
     for variant in variants(shape, PEER_PYTHON.value):
-        console.print(f"warming up: {variant.name}")
+        print(f"warming up: {variant.name}", flush=True)
         workers.append(Worker(variant, THREADS.value))
     answers: list[list[dict[str, float]]] = [[] for _ in workers]
     for number in range(ROUNDS.value):
         for worker, timings in zip(workers, answers, strict=True):
             timings.append(worker.run(STEPS.value))
-        console.print(f"round {number + 1} of {ROUNDS.value}")
+        print(f"round {number + 1} of {ROUNDS.value}", flush=True)
     tokens = shape["batch_size"] * shape["context"] * STEPS.value
     records = []
     for worker, timings in zip(workers, answers, strict=True):
@@ -228,7 +215,6 @@ def main(argv: list[str]) -> None:
                 "variant": worker.variant.name,
                 "command": shlex.join(worker.variant.command),
                 "environment": worker.variant.environment,
-                "benchmark": shlex.join(sys.argv),
                 "shape": shape,
                 "steps_per_round": STEPS.value,
                 "tokens_per_second": [tokens / t["seconds"] for t in timings],
@@ -236,15 +222,12 @@ def main(argv: list[str]) -> None:
                 "last_loss": timings[-1]["loss"],
                 **worker.facts,
                 "machine": facts,
-                "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                **results_file.provenance(),
             }
         )
-    output = Path(OUTPUT.value)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    plot_style.save(figure(records), output)
-    console.print(summary(records))
-    console.print(f"written: {output}.jsonl, .png, .svg")
+    print_summary(records)
+    results_file.write(Path(f"{OUTPUT.value}.jsonl"), records)
+    plot_style.save(figure(records), OUTPUT.value)
 
 
 if __name__ == "__main__":

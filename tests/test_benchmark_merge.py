@@ -95,7 +95,7 @@ def test_checkpoints_have_the_parameters_of_gpt2():
     inputs = module("merge_inputs")
     assert inputs.parameters("125M") == 124_439_808  # as the model cards of gpt2 and gpt2-large count them
     assert inputs.parameters("774M") == 774_030_080
-    assert sum(int(np.prod(shape)) for shape in inputs.shapes("125M", "stream")) == 124_373_760
+    assert sum(int(np.prod(shape)) for shape in inputs.shapes("125M", "stream").values()) == 124_373_760
 
 
 def record(contender, *, seconds=(1.0,), inner=(None,), rss=MB, size="125M", count=4, cache="cold"):
@@ -150,12 +150,24 @@ def test_a_peer_that_the_disk_binds_need_not_be_beaten_by_three():
     assert met([record("wsm merge", seconds=[0.9]), read, slow], "3x faster than AveragedModel") is True
 
 
+def test_a_previous_version_takes_part_right_after_ours_and_is_compared_with_it():
+    report, before = module("merge_report"), ", previous version"
+    case = {"count": 16, "cache": "warm"}
+    forty = record("merge_many, 40 merges", seconds=[2.0, 2.0], inner=[1.7, 1.9], **case)
+    earlier = record("merge_many, 40 merges" + before, seconds=[2.0, 2.0], inner=[2.0, 2.1], **case)
+    assert met([forty, earlier], "at most 0.9 of the previous version's time") is True
+    assert met([earlier | {"contender": forty["contender"]}, earlier], "at most 0.9 of the previous") is False
+    assert met([forty, earlier], "merge_many, 40 merges: not slower than the previous") is True
+    assert met([forty, earlier], "wsm merge: not slower than the previous") is None
+    assert not any("previous" in goal.text for goal in report.goals([forty]))
+
+
 # --- all of it -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow  # a minute; the merges that it times are tested by themselves
 def test_the_benchmark_runs_on_tiny_checkpoints(tmp_path):
-    command = [sys.executable, "benchmarks/merge.py", "--sizes=tiny", "--rounds=1"]
+    command = [sys.executable, "benchmarks/merge.py", "--sizes=tiny", "--rounds=1", f"--previous={ROOT}"]
     folders = [f"--folder={tmp_path / 'work'}", f"--output={tmp_path / 'results' / 'merge'}"]
     done = subprocess.run([*command, *folders], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -165,20 +177,23 @@ def test_the_benchmark_runs_on_tiny_checkpoints(tmp_path):
     records = [json.loads(line) for line in (tmp_path / "results" / "merge.jsonl").read_text().splitlines()]
     cases = module("merge_cases")
     expected = [
-        (case.format, case.count, case.cache, contender)
+        (case.format, case.count, case.cache, name)
         for case in cases.CASES
         for contender in case.contenders
+        for name in (contender, f"{contender}, previous version")
         if case.size == "tiny" and contender not in cases.FROM_PEERS
+        if name == contender or contender in cases.FROM_US
     ]
     merges = [r for r in records if r["kind"] == "merge"]
     assert [(r["format"], r["count"], r["cache"], r["contender"]) for r in merges] == expected
     for r in merges:
         assert all(r[name][0] > 0 for name in ("seconds", "cpu_seconds", "peak_rss", "peak_anonymous")), r
-        assert r["contender"] == cases.OURS or 0 < r["inner_seconds"][0] < r["seconds"][0], r
+        assert r["contender"].startswith(cases.OURS) or 0 < r["inner_seconds"][0] < r["seconds"][0], r
         assert r["cache"] == "cold" or r["cached_before"] == [1.0], r
         assert {"versions", "machine", "date", "benchmark", "command"} <= r.keys()
-    (error,) = (r["max_error"] for r in merges if "max_error" in r)
-    assert error < 1e-8  # of values of about 0.02
+    errors = [r["max_error"] for r in merges if "max_error" in r]
+    assert len(errors) == 4  # wsm merge and merge_checkpoints, of both versions
+    assert max(errors) < 1e-8  # of values of about 0.02
 
     for r in (r for r in records if r["kind"] == "precision"):
         assert r["float32_result"] < 3e-7
@@ -195,6 +210,8 @@ def test_the_benchmark_runs_on_tiny_checkpoints(tmp_path):
         "stream, cold: merge_checkpoints, at least 0.8 of the rate of the plain read",
         "774M, safetensors: peak memory under 1 GB",
         "safetensors: 40 merges take at most twice the time of one",
+        "40 merges at most 0.9 of the previous version's time",
+        *(f"{name}: not slower than the previous version's slowest round" for name in cases.FROM_US),
     }
 
 
@@ -204,6 +221,7 @@ def test_the_benchmark_runs_on_tiny_checkpoints(tmp_path):
         ("--sizes=huge", "no case is left"),
         ("--counts=5", "no case is left"),
         ("--peer_python=/nowhere", "is no program"),
+        ("--previous=/nowhere", "has no wsm_jax/"),
         ("x", "unknown argument"),
     ],
 )

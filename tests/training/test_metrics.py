@@ -57,7 +57,7 @@ def test_runs_of_one_name_in_two_folders_are_two_at_weights_and_biases(tmp_path,
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **given: begun.append(given)))
     for folder in ("a/constant", "b/constant", "a/constant"):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-        writer(tmp_path / folder, wandb="project")
+        writer(tmp_path / folder, wandb="project").close()
     assert [given["name"] for given in begun] == ["constant"] * 3
     first, second, again = (given["id"] for given in begun)
     assert first == again != second

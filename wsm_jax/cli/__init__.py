@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from wsm_jax.cli import config_flags, eval, inspect, merge, prepare, report, train, weights
+from wsm_jax.cli import config_flags, eval, extras, inspect, merge, prepare, report, train, weights
 from wsm_jax.errors import UsageError, ended
 
 # Verb -> what adds its arguments, what runs it, whether it takes a configuration, its help.
@@ -66,7 +66,8 @@ def _run(arguments: list[str]) -> int:
         raise UsageError(f"unrecognized arguments: {' '.join(unknown)} (wsm {options.verb} --help tells more)")
     if settings and not options.takes_config:
         raise UsageError(f"wsm {options.verb} takes no {settings[0].split('=')[0]}")
-    return options.run(options, settings) or 0
+    with extras.named(options.verb):
+        return options.run(options, settings) or 0
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:

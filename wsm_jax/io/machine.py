@@ -1,5 +1,6 @@
 """The machine, the libraries and the command: the provenance of every result."""
 
+import contextlib
 import os
 import platform
 import sys
@@ -19,6 +20,15 @@ def cpu_name() -> str:
     )
 
 
+def versions() -> dict[str, str]:
+    """Library -> version, of those that are installed: a light install has no flax, optax or grain."""
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
 def environment() -> dict[str, Any]:
     """Versions, machine and command: the provenance of every result."""
     import jax
@@ -28,7 +38,7 @@ def environment() -> dict[str, Any]:
     program = "python -m wsm_jax" if program == "__main__.py" else program
     return {
         "wsm_jax": metadata.version("wsm-jax"),
-        "versions": {name: metadata.version(name) for name in LIBRARIES},
+        "versions": versions(),
         "python": platform.python_version(),
         "machine": f"{jax.device_count()} x {device.device_kind}, {os.cpu_count()} cores of {cpu_name()}",
         "platform": device.platform,
