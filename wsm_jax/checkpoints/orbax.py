@@ -9,6 +9,7 @@ temporary name and renames, so a folder named by a step is whole.
 import functools
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,9 @@ def load_tree(path: str | os.PathLike, item: str | None = None, abstract: Any = 
     abstract = jax.tree.map(_uncut, abstract_tree(path, item)) if abstract is None else abstract
     _check_chunks(path, item)
     try:
-        return orbax().load(root, abstract, checkpointable_name=name)
+        with warnings.catch_warnings():  # that the sharding of a full state is read from its file
+            warnings.filterwarnings("ignore", message="Sharding info not provided when restoring", module="orbax")
+            return orbax().load(root, abstract, checkpointable_name=name)
     except Exception as error:
         raise UsageError(f"{path}: cannot be read ({type(error).__name__}: {_in_one_line(error)})") from error
 
