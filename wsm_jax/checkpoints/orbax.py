@@ -10,6 +10,7 @@ import functools
 import math
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -191,7 +192,9 @@ def load_tree(path: str | os.PathLike, item: str | None = None, abstract: Any = 
     abstract = jax.tree.map(_on_first_device, abstract)
     _check_chunks(path, item)
     try:
-        return orbax().load(root, abstract, checkpointable_name=name)
+        with warnings.catch_warnings():  # that the sharding of a full state is read from its file
+            warnings.filterwarnings("ignore", message="Sharding info not provided when restoring", module="orbax")
+            return orbax().load(root, abstract, checkpointable_name=name)
     except Exception as error:
         raise UsageError(f"{path}: cannot be read ({type(error).__name__}: {_in_one_line(error)})") from error
 
