@@ -170,6 +170,6 @@ def common_leaves(inputs: Sequence[Mapping[str, Leaf]]) -> dict[str, Leaf]:
     for path, leaf in inputs[0].items():
         there = [other[path] for other in inputs if path in other]
         quantum = min(math.lcm(*(one.quantum for one in there)), max(leaf.size, 1))
-        dtype = leaves_lib.common_dtype([one.dtype for one in there])
+        dtype = leaves_lib.common_dtype(there)
         found[path] = dataclasses.replace(leaf, quantum=quantum, dtype=dtype)
     return found
