@@ -216,7 +216,7 @@ def test_inputs_of_several_dtypes_merge_where_that_of_the_output_is_given(tmp_pa
     dtypes = (ml_dtypes.bfloat16, np.float32, np.float16)
     arrays = [np.linspace(-1, i, 12).reshape(3, 4).astype(dtype) for i, dtype in enumerate(dtypes)]
     for i, array in enumerate(arrays):
-        folder(tmp_path / str(i), {"w": array, "n": np.int64([i])})
+        folder(tmp_path / str(i), {"w": array, "n": np.asarray([i], np.int64)})
     assert merge(tmp_path, "--dtype=float32", "--verify", count=3) == 0
     expected = np.mean([array.astype(np.float64) for array in arrays], axis=0)
     merged = load_file(tmp_path / "out" / SINGLE)
