@@ -175,11 +175,19 @@ def test_only_what_goes_with_the_merged_weights_is_copied(tmp_path, capsys):
             (path / name).parent.mkdir(exist_ok=True)
             (path / name).write_text("{}")
         (path / "notes.txt").symlink_to(tmp_path / "secret")
+        (path / "shared").symlink_to(tmp_path)
     assert merge(tmp_path) == 0
     found = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*") if file.is_file()}
     assert found == {SINGLE, "config.json", "merge.json", "wsm_hashes.json", "tokenizer.json", "1_Pooling/config.json"}
     (line,) = capsys.readouterr().err.splitlines()
-    left = ("adapter_config.json", "model.gguf", "onnx/model.onnx", "original/consolidated.00.pth", "checkpoint-500/")
+    left = (
+        "adapter_config.json",
+        "model.gguf",
+        "onnx/model.onnx",
+        "original/consolidated.00.pth",
+        "checkpoint-500/",
+        "shared/",
+    )
     assert all(name in line for name in left) and f"notes.txt (a link to {tmp_path / 'secret'})" in line
 
 
@@ -208,7 +216,7 @@ def test_inputs_of_several_dtypes_merge_where_that_of_the_output_is_given(tmp_pa
     dtypes = (ml_dtypes.bfloat16, np.float32, np.float16)
     arrays = [np.linspace(-1, i, 12).reshape(3, 4).astype(dtype) for i, dtype in enumerate(dtypes)]
     for i, array in enumerate(arrays):
-        folder(tmp_path / str(i), {"w": array, "n": np.int64([i])})
+        folder(tmp_path / str(i), {"w": array, "n": np.asarray([i], np.int64)})
     assert merge(tmp_path, "--dtype=float32", "--verify", count=3) == 0
     expected = np.mean([array.astype(np.float64) for array in arrays], axis=0)
     merged = load_file(tmp_path / "out" / SINGLE)
@@ -217,12 +225,19 @@ def test_inputs_of_several_dtypes_merge_where_that_of_the_output_is_given(tmp_pa
     np.testing.assert_array_equal(merged["w"], memory["w"])
 
 
-def test_a_folder_of_pickles_says_how_to_convert_it(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("pytorch_model.bin", "pytorch_model.bin is a pickle, which can run code and is not read: convert it"),
+        ("adapter_model.safetensors", "it has an adapter: merge that into its model first"),
+        ("consolidated.safetensors", "consolidated.safetensors: a single file is to be called model.safetensors"),
+    ],
+)
+def test_weights_in_another_form_say_what_to_do(tmp_path, capsys, file, words):
     for i in (0, 1):
         (tmp_path / str(i)).mkdir()
-        (tmp_path / str(i) / "pytorch_model.bin").write_bytes(b"")
-    line = refused(tmp_path, capsys)
-    assert "pytorch_model.bin" in line and "save_pretrained(NEW, safe_serialization=True)" in line
+        (tmp_path / str(i) / file).write_bytes(b"")
+    assert words in refused(tmp_path, capsys)
 
 
 # --- Orbax -----------------------------------------------------------------------------------------------------------
@@ -264,6 +279,11 @@ def test_numbers_strings_and_keys_beside_the_arrays_are_the_newest_ones_as_they_
     with pytest.warns(UsageWarning, match="hold no strings; left out: config/name"):
         wsm_jax.merge_checkpoints(paths, [0.5, 0.5], tmp_path / "flat", format="safetensors")
     assert float(load_file(tmp_path / "flat" / SINGLE)["config.lr"]) == 0.2
+
+
+def test_numbers_of_several_kinds_are_the_newest_exactly(tmp_path):
+    paths = saved(tmp_path, *[{"w": jnp.ones(2), "lr": lr} for lr in (1, True, 0.1)])
+    assert wsm_jax.merge_checkpoints(paths, [0.2, 0.3, 0.5])["lr"] == 0.1
 
 
 def test_leaves_of_one_name_are_refused(tmp_path, capsys):

@@ -47,11 +47,13 @@ def check_inputs(folders: Sequence[Path]) -> None:
 
 
 def hint(folder: Path) -> str:
-    """What to do with a folder that has weights, but none in safetensors; empty where it has none."""
-    try:
-        found = next((file.name for file in sorted(folder.iterdir()) if file.suffix in _TORCH), None)
-    except OSError:
-        found = None
+    """What to do with a folder that has weights, but not as a model in safetensors; empty where it has none."""
+    names = sorted(file.name for file in folder.iterdir())
+    if any(name.startswith("adapter_") for name in names):
+        return "; it has an adapter: merge that into its model first (merge_and_unload() and save_pretrained in peft)"
+    if found := next((name for name in names if name.endswith(".safetensors")), None):
+        return f"; it has {found}: a single file is to be called model.safetensors, several need their index"
+    found = next((name for name in names if name.endswith(_TORCH)), None)
     if found is None:
         return ""
     return (
@@ -81,10 +83,10 @@ def copy(folder: Path, out: Path, *, besides: Sequence[str]) -> None:
             continue
         (out / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, out / place)
-    left += [f"{path.name}/" for path in sorted(folder.iterdir()) if _is_step(path)]
+    folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."]
+    left = [f"{path.name}/" for path in folders if not _is_kept(path)] + left
     if left:
-        more = f" and {len(left) - 6} more" if len(left) > 6 else ""
-        warn(f"left out of the merge, as it does not go with the merged weights: {', '.join(left[:6])}{more}")
+        warn(f"left out of the merge, as it does not go with the merged weights: {_few(left)}")
 
 
 def is_foreign(file: Path) -> bool:
@@ -92,15 +94,16 @@ def is_foreign(file: Path) -> bool:
     return file.name.endswith(_WEIGHTS) or file.name.startswith("adapter_")
 
 
-def _is_step(path: Path) -> bool:
-    return path.is_dir() and _STEP.fullmatch(path.name) is not None
+def _is_kept(path: Path) -> bool:
+    """Whether a sub-folder may belong to the model: it is no step, no link, and not hidden."""
+    return not (_STEP.fullmatch(path.name) or path.is_symlink() or path.name.startswith("."))
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files, sorted, but those in hidden folders and in folders of steps."""
+    """All files, sorted, of the folder and of the sub-folders that are kept."""
     for root, folders, names in os.walk(folder):
         path = Path(root)
-        folders[:] = sorted(name for name in folders if name[0] != "." and not _is_step(path / name))
+        folders[:] = sorted(name for name in folders if _is_kept(path / name))
         yield from (path / name for name in sorted(names) if (path / name).is_file() or (path / name).is_symlink())
 
 
@@ -139,9 +142,7 @@ def _compare(folders: Sequence[Path]) -> None:
             if wanted.get(name) != found.get(name) and not _NO_DIFFERENCE.fullmatch(name)
         ]
         if differ:
-            more = f" and {len(differ) - 6} more" if len(differ) > 6 else ""
-            names = f"{', '.join(differ[:6])}{more}"
-            warn(f"{folder / CONFIG} and {last / CONFIG} differ in {names}; the merge takes the latter")
+            warn(f"{folder / CONFIG} and {last / CONFIG} differ in {_few(differ)}; the merge takes the latter")
             return
 
 
@@ -151,3 +152,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in settings.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -222,9 +222,12 @@ def infinite_hint(path: str) -> str:
     return f"; a mask is kept by --leaves='{re.escape(name)}$=last'" if re.search("mask|bias", name) else ""
 
 
-def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
-    """The dtype in which leaves of these are merged: float32 where they differ."""
-    return dtypes[0] if all(dtype == dtypes[0] for dtype in dtypes) else np.dtype(np.float32)
+def common_dtype(leaves: Sequence[Leaf]) -> np.dtype:
+    """The dtype in which a leaf of several checkpoints is merged: float32 where theirs differ."""
+    if all(leaf.dtype == leaves[0].dtype for leaf in leaves):
+        return leaves[0].dtype
+    scalars = all(leaf.scalar for leaf in leaves)  # 0 in one and 0.1 in another
+    return np.result_type(*(leaf.dtype for leaf in leaves)) if scalars else np.dtype(np.float32)
 
 
 def weight_vectors(weights: Weights, paths: Sequence[str], count: int) -> dict[str, np.ndarray]:
