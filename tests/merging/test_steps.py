@@ -231,7 +231,10 @@ def test_steps_that_are_not_evenly_spaced(tmp_path, capsys):
         (["{in}:0.5", "--count=2"], "--count goes with --run=DIR or with one folder of checkpoints, without a weight"),
         (["{in}", "{in}", "--last_step=800"], "--last_step goes with --run=DIR or with one folder"),
         (["{in}/checkpoint-800", "--count=2"], "is itself a checkpoint and holds no steps"),
-        (["{in}", "--count=99999999999999999999"], "argument --count: invalid whole value: '99999999999999999999'"),
+        (
+            ["{in}", "--count=99999999999999999999"],
+            "argument --count: '99999999999999999999' is no whole number of at most 18 digits",
+        ),
         (["{in}"], "{in} is a folder of steps; it holds those of steps 800 to 1000: add --count=N"),
         (["nowhere", "--count=2"], "nowhere is no folder of checkpoints; nothing is there"),
         (["gs://bucket/run", "--count=2"], "gs://bucket/run is no path of a file system; mount the bucket"),
