@@ -73,7 +73,7 @@ def test_no_block_holds_more_than_its_worker_may(memory, merges, inputs, sizes):
         for weights in [np.full((merges, inputs), 1 / inputs, np.float32)]
         for size in sizes
     ]
-    assert max(task.bytes_held for task in every) <= max(memory, hashes.UNIT * (4 + 8 * merges))
+    assert max(task.bytes_held for task in every) <= max(memory, hashes.UNIT // engine.PARTS * (4 + 8 * merges), hashes.UNIT * 12)
     assert len({task.elements for task in every}) == 1  # one compiled sum
     for task in every:
         blocks = list(task.blocks(0, task.leaf.size))

@@ -41,7 +41,8 @@ MEMORY = 256 * 2**20  # bytes of all workers together, by default
 WORKERS = min(3, (os.cpu_count() or 1) + 1)  # one reads while others add and write
 BLOCK = 1 << 19  # elements of a block, at most, where nothing forces more
 STACK = 1 << 23  # bytes of the inputs of a block that are in memory at once, where one of them takes no more
-TOTALS = 1 << 23  # bytes of the totals of a block, where a unit of each fits: above, malloc gives pages back every time
+PARTS = 16  # of a unit, at most, that many merges cut it into
+TOTALS = 1 << 22  # bytes of the totals of a block, where a part of a unit of each fits: they stay in the caches
 
 Write = Callable[[int, str, int, np.ndarray], None]  # number of the merge, leaf, first element, values
 
@@ -206,10 +207,13 @@ class Task:
     ) -> "Task":
         """That of a leaf whose worker may hold ``memory`` bytes; ``largest``: elements of the largest leaf."""
         width, totals = leaf.dtype.itemsize, 0 if weights is None else len(weights)
-        fit = min(TOTALS, memory // 4) // (4 * max(totals, 1))
-        fit = min(BLOCK, fit, STACK // (len(inputs) * width)) // hashes.UNIT * hashes.UNIT
-        elements = min(max(hashes.UNIT, fit), _padded(largest))
-        grain = math.lcm(hashes.UNIT, leaf.quantum)  # a unit is hashed as a whole, a chunk is read as a whole
+        fit = min(BLOCK, max(STACK // (len(inputs) * width), hashes.UNIT))  # all inputs at once, or batches of them
+        fit = min(fit, min(TOTALS, memory // 4) // (4 * max(totals, 1)))
+        grain = hashes.UNIT
+        while grain > max(fit, hashes.UNIT // PARTS):
+            grain //= 2
+        elements = min(max(grain, fit // grain * grain), _padded(largest))
+        grain = math.lcm(grain, leaf.quantum)  # whole units are hashed at once, chunks can only be read whole
         grain = grain if grain <= elements else leaf.quantum if leaf.quantum > 1 else leaf.size
         elements = max(elements, _padded(min(grain, leaf.size)))  # one stored chunk may exceed the block
         stack = min(STACK, memory - 8 * totals * elements)
@@ -221,6 +225,11 @@ class Task:
         """Bytes of the inputs and of the totals before and after a step."""
         totals = 0 if self.weights is None else len(self.weights)
         return self.elements * (self.batch * self.leaf.dtype.itemsize + 2 * 4 * totals)
+
+    def owner(self, start: int) -> int:
+        """A number that decides which process does the block: one for all blocks that a unit lies in, to be hashed."""
+        apart = self.grain % hashes.UNIT == 0 or hashes.UNIT % self.grain == 0
+        return zlib.crc32(self.path.encode()) + (start // max(self.elements, hashes.UNIT) if apart else 0)
 
     def blocks(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """(start, stop) of the blocks that hold the elements ``first`` to ``last``, and no more than to whole grains."""
@@ -293,12 +302,9 @@ def run(
     numbers = range(len(merges.specs)) if numbers is None else numbers
     todo = []
     for task in tasks(merges, numbers):
-        for number, block in enumerate(task.blocks(*(ranges or {}).get(task.path, (0, task.leaf.size)))):
-            # A unit that lies in two blocks is one process's: it is hashed as a whole.
-            whole = task.grain % hashes.UNIT == 0
-            place = (number if whole else 0) + zlib.crc32(task.path.encode())
-            if ranges is not None or place % jax.process_count() == jax.process_index():
-                todo.append((task, *block))
+        for start, stop in task.blocks(*(ranges or {}).get(task.path, (0, task.leaf.size))):
+            if ranges is not None or task.owner(start) % jax.process_count() == jax.process_index():
+                todo.append((task, start, stop))
     loop = _Loop(merges, write, numbers, fingerprints=ranges is None)
     total = sum((stop - start) * len(task.inputs) * task.leaf.dtype.itemsize for task, start, stop in todo)
     largest = max((task.bytes_held for task, *_ in todo), default=1)
@@ -359,9 +365,9 @@ class _Loop:
         dtype = self._merges.results[task.path].dtype
         merged = np.asarray(total if dtype == np.float32 else _cast(total, dtype))
         finite = merged if dtype == np.float32 else merged.astype(np.float32)  # the cast may overflow too
-        bad = ~np.isfinite(finite[:, :used])
-        if bad.any():
-            self._blame(task, start, stop, self._names[int(np.argwhere(bad)[0, 0])])
+        if not np.isfinite(finite[:, :used]).all():
+            number = int(np.argwhere(~np.isfinite(finite[:, :used]))[0, 0])
+            self._blame(task, start, stop, self._names[number])
         return merged
 
     def _read(self, index: int, path: str, start: int, out: np.ndarray) -> None:
