@@ -69,11 +69,15 @@ def test_bits_do_not_depend_on_how_leaves_are_cut(tmp_path_factory, shapes, coun
 def test_no_block_holds_more_than_its_worker_may(memory, merges, inputs, sizes):
     """Memory depends on neither the number of inputs nor the size of a leaf: at the least it is that of one unit."""
     every = [
-        engine.Task.of("w", Leaf((size,), np.dtype(np.float32)), range(inputs), range(merges), weights, memory, max(sizes))
+        engine.Task.of(
+            "w", Leaf((size,), np.dtype(np.float32)), range(inputs), range(merges), weights, memory, max(sizes)
+        )
         for weights in [np.full((merges, inputs), 1 / inputs, np.float32)]
         for size in sizes
     ]
-    assert max(task.bytes_held for task in every) <= max(memory, hashes.UNIT // engine.PARTS * (4 + 8 * merges), hashes.UNIT * 12)
+    assert max(task.bytes_held for task in every) <= max(
+        memory, hashes.UNIT // engine.PARTS * (4 + 8 * merges), hashes.UNIT * 12
+    )
     assert len({task.elements for task in every}) == 1  # one compiled sum
     for task in every:
         blocks = list(task.blocks(0, task.leaf.size))
@@ -339,7 +343,10 @@ def test_chunks_along_other_axes_and_large_leaves(tmp_path, monkeypatch, ours):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(0, 200_000), st.integers(1, 3000), st.sampled_from([1, 7, 300, 4096, 1 << 16, 70_000]), st.integers(1, 9)
+    st.integers(0, 200_000),
+    st.integers(1, 3000),
+    st.sampled_from([1, 7, 300, 4096, 1 << 16, 70_000]),
+    st.integers(1, 9),
 )
 def test_blocks_cover_every_element_once_in_whole_chunks(start, size, quantum, inputs):
     """Of a range, too, which grows to whole chunks and units."""

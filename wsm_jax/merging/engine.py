@@ -102,6 +102,7 @@ class Merges:
       sources: what the merges read, each once, oldest first.
       places: for each merge the place in ``sources`` of each of its inputs.
       vectors: for each merge path -> float64 [sources].
+      ends: for each merge the sources of its ``first`` and ``last`` leaves, the ends of what has a weight.
       policies: path -> policy.
       leaves: path -> leaf of the inputs, with a quantum that suits all of them.
       results: path -> leaf of the result; what is skipped is not there.
@@ -112,6 +113,7 @@ class Merges:
     sources: list[Source]
     places: list[np.ndarray]
     vectors: list[dict[str, np.ndarray]]
+    ends: list[tuple[int, int]]
     policies: dict[str, str]
     leaves: dict[str, Leaf]
     results: dict[str, Leaf]
@@ -139,7 +141,9 @@ def opened(specs: Mapping[str, MergeSpec], memory: int = MEMORY) -> Iterator[Mer
     spec = next(iter(specs.values()))
     inputs, places = union(list(specs.values()))
     with storage.open_sources([one.path for one in inputs], [one.item for one in inputs]) as sources:
-        leaves_lib.check_same([source.leaves for source in sources], [str(source.path) for source in sources], spec.rules)
+        leaves_lib.check_same(
+            [source.leaves for source in sources], [str(source.path) for source in sources], spec.rules
+        )
         every = {path: leaf for source in sources for path, leaf in source.leaves.items()}
         found = leaves_lib.leaf_policies(every, spec.rules)
         policies = {path: found[path] for path in sources[0].leaves}
@@ -149,11 +153,13 @@ def opened(specs: Mapping[str, MergeSpec], memory: int = MEMORY) -> Iterator[Mer
         if not results:
             raise UsageError(f"nothing to merge: {sources[0].path} has no leaf" + " but skipped ones" * bool(policies))
         averaged = [path for path, policy in policies.items() if policy == AVERAGE]
-        vectors = [
-            {path: spread(vector, where, len(inputs)) for path, vector in one.vectors(averaged).items()}
-            for one, where in zip(specs.values(), places, strict=True)
-        ]
-        yield Merges(specs, sources, places, vectors, policies, leaves, results, memory)
+        own = [one.vectors(averaged) for one in specs.values()]
+        vectors, ends = [], []
+        for found, where in zip(own, places, strict=True):
+            vectors.append({path: spread(vector, where, len(inputs)) for path, vector in found.items()})
+            first, last = leaves_lib.window_ends(found, len(where))
+            ends.append((int(where[first]), int(where[last])))
+        yield Merges(specs, sources, places, vectors, ends, policies, leaves, results, memory)
 
 
 def _common(leaves: Sequence[Leaf]) -> Leaf:
@@ -243,7 +249,6 @@ def tasks(merges: Merges, numbers: Sequence[int]) -> list[Task]:
     """Those of the merges ``numbers``: one for each leaf that is averaged, one for each input that it is copied from."""
     vectors = [merges.vectors[number] for number in numbers]
     every, count = range(len(vectors)), len(merges.sources)
-    ends = [leaves_lib.window_ends(vector, count) for vector in vectors]
     held = merges.memory // WORKERS, max(leaf.size for leaf in merges.results.values())
     found = []
     for path in merges.results:
@@ -257,7 +262,7 @@ def tasks(merges: Merges, numbers: Sequence[int]) -> list[Task]:
             weights = np.ascontiguousarray(table[:, used], np.float32)
             found.append(Task.of(path, leaf, used, every, weights, *held))
             continue
-        wanted = [first if policy == FIRST else last for first, last in ends]
+        wanted = [merges.ends[number][policy != FIRST] for number in numbers]
         for source in sorted(set(wanted)):
             those = [number for number in every if wanted[number] == source]
             found.append(Task.of(path, leaf, [source], those, None, *held))
