@@ -73,7 +73,7 @@ def test_a_flipped_bit_of_a_merge_is_seen_by_the_next(tmp_path, form):
     file.write_bytes(data)
     for arguments in ((tmp_path / "out",), ()):
         with pytest.raises(
-            UsageError, match="in: leaf .* is not what was written there .*; merge it again, or retrain"
+            UsageError, match=r"in: leaf .* is not what was written there .*; merge it again, or retrain"
         ):
             wsm_jax.merge_checkpoints([tmp_path / "in"] * 2, [0.5, 0.5], *arguments)
     (tmp_path / "in" / "wsm_hashes.json").unlink()  # as earlier versions wrote it
@@ -104,11 +104,11 @@ def test_merges_of_other_inputs_are_written_in_one_pass(tmp_path):
 def test_nothing_to_merge_is_refused(tmp_path):
     paths = save_all(tmp_path, [tree(0), tree(1)])
     for output in (None, tmp_path / "out"):
-        with pytest.raises(UsageError, match="nothing to merge: .*0 has no leaf but skipped ones"):
+        with pytest.raises(UsageError, match=r"nothing to merge: .*0 has no leaf but skipped ones"):
             wsm_jax.merge_checkpoints(paths, [0.5, 0.5], output, rules=[("", "skip")])
     (tmp_path / "empty").mkdir()
     save_file({}, tmp_path / "empty" / "model.safetensors")
-    with pytest.raises(UsageError, match="nothing to merge: .*empty has no leaf$"):
+    with pytest.raises(UsageError, match=r"nothing to merge: .*empty has no leaf$"):
         wsm_jax.merge_checkpoints([tmp_path / "empty"], [1.0], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -16,10 +16,10 @@ from wsm_jax.checkpoints.orbax import PARAMS
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.core.leaves import Weights, parse_rule
 from wsm_jax.errors import UsageError
-from wsm_jax.merging import engine, offline, provenance, recipe, selection, weighting
+from wsm_jax.merging import offline, provenance, recipe, selection, weighting
 from wsm_jax.merging.recipe import Recipe
 from wsm_jax.merging.selection import MEAN, Window
-from wsm_jax.merging.spec import MergeSpec
+from wsm_jax.merging.spec import MergeSpec, opened
 from wsm_jax.merging.weighting import Rule
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf)", re.IGNORECASE)
@@ -90,7 +90,7 @@ def explain(options: argparse.Namespace) -> list[dict[str, Any]]:
     Raises:
       UsageError: as :func:`run`.
     """
-    with engine.opened(make_specs(make_request(options), options)) as merges:
+    with opened(make_specs(make_request(options), options)) as merges:
         first: dict[bytes, str] = {}
         rows = []
         for path, policy in merges.policies.items():

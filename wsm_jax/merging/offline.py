@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import jax
 
@@ -15,32 +15,11 @@ from wsm_jax.errors import UsageError
 from wsm_jax.io import disk
 from wsm_jax.io import memory as memory_lib
 from wsm_jax.merging import engine, provenance, verification
-from wsm_jax.merging.engine import MEMORY, Merges
 from wsm_jax.merging.results import Results
-from wsm_jax.merging.spec import MergeSpec
+from wsm_jax.merging.spec import MEMORY, Merges, MergeSpec, opened
 from wsm_jax.parallel.processes import all_succeed
 
 ROOM = 0.8  # share of the host's free memory that results may take
-
-
-@overload
-def merge_checkpoints(
-    paths: Sequence[str | os.PathLike],
-    weights: Weights,
-    output: str | os.PathLike,
-    *,
-    metadata: Mapping[str, Any] | None = None,
-    verify: bool = False,
-    progress: bool = False,
-    format: str | None = None,
-    **options: Any,
-) -> dict[str, Any]: ...
-
-
-@overload
-def merge_checkpoints(
-    paths: Sequence[str | os.PathLike], weights: Weights, output: None = None, **options: Any
-) -> Any: ...
 
 
 def merge_checkpoints(
@@ -120,7 +99,7 @@ def write(
         with all_succeed():
             for output in outputs:
                 storage.check_free(output)
-            merges = stack.enter_context(engine.opened(specs, memory))
+            merges = stack.enter_context(opened(specs, memory))
             disk.check_disk(outputs[0].parent, merges.nbytes * len(outputs))
         folders = [stack.enter_context(storage.unfinished(output)) for output in outputs]
         sinks = [
@@ -202,7 +181,7 @@ def in_memory(
 ) -> Iterator[tuple[str, Any]]:
     """:func:`merge_many` of ``specs``, name -> merge, all with the same rules and dtype."""
     stack = contextlib.ExitStack()
-    merges = stack.enter_context(engine.opened(specs, memory))
+    merges = stack.enter_context(opened(specs, memory))
     return _passes(stack, merges, shardings, progress, int(memory_lib.free() * ROOM) if room is None else room)
 
 

@@ -11,7 +11,7 @@ from wsm_jax.core.leaves import AVERAGE, FIRST
 from wsm_jax.errors import UsageError
 
 if TYPE_CHECKING:
-    from wsm_jax.merging.engine import Merges
+    from wsm_jax.merging.spec import Merges
 
 SAMPLES = 64  # blocks over all leaves, at least one from each leaf
 BLOCK = 1 << 16  # elements of a block, at most, where a row is not longer
