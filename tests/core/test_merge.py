@@ -1,6 +1,7 @@
 """The weighted sum in memory: against numpy, leaf by leaf, sharded, and what it refuses."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -49,11 +50,40 @@ def test_one_weight_vector_for_each_path():
     )
 
 
-def test_weights_of_zero_leave_trees_out_even_the_first_and_all():
+def test_weights_of_zero_leave_trees_out_even_the_first_and_not_all():
     trees = [tree(i) for i in range(4)]
     merged = wsm_jax.merge(trees, [0.0, 0.5, 0.5, 0.0])
     np.testing.assert_array_equal(flat(merged), flat(wsm_jax.merge(trees[1:3], [0.5, 0.5])))
-    assert not flat(wsm_jax.merge(trees, [0.0] * 4)).any()
+    with pytest.raises(UsageError, match="the weights for blocks/kernel are all zero"):
+        wsm_jax.merge(trees, [0.0] * 4)
+    with pytest.raises(UsageError, match="the weights for embedding are all zero"):
+        wsm_jax.merge(trees, [("embedding", [0.0] * 4), ("", [0.25] * 4)])
+
+
+def test_weights_by_rule_are_those_of_the_first_that_matches():
+    """Negative ones too; the mapping that says the same, leaf by leaf, gives the same bits."""
+    trees = [tree(i) for i in range(3)]
+    past, newest, mean = [-0.25, 0.5, 0.75], [0.0, 0.0, 1.0], [1 / 3] * 3
+    merged = wsm_jax.merge(trees, [("norm$", newest), ("^blocks/", past), ("", mean)])
+    assert bits(merged["blocks"]["norm"]) == bits(trees[2]["blocks"]["norm"])
+    by_path = {"blocks/norm": newest, "blocks/kernel": past, "embedding": mean}
+    assert bits(merged) == bits(wsm_jax.merge(trees, by_path))
+    kernel = sum(c * np.asarray(t["blocks"]["kernel"], np.float64) for c, t in zip(past, trees, strict=True))
+    np.testing.assert_allclose(merged["blocks"]["kernel"], kernel, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ([("^blocks/", [1.0, 0.0])], "no weights for leaf embedding"),
+        ([("nowhere", [1.0, 0.0]), ("", [1.0, 0.0])], "weights for 'nowhere': no averaged leaf matches; they are"),
+        ([("(", [1.0, 0.0])], "no regular expression"),
+        ([("", [1.0])], "2 checkpoints need 2 weights"),
+    ],
+)
+def test_weights_by_rule_that_do_not_fit(rules, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        wsm_jax.merge([tree(0), tree(1)], rules)
 
 
 def test_the_sum_is_jitted_once_for_all_weights():
@@ -129,7 +159,7 @@ def test_on_eight_devices_each_merges_its_own_shards():
     program = """
 import jax, jax.numpy as jnp, numpy as np, wsm_jax
 from jax.sharding import NamedSharding, PartitionSpec as P
-from wsm_jax.merging import trees as trees_lib
+from wsm_jax.core import merge as trees_lib
 mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 where = NamedSharding(mesh, P("data"))
 trees = [{"w": jax.device_put(jnp.arange(64.0) * (i + 1), where)} for i in range(3)]

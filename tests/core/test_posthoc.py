@@ -46,7 +46,13 @@ def test_lengths_that_were_not_stored_come_out_of_those_that_were(step, width):
     alone = min(np.linalg.norm(profile(step, w) - wanted) / np.linalg.norm(wanted) for w in WIDTHS)
     assert error < (0.01 if 0.05 <= width <= 0.1 else 0.07)
     assert width in WIDTHS or error < alone / 5
-    assert c.sum() == pytest.approx(1, abs=1e-2)
+    assert c.sum() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize(("steps", "widths", "width"), [([100], [0.05], 0.2), ([50, 100], [0.05, 0.05], 0.25)])
+def test_parameters_that_do_not_move_come_out_as_they_are(steps, widths, width):
+    """Least squares alone would scale them by less than 0.9."""
+    assert posthoc.weights(steps, widths, 100, width) @ np.full(len(steps), 3.0) == pytest.approx(3.0, rel=1e-12)
 
 
 def test_a_stored_one_is_taken_as_it_is():

@@ -11,11 +11,11 @@ import pytest
 from tests.runs import MERGE, STEPS, assert_same_bits
 from wsm_jax import UsageError, cli, merge_checkpoints, merge_weights
 from wsm_jax.checkpoints import orbax
-from wsm_jax.cli import merge_request
-from wsm_jax.cli.merge_request import doubts, input_weights, parse_input
+from wsm_jax.cli import merge_inputs, merge_request, merge_run
 from wsm_jax.core.coefficients import wma_weights
+from wsm_jax.merging.inputs import check_order, input_weights, negative, odd_sum, parse_input
 from wsm_jax.merging.selection import select
-from wsm_jax.merging.weighting import parse, window_weights
+from wsm_jax.merging.weighting import changed, parse, window_weights
 
 pytest_plugins = ["tests.runs"]
 pytestmark = pytest.mark.xdist_group("train")
@@ -52,23 +52,28 @@ def test_a_weight_that_is_not_finite_is_refused(weight):
 
 
 def test_weights_of_explicit_inputs():
-    np.testing.assert_allclose(input_weights([("a", None), ("b", None)], None), [0.5, 0.5])
-    np.testing.assert_allclose(input_weights([("a", 0.2), ("b", 0.8)], None), [0.2, 0.8])
-    np.testing.assert_allclose(input_weights([("a", None)] * 3, "cosine"), merge_weights("cosine", 3))
-    np.testing.assert_array_equal(input_weights([("a", None)] * 3, "wma"), wma_weights(3))
+    mean = parse("mean")
+    np.testing.assert_allclose(input_weights([("a", None), ("b", None)], mean, has_curve=False), [0.5, 0.5])
+    np.testing.assert_allclose(input_weights([("a", 0.2), ("b", 0.8)], mean, has_curve=False), [0.2, 0.8])
+    np.testing.assert_allclose(input_weights([("a", None)] * 3, parse("cosine")), merge_weights("cosine", 3))
+    np.testing.assert_array_equal(input_weights([("a", None)] * 3, parse("wma")), wma_weights(3))
+    reverse = changed(mean, order="reverse")
+    np.testing.assert_array_equal(input_weights([("a", 0.2), ("b", 0.8)], reverse, has_curve=False), [0.8, 0.2])
     with pytest.raises(UsageError, match="not both"):
-        input_weights([("a", 0.2), ("b", 0.8)], "cosine")
+        input_weights([("a", 0.2), ("b", 0.8)], parse("cosine"))
     with pytest.raises(UsageError, match="b has no weight"):
-        input_weights([("a", 0.2), ("b", None)], None)
+        input_weights([("a", 0.2), ("b", None)], mean, has_curve=False)
 
 
 def test_unusual_weights_are_named():
-    assert doubts([("a", 0.25), ("b", 0.75)]) == []
-    assert doubts([("a", None), ("b", None)]) == []
-    assert doubts([("a", 1.5), ("b", -0.5)]) == ["the weight of b is negative, -0.5"]
-    assert doubts([("a", 0.3), ("b", 0.3)]) == ["the weights sum to 0.6, not to 1; they are used as given"]
-    assert doubts([("a", 0.1)] * 10) == []  # their float sum is not 1
-    assert len(doubts([("a", -1.0), ("b", -2.0)])) == 3
+    names = ["a", "b", "c"]
+    assert negative(names, np.asarray([0.5, 0.5, 0.0])) is None
+    assert negative(names, np.asarray([1.5, -0.5, 0.0])) == "the weight of b is negative, -0.5"
+    several = "2 weights are negative; the least, -0.5, is that of c"
+    assert negative(names, np.asarray([1.7, -0.2, -0.5])) == several
+    assert negative(names, {"w": np.asarray([1.2, -0.2, 0.0]), "v": np.asarray([1.5, 0.0, -0.5])}) == several
+    assert odd_sum([0.3, 0.3]) == "the weights sum to 0.6, not to 1; they are used as given"
+    assert odd_sum([]) is odd_sum([0.25, 0.75]) is odd_sum([0.1] * 10) is None  # the last is not 1 in floats
 
 
 def test_unusual_weights_warn_and_merge_all_the_same(reference, tmp_path, capsys):
@@ -87,9 +92,9 @@ def test_unusual_weights_warn_and_merge_all_the_same(reference, tmp_path, capsys
 
 def test_explicit_inputs_make_a_request(reference, tmp_path):
     paths = [str(reference.merge_stream / step) for step in ("3", "6", "9")]
-    request = merge_request.merge_inputs(asked(*paths, "--curve=wma", f"--output={tmp_path / 'out'}"))
-    assert request.paths == tuple(paths)
-    (merge,) = request.merges.values()
+    specs = merge_inputs.make_specs(asked(*paths, "--curve=wma", f"--output={tmp_path / 'out'}"))
+    (merge,) = specs.values()
+    assert merge.paths == tuple(paths)
     np.testing.assert_array_equal(merge.weights, wma_weights(3))
     assert merge.output == tmp_path / "out"
     assert merge.record["curve"] == "wma"
@@ -102,17 +107,20 @@ def test_a_curve_over_inputs_that_are_not_oldest_first_is_refused(reference, tmp
     paths = [str(reference.merge_stream / step) for step in ("12", "9")]
     options = ["merge", *paths, f"--output={tmp_path / 'out'}"]
     assert cli.main([*options, "--curve=ema"]) == 2
-    assert f"{paths[1]} comes after {paths[0]}, but a curve takes the oldest first" in capsys.readouterr().err
+    message = (
+        f"{paths[0]} is not in the order of the steps, but a curve takes the oldest first; give {paths[1]} {paths[0]}"
+    )
+    assert message in capsys.readouterr().err
     assert cli.main(options) == 0  # equal weights know no order
-    merge_request.check_order(["a/step9", "b/step3", "a/step9", "a/step10/", "plain"])  # two series, and a repetition
-    merge_request.check_order(["runs/seed2", "runs/seed1"])  # numbers, but no steps
-    with pytest.raises(UsageError, match="a/step9 comes after a/step10"):
-        merge_request.check_order(["a/step10", "a/step9"])
+    check_order(["a/step9", "b/step3", "a/step9", "a/step10/", "plain"])  # two series, and a repetition
+    check_order(["runs/seed2", "runs/seed1"])  # numbers, but no steps
+    with pytest.raises(UsageError, match="the oldest first; give a/step9 a/step10"):
+        check_order(["a/step10", "a/step9"])
 
 
 def test_a_folder_of_checkpoints_says_what_it_holds(reference, tmp_path, capsys):
     assert cli.main(["merge", str(reference.merge_stream), f"--output={tmp_path / 'out'}"]) == 2
-    assert f"it holds those of steps {MERGE} to {STEPS}: name them, oldest first" in capsys.readouterr().err
+    assert f"it holds those of steps {MERGE} to {STEPS}: add --count=N for the newest N" in capsys.readouterr().err
 
 
 # --- one window of a run ---------------------------------------------------------------------------------------------
@@ -129,10 +137,10 @@ def test_a_folder_of_checkpoints_says_what_it_holds(reference, tmp_path, capsys)
 )
 def test_a_window_makes_a_request(reference, arguments, name, steps):
     options = asked(f"--run={reference.path}", *arguments)
-    request = merge_request.merge_run(options)
-    (merge,) = request.merges.values()
-    assert list(request.merges) == [merge.record["name"]] == [name]
-    assert request.paths == tuple(reference.merge_stream / str(step) for step in steps)
+    specs = merge_run.make_specs(options)
+    (merge,) = specs.values()
+    assert list(specs) == [merge.record["name"]] == [name]
+    assert merge.paths == tuple(reference.merge_stream / str(step) for step in steps)
     window = select(reference, len(steps), last_step=steps[-1], interval=steps[1] - steps[0])
     expected = window_weights(parse(options.curve), reference, window)
     np.testing.assert_array_equal(merge.weights, expected)
@@ -187,7 +195,8 @@ def test_a_merge_is_evaluated_although_the_checkpoints_are_gone(reference, tmp_p
 
 
 def test_leaves_that_share_their_weights_need_not_say_whose(reference):
-    rows = merge_request.explain(asked(f"--run={reference.path}", "--curve=cosine", "--count=4", "--explain"))
+    options = asked(f"--run={reference.path}", "--curve=cosine", "--count=4", "--explain")
+    rows = merge_request.explain(merge_run.make_specs(options))
     assert {row["weights of"] for row in rows} == {None}
 
 
@@ -221,6 +230,37 @@ def test_a_merge_like_another_run_records_which(reference, tmp_path, capsys):
         expected = [0.0, 0.5, 0.0, 0.5] if curve == "schedule-half" else [0.0, 0.0, 0.0, 1.0]
         np.testing.assert_allclose(record["weights"], expected, atol=1e-6)
         assert orbax.user_metadata(tmp_path / curve)["schedule"] == source
+
+
+def test_a_window_past_its_merge_and_in_another_order(reference, tmp_path, capsys):
+    """The default name tells; one line warns of the weight below zero; leaf by leaf where the leaves differ."""
+    options = [f"--run={reference.path}", "--curve=cosine", "--count=4", "--extrapolate=1.5", "--order=scramble:3"]
+    specs = merge_run.make_specs(asked(*options))
+    (merge,) = specs.values()
+    assert merge.output.name == "cosine-extrapolate1.5-scramble3-4x3-at-48"
+    expected = merge_weights("cosine", 4, extrapolate=1.5, order="scramble:3")
+    np.testing.assert_array_equal(merge.weights, expected)
+    assert (merge.record["curve"], merge.record["extrapolate"], merge.record["order"]) == ("cosine", 1.5, "scramble:3")
+    (least,) = np.flatnonzero(expected < 0)
+    warning = f"wsm: warning: the weight of {merge.paths[least]} is negative, {expected[least]:g}\n"
+    assert capsys.readouterr().err == warning
+    (merge,) = merge_run.make_specs(asked(*options, "--weight_decay_aware")).values()
+    assert all(len(np.flatnonzero(vector < 0)) == 1 for vector in merge.weights.values())
+    assert capsys.readouterr().err.count("\n") == 1
+    assert cli.main(["merge", *options, f"--output={tmp_path / 'past'}", "--output_item=default", "--verify"]) == 0
+    assert orbax.item_names(tmp_path / "past") == ["default"]
+    assert_same_bits(orbax.load_tree(tmp_path / "past"), merge_checkpoints(merge.paths, expected))
+
+
+def test_the_record_of_weights_by_rule_has_them_by_leaf(reference, tmp_path):
+    paths = [reference.merge_stream / step for step in ("45", "48")]
+    rules = [("embedding", [-0.5, 1.5]), ("", [0.0, 1.0])]
+    record = merge_checkpoints(paths, rules, tmp_path / "out")
+    names = reference.facts["decay_mask"]
+    assert record["weights"] == {name: [-0.5, 1.5] if "embedding" in name else [0.0, 1.0] for name in names}
+    assert_same_bits(orbax.load_tree(tmp_path / "out"), merge_checkpoints(paths, rules))
+    assert_same_bits(merge_checkpoints(paths, record["weights"]), merge_checkpoints(paths, rules))
+    assert any("embedding" in name for name in names) and not all("embedding" in name for name in names)
 
 
 # --- one merge at every so many steps --------------------------------------------------------------------------------
@@ -259,20 +299,16 @@ def test_every_is_one_merge_after_the_other(reference, tmp_path, capsys, more, e
         assert orbax.user_metadata(record["output"]) == record
 
 
-def test_a_series_is_one_union_of_checkpoints_with_zeros_elsewhere(reference):
+def test_a_series_is_one_merge_for_each_window(reference):
     arguments = [f"--run={reference.path}", "--curve=minus_sqrt", "--count=3", "--every=6"]
-    request = merge_request.merge_run(asked(*arguments))
-    steps = [int(Path(path).name) for path in request.paths]
-    assert steps == list(range(6, STEPS + 1, MERGE))
-    assert list(request.merges) == [f"minus_sqrt-3x3-at-{end}" for end in range(12, STEPS + 1, 6)]
-    weights = merge_weights("minus_sqrt", 3)
-    for end, merge in zip(range(12, STEPS + 1, 6), request.merges.values(), strict=True):
-        assert {s: c for s, c in zip(steps, merge.weights, strict=True) if c} == dict(
-            zip((end - 6, end - 3, end), weights, strict=True)
-        )
-    aware = merge_request.merge_run(asked(*arguments, "--weight_decay_aware"))
-    for merge in aware.merges.values():
-        assert all(vector.shape == (len(aware.paths),) for vector in merge.weights.values())
+    for more in ([], ["--weight_decay_aware"]):
+        specs = merge_run.make_specs(asked(*arguments, *more))
+        assert list(specs) == [f"minus_sqrt-3x3-at-{end}" for end in range(12, STEPS + 1, 6)]
+        for end, merge in zip(range(12, STEPS + 1, 6), specs.values(), strict=True):
+            assert merge.steps == (end - 6, end - 3, end)
+            for vector in merge.weights.values() if more else [merge.weights]:
+                assert vector.shape == (3,)
+                assert more or vector.tolist() == merge_weights("minus_sqrt", 3).tolist()
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -302,6 +338,18 @@ def test_an_output_that_exists_is_refused_before_anything_is_written(reference, 
         (["--curve=best:2", "--count=16", "--weight_decay_aware"], "has no weight-decay-aware form"),
         (["--like=/nowhere", "--count=4"], "/nowhere is not a run directory"),
         (["--curve=linear", "--count=4", "--every=x"], "--every"),
+        (["--curve=linear", "--count=4", "--name=../x"], "--name=../x must be the name of one folder; it is made in"),
+        (["--curve=linear", "--count=4", "--name=/abs"], "--name=/abs must be the name of one folder"),
+        (["--curve=linear", "--count=4", "--name=."], "--name=. must be the name of one folder"),
+        (["--curve=linear", "--count=4", "--name="], "--name= is empty"),
+        (["--curve=search", "--count=4", "--name=.."], "--name=.. must be the name of one folder"),
+        (["--curve=linear", "--count=99999999999999999999"], "--count"),
+        (["--curve=linear", "--count=999999999999999999"], "before there are any"),
+        (["--curve=linear", "--count=2", "--interval=99999999999999999999"], "--interval"),
+        (["--curve=linear", "--count=2", "--last_step=99999999999999999999"], "--last_step"),
+        (["--curve=learned", "--count=2", "--fit_steps=999999999999999999"], "fit_steps=999999999999999999 must be at"),
+        (["--curve=linear", "--count=2", "--spacing=true"], "--spacing goes with checkpoint folders"),
+        (["--curve=search", "--count=2", "--order=reverse"], "--order changes the weights of a rule; --curve=search"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(reference, arguments, words, capsys):

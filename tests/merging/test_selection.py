@@ -12,6 +12,7 @@ from tests.runs import MERGE, STEPS, assert_same_bits, ended
 from wsm_jax import Run, UsageError, cli, merge_checkpoints, merge_weights
 from wsm_jax.checkpoints import orbax
 from wsm_jax.merging.selection import Window, default_name, select, series, window_shape
+from wsm_jax.training.branch import parse_branch
 
 pytest_plugins = ["tests.runs"]
 pytestmark = pytest.mark.xdist_group("train")
@@ -83,6 +84,10 @@ def test_a_window_ends_at_the_newest_checkpoint_or_where_it_is_told_to(reference
         ({"count": 3, "last_step": 50}, "no checkpoint at step 44"),
         ({"count": 3, "interval": 4}, "no checkpoint at step 40.*saved every 3 steps"),
         ({"count": 0}, "count must be a whole number of at least 1, got 0"),
+        ({"count": 10**18}, f"begin at step -{3 * 10**18 - 51}, before there are any"),
+        ({"count": 2, "interval": 10**18}, "begin at step -"),
+        ({"count": 2, "last_step": 10**18}, "no checkpoint at step 999999999999999997"),
+        ({"count": 2, "last_step": -5}, "begin at step -8"),
     ],
 )
 def test_checkpoints_that_are_not_there(reference, arguments, message):
@@ -107,6 +112,11 @@ def test_only_complete_checkpoints_are_seen(retained):
         select(retained, 6)
     (retained.merge_stream / "45" / "_CHECKPOINT_METADATA").unlink()
     (retained.merge_stream / "45" / "params" / "_METADATA").unlink()
+    assert select(retained, 4).steps == (33, 36, 39, 42)
+    for name in ("²", "٣", "0045", "4_5"):  # digits to some functions of Python, none of which is a step
+        shutil.copytree(retained.merge_stream / "42", retained.merge_stream / name)
+        with pytest.raises(UsageError, match="is not of the form RUN@STEP"):
+            parse_branch(f"{retained.path}@{name}")
     assert select(retained, 4).steps == (33, 36, 39, 42)
     shutil.rmtree(retained.merge_stream)
     with pytest.raises(UsageError, match="merge holds no complete checkpoint"):
@@ -141,6 +151,7 @@ def test_a_series_is_cut_at_both_ends(reference, retained):
         ({"count": 2, "every": 3, "interval": 4}, "ends a window of 2 checkpoints every 4 steps"),
         ({"count": 4, "every": 6, "last_step": 9}, "it has 16, from 3 to 48"),
         ({"count": 0, "every": 6}, "count must be"),
+        ({"count": 10**18, "every": 6}, "ends a window of 1000000000000000000 checkpoints"),
     ],
 )
 def test_a_series_that_never_fits(reference, arguments, message):

@@ -11,6 +11,7 @@ import json
 import logging as stdlib_logging
 import math
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,7 +79,12 @@ def complete_steps(directory: str | os.PathLike) -> list[int]:
     root = Path(directory)
     if not root.is_dir():
         return []
-    return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit() and is_checkpoint(p))
+    return sorted(int(p.name) for p in root.iterdir() if is_step(p.name) and is_checkpoint(p))
+
+
+def is_step(text: str) -> bool:
+    """Whether ``text`` is a step as folders are named by: plain digits (``²`` is one to str.isdigit, not to int)."""
+    return re.fullmatch("0|[1-9][0-9]{0,17}", text) is not None
 
 
 def is_checkpoint(path: str | os.PathLike) -> bool:

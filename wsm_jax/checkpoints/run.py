@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,20 @@ def merge_stream(path: str | os.PathLike) -> Path:
     return Path(path) / "checkpoints" / "merge"
 
 
+def is_claimed(path: Path) -> bool | None:
+    """Whether a process trains the run at ``path``; None on a file system without locks, which cannot tell."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(folder)
+    return False
+
+
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[None]:
     """Holds the run directory, made if missing: one process writes it at a time.
@@ -86,7 +101,11 @@ def claimed(path: Path) -> Iterator[None]:
     folder = os.open(path, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.2)  # of another trainer, or of somebody who only looks, which takes an instant
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UsageError(f"{path} is being trained by another process; wait for it or use another --run") from error
         except OSError:
@@ -221,7 +240,7 @@ def check_same(path: Path, config: Config, facts: dict[str, Any]) -> None:
 def _resolved(place: str) -> str:
     """RUN@STEP, or a checkpoint, with every link and ``..`` of its path resolved."""
     path, at, step = place.rpartition("@")
-    return f"{os.path.realpath(path)}@{step}" if at and step.isdigit() else os.path.realpath(place)
+    return f"{os.path.realpath(path)}@{step}" if at and orbax.is_step(step) else os.path.realpath(place)
 
 
 def _is_there(place: str) -> bool:

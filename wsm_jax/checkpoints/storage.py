@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -235,7 +236,9 @@ def _claim(folder: Path, output: Path) -> int:
     return lock
 
 
-def create_sink(path: Path, leaves: Mapping[str, Leaf], like: Source, form: str | None = None) -> Sink:
+def create_sink(
+    path: Path, leaves: Mapping[str, Leaf], like: Source, form: str | None = None, item: str | None = None
+) -> Sink:
     """A sink for ``leaves`` at ``path``, which does not exist. On several processes all call it together.
 
     Args:
@@ -244,12 +247,17 @@ def create_sink(path: Path, leaves: Mapping[str, Leaf], like: Source, form: str 
       like: the newest input; where the format stays, its tree, its files and its configuration are taken over. Where it
         changes, ``a/b`` in a tree and ``a.b`` in safetensors are one name.
       form: ``orbax`` or ``safetensors``; default: as ``like``.
+      item: what the tree is called in an Orbax checkpoint; default ``params``.
 
     Raises:
-      UsageError: two leaves that would have one name, or a dtype that the form cannot hold.
+      UsageError: two leaves that would have one name, a dtype that the form cannot hold, an item that it has not.
     """
     was = SAFETENSORS if isinstance(like, huggingface.Source) else ORBAX
     form = form or was
+    if item is not None and form == SAFETENSORS:
+        raise UsageError(f"output_item={item}: a folder of safetensors has no items")
+    if item is not None and not re.fullmatch(r"\w[\w.-]*", item):
+        raise UsageError(f"output_item={item!r} is no name: letters, digits, _, - and . make one")
     names = {name: output_name(name, like, form) for name in leaves}
     renamed = {names[name]: leaf for name, leaf in leaves.items()}
     if len(renamed) < len(leaves):
@@ -266,7 +274,8 @@ def create_sink(path: Path, leaves: Mapping[str, Leaf], like: Source, form: str 
         tree = like.tree() if form == was else _nested(renamed)
         kept = [renamed.get(name) for name in named_leaves(tree)]
         tree = jax.tree.unflatten(jax.tree.structure(tree), kept)
-    return _Hashed(zarr.Sink(path, renamed, tree, create=first), path, orbax.PARAMS, names, renamed)
+    item = item or orbax.PARAMS
+    return _Hashed(zarr.Sink(path, renamed, tree, create=first, item=item), path, item, names, renamed)
 
 
 def output_name(name: str, like: Source, form: str | None = None) -> str:

@@ -108,7 +108,7 @@ class Source:
         beside = orbax.user_metadata(self.path)
         # Of a merge that is merged again the names and figures, not its own list of inputs.
         plain = {name: value for name, value in beside.items() if isinstance(value, (str, int, float))}
-        step = {"step": int(self.path.name)} if self.path.name.isdigit() else {}
+        step = {"step": int(self.path.name)} if orbax.is_step(self.path.name) else {}
         item = {} if self._folder == self.path.absolute() else {"item": self._folder.name}
         return {"path": str(self.path), "format": "orbax", **item, **step, **plain}
 
@@ -174,11 +174,12 @@ class Sink:
       leaves: path -> leaf to write.
       tree: nested dictionaries and lists with these leaves.
       create: make the files; on several processes one does.
+      item: what the tree is called.
     """
 
-    def __init__(self, folder: Path, leaves: Mapping[str, Leaf], tree: Any, *, create: bool):
+    def __init__(self, folder: Path, leaves: Mapping[str, Leaf], tree: Any, *, create: bool, item: str = orbax.PARAMS):
         self._folder = folder
-        arrays, names = orbax_tree.begin_tree(folder, tree)
+        arrays, names = orbax_tree.begin_tree(folder, tree, item)
         self._places: dict[str, tuple[Path, Chunks]] = {}  # leaf -> folder, its chunks
         with all_succeed():
             for path, leaf in leaves.items():

@@ -5,11 +5,12 @@ Heavy libraries are imported by the verbs that need them. Exit status: 0 done; 2
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from wsm_jax.cli import config_flags, eval, inspect, merge, merge_options, prepare, report, train, weights
+from wsm_jax.cli import config_flags, eval, inspect, merge, prepare, report, train, weights
 from wsm_jax.errors import UsageError, ended
 
 # Verb -> what adds its arguments, what runs it, whether it takes a configuration, its help.
@@ -22,7 +23,7 @@ VERBS = {
     ),
     "train": (train.add, train.run, True, "Train a run, or go on with one that stopped."),
     "merge": (
-        merge_options.add,
+        merge.add,
         merge.run,
         False,
         "Merge checkpoints given as IN[:WEIGHT] ..., or windows of a run's.",
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     # --config.field=value belongs to ml_collections; argparse sees the rest.
     arguments = _joined(arguments)
+    if (empty := next((a for a in arguments if re.fullmatch("(--[a-z_]+=)?", a)), None)) is not None:
+        raise UsageError(f"{empty or 'an argument'} is empty; give it a value, or leave it out")
     settings = [a for a in arguments if a.split("=")[0].split(".")[0] == "--config"]
     options, unknown = _parser().parse_known_args([a for a in arguments if a not in settings])
     if unknown:

@@ -1,4 +1,4 @@
-"""``wsm merge --run=RUN --curve=learned | search``: a request whose weights are found on held-out data first."""
+"""``wsm merge --run=RUN --curve=learned | search``: a merge whose weights are found on held-out data first."""
 
 import argparse
 import dataclasses
@@ -7,8 +7,8 @@ from typing import Any
 from wsm_jax.checkpoints import orbax
 from wsm_jax.checkpoints.orbax import PARAMS
 from wsm_jax.checkpoints.run import Run
-from wsm_jax.cli import merge_request
-from wsm_jax.cli.merge_request import Request
+from wsm_jax.cli import merge_request, merge_run
+from wsm_jax.cli.merge import FIT_OPTIONS
 from wsm_jax.core.leaves import SKIP, parse_rule
 from wsm_jax.errors import UsageError
 from wsm_jax.evaluation import evaluate
@@ -16,11 +16,12 @@ from wsm_jax.evaluation.evaluate import Evaluator
 from wsm_jax.evaluation.tuning import LEARNING_RATE, STEPS, WINDOW_SHARES, Say, check_split, latest, learn, search
 from wsm_jax.merging import recipe, selection, weighting
 from wsm_jax.merging.selection import MEAN, Window
+from wsm_jax.merging.spec import MergeSpec
 from wsm_jax.merging.weighting import Rule
 
 
-def make_request(options: argparse.Namespace, *, say: Say = lambda _: None) -> Request:
-    """The request of ``wsm merge --run=RUN`` with a curve of FITTED, its weights found.
+def make_specs(options: argparse.Namespace, *, say: Say = lambda _: None) -> dict[str, MergeSpec]:
+    """The merge of ``wsm merge --run=RUN`` with a curve of FITTED, its weights found.
 
     ``search`` tries every curve of DECAYS over WINDOW_SHARES of the window that is asked for. The record says under
     ``fit`` what was tried and what came of it.
@@ -30,7 +31,7 @@ def make_request(options: argparse.Namespace, *, say: Say = lambda _: None) -> R
     """
     _check(options)
     run = Run(options.directory)
-    snapshot = merge_request.choose_snapshot(options, run)
+    snapshot = merge_run.choose_snapshot(options, run)
     if snapshot == MEAN and options.curve == "learned":
         raise UsageError("--curve=learned takes point checkpoints; interval means take --curve=search or a decay curve")
     count, interval = selection.window_shape(run, window=options.window, count=options.count, interval=options.interval)
@@ -46,26 +47,25 @@ def make_request(options: argparse.Namespace, *, say: Say = lambda _: None) -> R
         rule, window, fit = _learned(options, run, window, say)
     else:
         rule, window, fit = _searched(options, run, window, validate, say)
-    request = merge_request.window_request(options, run, rule, {name: window})
-    merge_request.warn_of_warmup(run, [window])
-    merge = request.merges[name]
+    spec = merge_run.window_specs(options, run, rule, {name: window})[name]
+    merge_run.warn_of_warmup(run, [window])
     fit = {"split": split, "limit_tokens": limit, "last_checkpoint": last_loss, **fit}
-    merges = {name: dataclasses.replace(merge, record={**merge.record, "fit": fit})}
-    return dataclasses.replace(request, merges=merges)
+    return {name: dataclasses.replace(spec, record={**spec.record, "fit": fit})}
 
 
 def _check(options: argparse.Namespace) -> None:
     curve = options.curve
     check_split(options.fit_split or "validation")
-    if options.inputs:
-        raise UsageError("wsm merge takes either checkpoint folders or --run=DIR")
     if options.explain:
         raise UsageError(f"--explain reads no array, but --curve={curve} needs them to find the weights")
-    if options.every is not None:
+    for flag in ("extrapolate", "order", "spacing"):
+        if getattr(options, flag) is not None:
+            raise UsageError(f"--{flag} changes the weights of a rule; --curve={curve} finds its own")
+    if options.every is not None or options.follow:
         raise UsageError(f"--every goes with rules that need no data; --curve={curve} finds the weights of one window")
     refused = {
         "learned": {"weight_decay_aware": "they emulate no decay", "item": "", "leaves": "all leaves are averaged"},
-        "search": {flag: "it learns no weights" for flag in merge_request.FIT_OPTIONS if flag != "fit_split"},
+        "search": {flag: "it learns no weights" for flag in FIT_OPTIONS if flag != "fit_split"},
     }
     for flag, reason in refused[curve].items():
         value = getattr(options, flag)

@@ -8,6 +8,7 @@ w_i (i = 1..k) scales the updates of interval i, as a learning rate would; c_j (
 Everything is float64 numpy: vectors of at most some thousand numbers that must be exact to rounding.
 """
 
+import re
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from wsm_jax.core.decay import Curve, get_decay
 from wsm_jax.errors import UsageError
 
 Vector = np.ndarray
+
+MOST = 10**6  # checkpoints; a count beyond it is a slip of the finger
 
 
 def vector(name: str, values: Any) -> Vector:
@@ -77,7 +80,55 @@ def update_weights(checkpoint_weights: Any) -> Vector:
         raise UsageError(f"checkpoint_weights[{negative[0]}] is {c[negative[0]]}; it must not be negative")
     if abs(c.sum() - 1.0) > 1e-6:
         raise UsageError(f"checkpoint_weights sum to {c.sum():.9g}, not to 1")
-    return np.cumsum(c[:0:-1])[::-1]
+    return tail_sums(c)
+
+
+def tail_sums(checkpoint_weights: Vector) -> Vector:
+    """w_i = sum of c_j over j >= i of any weights: what :func:`update_weights` is without its checks. float64 [k]."""
+    return np.cumsum(checkpoint_weights[:0:-1])[::-1]
+
+
+def extrapolated(weights: Vector, factor: float) -> Vector:
+    """Weights of the point that lies ``factor`` times as far from the oldest checkpoint as the merge of ``weights``.
+
+    theta_0 + a (merge - theta_0), so c'_j = a c_j and c'_0 = 1 - a (1 - c_0): every update weight w_i becomes a w_i.
+    a = 1 is the merge; past it the oldest checkpoint weighs less than nothing as soon as a (1 - c_0) > 1. Extra-Merge
+    (arXiv 2605.26484) finds that consecutive merges move along nearly one line and goes on along it; the way from where
+    the window begins to its merge is that direction here, within the checkpoints of one window. Along the line through
+    two merges A and B, made before, it is a merge of both with the weights 1 - a and a.
+
+    Args:
+      weights: c_0 .. c_k, oldest first, float64.
+      factor: a, at least 1.
+
+    Returns:
+      float64 of the same length; it sums to 1 where ``weights`` do.
+
+    Raises:
+      UsageError: a factor that is below 1 or not finite.
+    """
+    if not 1.0 <= factor < np.inf:
+        raise UsageError(f"extrapolate={factor} must be a finite number of at least 1, where 1 is the merge itself")
+    farther = factor * weights
+    farther[0] += 1.0 - factor
+    return farther
+
+
+def reordered(weights: Vector, order: str) -> Vector:
+    """The same weights for other checkpoints: control arms that tell whether it matters which one has which.
+
+    Args:
+      weights: oldest first.
+      order: ``reverse`` (the newest gets the oldest's) or ``scramble:SEED`` (at random, the same for a seed).
+
+    Raises:
+      UsageError: another order.
+    """
+    if order == "reverse":
+        return weights[::-1].copy()
+    if seed := re.fullmatch(r"scramble:([0-9]{1,18})", order):
+        return np.random.default_rng(int(seed[1])).permutation(weights)
+    raise UsageError(f"order={order!r}: choose reverse or scramble:SEED, e.g. scramble:0")
 
 
 def curve_update_weights(curve: str | Curve, count: int) -> Vector:
@@ -95,9 +146,11 @@ def curve_update_weights(curve: str | Curve, count: int) -> Vector:
 
 
 def check_count(count: Any) -> None:
-    """Raises UsageError for a number of checkpoints that is no whole number of at least 1."""
+    """Raises UsageError for a number of checkpoints that is no whole number from 1 to MOST."""
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
         raise UsageError(f"count must be a whole number of at least 1, got {count!r}")
+    if count > MOST:
+        raise UsageError(f"count must be at most {MOST:,}, got {count}")
 
 
 def wma_weights(count: int) -> Vector:

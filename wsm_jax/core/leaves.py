@@ -13,7 +13,8 @@ from wsm_jax.errors import UsageError
 
 AVERAGE, LAST, FIRST, SKIP, ERROR = POLICIES = ("average", "last", "first", "skip", "error")
 
-# One vector for all leaves, or one for each leaf by its path ("blocks/mlp/up/kernel").
+# One vector for all leaves, one for each leaf by its path ("blocks/mlp/up/kernel"), or (regular expression on the path,
+# vector) pairs, of which the first that matches decides.
 Weights = Any
 
 # (regular expression on the path, policy); the first that matches decides.
@@ -137,13 +138,15 @@ def weight_vectors(weights: Weights, paths: Sequence[str], count: int) -> dict[s
     """path -> float64 [count], checked.
 
     Args:
-      weights: one vector, or a mapping from every path to its vector.
+      weights: one vector, a mapping from every path to its vector, or (regular expression, vector) pairs.
       paths: leaves that are averaged.
       count: number of checkpoints.
 
     Raises:
-      UsageError: a wrong length, a weight that is not finite, a path without weights.
+      UsageError: a wrong length, a weight that is not finite, weights that are all zero, a path without weights.
     """
+    if is_ruled(weights):
+        weights = _by_rule(weights, paths)
     if isinstance(weights, Mapping):
         missing = [path for path in paths if path not in weights]
         if missing:
@@ -159,7 +162,37 @@ def weight_vectors(weights: Weights, paths: Sequence[str], count: int) -> dict[s
         bad = np.flatnonzero(~np.isfinite(checked[path]))
         if bad.size:
             raise UsageError(f"weight {bad[0]} for {path} is {checked[path][bad[0]]}; it must be a finite number")
+        if not checked[path].any():
+            raise UsageError(f"the weights for {path} are all zero; one at least must not be (a mean: {1 / count:.6g})")
     return checked
+
+
+def is_ruled(weights: Weights) -> bool:
+    """Whether ``weights`` are (regular expression, vector) pairs."""
+    return (
+        isinstance(weights, Sequence)
+        and bool(weights)
+        and all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in weights)
+    )
+
+
+def _by_rule(rules: Sequence[tuple[str, Any]], paths: Sequence[str]) -> dict[str, Any]:
+    """path -> the vector of the first rule whose expression is found in it; a path that none matches is left out.
+
+    Raises:
+      UsageError: an expression that is none, or that matches no path.
+    """
+    for pattern, _ in rules:
+        try:
+            matches = any(re.search(pattern, path) for path in paths)
+        except re.error as error:
+            raise UsageError(f"weights for {pattern!r}: no regular expression ({error})") from error
+        if not matches:
+            raise UsageError(
+                f"weights for {pattern!r}: no averaged leaf matches; they are {_few(dict.fromkeys(paths))}"
+            )
+    found = {path: next((v for pattern, v in rules if re.search(pattern, path)), None) for path in paths}
+    return {path: vector for path, vector in found.items() if vector is not None}
 
 
 def window_ends(vectors: Mapping[str, np.ndarray], count: int) -> tuple[int, int]:

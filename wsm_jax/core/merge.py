@@ -31,8 +31,9 @@ def merge(trees: Sequence[Any], weights: Weights, *, rules: Rules = (), dtype: A
 
     Args:
       trees: pytrees of equal structure, shapes and dtypes, oldest first.
-      weights: one weight for each tree (e.g. of :func:`wsm_jax.merge_weights`), or a mapping from each leaf's path
-        ("blocks/mlp/up/kernel", see :func:`wsm_jax.named_leaves`) to such a vector. Used as they are given: they
+      weights: one weight for each tree (e.g. of :func:`wsm_jax.merge_weights`), a mapping from each leaf's path
+        ("blocks/mlp/up/kernel", see :func:`wsm_jax.named_leaves`) to such a vector, or (regular expression on the path,
+        vector) pairs, of which the first that matches a leaf decides. Used as they are given: they may be negative and
         need not sum to 1.
       rules: (regular expression on the path, policy) pairs, see :func:`wsm_jax.core.leaves.leaf_policies`; by
         default floating leaves are averaged and the others come from the last tree that has a weight. A skipped leaf

@@ -194,9 +194,11 @@ def fit(
 
 def check_settings(steps: int, seed: int) -> None:
     """Raises UsageError where :func:`fit` cannot work with them."""
-    for name, value, least in (("steps", steps, 1), ("seed", seed, 0)):
+    for name, value, least, most in (("steps", steps, 1, 10**6), ("seed", seed, 0, 2**63 - 1)):
         if value < least:
             raise UsageError(f"fit_{name}={value} must be at least {least}")
+        if value > most:
+            raise UsageError(f"fit_{name}={value} must be at most {most}")
 
 
 def on_simplex(logits: Any, corners: Vector) -> Vector:

@@ -152,8 +152,7 @@ def tasks(merges: Merges, numbers: Sequence[int]) -> Iterator[Task]:
             continue
         if policy == AVERAGE:
             table = np.stack([merges.vectors[number][path] for number in numbers])
-            # An input that no merge wants is not read. Not even all-zero weights leave the sum without a term.
-            used = np.flatnonzero((table != 0).any(axis=0)).tolist() or [len(merges.sources) - 1]
+            used = np.flatnonzero((table != 0).any(axis=0)).tolist()  # an input that no merge wants is not read
             yield make_task(path, leaf, used, every, np.ascontiguousarray(table[:, used], np.float32), *held)
             continue
         wanted = [merges.ends[number][policy != FIRST] for number in numbers]

@@ -31,6 +31,7 @@ def merge_checkpoints(
     verify: bool = False,
     progress: bool = False,
     format: str | None = None,
+    output_item: str | None = None,
     shardings: Any = None,
     memory: int = MEMORY,
     **options: Any,
@@ -50,6 +51,7 @@ def merge_checkpoints(
       verify: with ``output``: read it back and compare samples with a sum in float64 before it appears.
       progress: show a bar.
       format: with ``output``: ``orbax`` or ``safetensors``; default: as the inputs.
+      output_item: with ``output``: what an Orbax checkpoint calls the tree; default ``params``.
       shardings: without ``output``, as for :func:`merge_many`.
       memory: bytes of what is under way.
       options: ``item`` of Orbax checkpoints, one for all or a sequence with one for each path (None, the default:
@@ -67,15 +69,16 @@ def merge_checkpoints(
         NaN or an infinity, named.
     """
     if output is None:
-        if metadata is not None or verify or format is not None:
-            raise UsageError("metadata, verify and format go with an output")
+        if metadata is not None or verify or format is not None or output_item is not None:
+            raise UsageError("metadata, verify, format and output_item go with an output")
         how = {"shardings": shardings, "progress": progress, "memory": memory}
         ((_, tree),) = merge_many(paths, {"merged": weights}, **how, **options)
         return tree
     if shardings is not None:
         raise UsageError(f"shardings go with a merge in memory, not with an output ({output})")
-    options |= {"output": Path(output), "format": format, "record": metadata or {}}
-    spec = MergeSpec.of(paths, weights, **options)
+    items = options.pop("item", None)
+    options |= {"output": Path(output), "format": format, "item": output_item, "record": metadata or {}}
+    spec = MergeSpec.of(paths, weights, items, **options)
     return write({"merged": spec}, verify=verify, progress=progress, memory=memory)["merged"]
 
 
@@ -103,7 +106,7 @@ def write(
             disk.check_disk(outputs[0].parent, merges.nbytes * len(outputs))
         folders = [stack.enter_context(storage.unfinished(output)) for output in outputs]
         sinks = [
-            storage.create_sink(folder, merges.results, merges.sources[-1], spec.format)
+            storage.create_sink(folder, merges.results, merges.sources[-1], spec.format, spec.item)
             for folder, spec in zip(folders, specs.values(), strict=True)
         ]
         with all_succeed():
@@ -128,10 +131,11 @@ def _record(merges: Merges, number: int, inputs: Sequence[Mapping[str, Any]]) ->
     spec, places = list(merges.specs.values())[number], merges.places[number]
     vectors = {path: vector[places] for path, vector in merges.vectors[number].items()}
     used = leaves_lib.used(vectors, len(places))
+    weights = vectors if leaves_lib.is_ruled(spec.weights) else spec.weights  # what each leaf has, not by which rule
     return {
         **spec.record,
-        "weights": spec.record.get("weights", provenance.as_lists(spec.weights, used)),
-        "inputs": [{**inputs[places[i]], **provenance.weight_of(spec.weights, i)} for i in used],
+        "weights": spec.record.get("weights", provenance.as_lists(weights, used)),
+        "inputs": [{**inputs[places[i]], **provenance.weight_of(weights, i)} for i in used],
         "leaf_policies": {path: policy for path, policy in merges.policies.items() if policy != AVERAGE},
     }
 
@@ -167,7 +171,8 @@ def merge_many(
     Raises:
       UsageError: as :func:`merge_checkpoints`.
     """
-    specs = {name: MergeSpec.of(paths, vector, **options) for name, vector in weights.items()}
+    items = options.pop("item", None)
+    specs = {name: MergeSpec.of(paths, vector, items, **options) for name, vector in weights.items()}
     return in_memory(specs, shardings=shardings, progress=progress, room=room, memory=memory)
 
 

@@ -1,7 +1,7 @@
 """Which checkpoints of a run a merge takes: one window, or a window that slides along the run."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from wsm_jax.checkpoints import orbax
@@ -129,18 +129,18 @@ def select(
     own = run.plan.merge_interval
     count, interval = _shape(run, count, interval, snapshot)
     last_step = there[-1] if last_step is None else last_step
-    window = _window(run, count, interval, last_step, snapshot)
-    steps = saved_steps(window, own)
-    missing = [step for step in steps if step not in there]
-    if missing:
-        needs = f"{len(steps)} every {own if snapshot == MEAN else interval} steps up to {last_step}"
+    first, every = _reads(count, interval, own, last_step, snapshot)
+    missing = _missing(there, first, last_step, every)
+    if missing is not None:
+        needs = f"{(last_step - first) // every + 1} every {every} steps up to {last_step}"
         has = f"it has {len(there)}, from {there[0]} to {there[-1]}, saved every {own} steps"
-        if missing[0] <= 0:
-            raise UsageError(f"{run.merge_stream}: {needs} begin at step {missing[0]}, before there are any; {has}")
-        raise UsageError(f"{run.merge_stream} has no checkpoint at step {missing[0]} (needed: {needs}); {has}")
+        if missing <= 0:
+            raise UsageError(f"{run.merge_stream}: {needs} begin at step {missing}, before there are any; {has}")
+        raise UsageError(f"{run.merge_stream} has no checkpoint at step {missing} (needed: {needs}); {has}")
+    window = _window(run, count, interval, last_step, snapshot)
     if window.start < _first_mean(run, snapshot):
         raise UsageError(
-            f"{run.merge_stream}: the mean at step {steps[0]} covers the updates since the branch at step "
+            f"{run.merge_stream}: the mean at step {first} covers the updates since the branch at step "
             f"{run.facts['branch_step']} only, not all of its {own}; take a shorter window"
         )
     return window
@@ -175,7 +175,33 @@ def series(
     Raises:
       UsageError: an empty stream, count, interval or every out of range, or no step where the window fits.
     """
-    there = _complete_steps(run)
+    there, own = _complete_steps(run), run.plan.merge_interval
+    bounds = {"first_step": first_step, "last_step": last_step, "interval": interval, "snapshot": snapshot}
+    fitting = windows_over(run, there, count, every, **bounds)
+    if not fitting:
+        raise UsageError(
+            f"{run.merge_stream}: no step that is a multiple of {every} ends a window of {count} checkpoints every "
+            f"{interval or own} steps; it has {len(there)}, from {there[0]} to {there[-1]}, saved every {own} steps"
+        )
+    return fitting
+
+
+def windows_over(
+    run: Run,
+    there: Sequence[int],
+    count: int,
+    every: int,
+    *,
+    first_step: int = 0,
+    last_step: int | None = None,
+    interval: int | None = None,
+    snapshot: str = POINT,
+) -> list[Window]:
+    """As :func:`series`, of a merge stream with the steps ``there``, those of today or of the whole plan; maybe none.
+
+    Raises:
+      UsageError: count, interval or every out of range.
+    """
     own = run.plan.merge_interval
     count, interval = _shape(run, count, interval, snapshot)
     if every < 1 or every % own:
@@ -183,15 +209,25 @@ def series(
             f"every={every} is no multiple of the stream's interval of {own} steps; {_nearest(every, own)} is"
         )
     known, first_step = set(there), max(first_step, _first_mean(run, snapshot))
-    ends = [step for step in there if step % every == 0 and (last_step is None or step <= last_step)]
-    windows = [_window(run, count, interval, end, snapshot) for end in ends]
-    fitting = [w for w in windows if w.start >= first_step and known >= set(saved_steps(w, own))]
-    if not fitting:
-        raise UsageError(
-            f"{run.merge_stream}: no step that is a multiple of {every} ends a window of {count} checkpoints every "
-            f"{interval} steps; it has {len(there)}, from {there[0]} to {there[-1]}, saved every {own} steps"
-        )
+    fitting = []
+    for end in there:
+        if end % every == 0 and (last_step is None or end <= last_step):
+            first, apart = _reads(count, interval, own, end, snapshot)
+            if first - (own if snapshot == MEAN else 0) >= first_step and _missing(known, first, end, apart) is None:
+                fitting.append(_window(run, count, interval, end, snapshot))
     return fitting
+
+
+def _reads(count: int, interval: int, own: int, last_step: int, snapshot: str) -> tuple[int, int]:
+    """The first step that a window ending at ``last_step`` reads, and how far apart what it reads lies."""
+    if snapshot == MEAN:
+        return last_step - count * interval + own, own
+    return last_step - (count - 1) * interval, interval
+
+
+def _missing(there: Collection[int], first: int, last: int, apart: int) -> int | None:
+    """The first step of a window that is not there. A range, so however long it is, one is found soon."""
+    return next((step for step in range(first, last + 1, apart) if step not in there), None)
 
 
 def saved_steps(window: Window, own: int) -> Sequence[int]:

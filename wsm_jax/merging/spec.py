@@ -45,11 +45,12 @@ class MergeSpec:
 
     Attributes:
       inputs: oldest first.
-      weights: as for :func:`wsm_jax.merge`: one vector over the inputs, or one for each leaf; zeros leave inputs out.
+      weights: as for :func:`wsm_jax.merge`: a vector over the inputs, or one for each leaf; zeros leave inputs out.
       rules: (regular expression on a leaf's path, policy) pairs.
       dtype: of the averaged leaves: ``same`` (or None), ``float32``, ``bfloat16`` or ``float16``.
       output: the folder to write; None: the merge stays in memory.
       format: of the output, ``orbax`` or ``safetensors``; None: as the inputs.
+      item: what the output calls the tree, if it is an Orbax checkpoint; None: ``params``.
       record: what is kept beside the output's arrays, JSON-ready.
 
     Raises:
@@ -62,6 +63,7 @@ class MergeSpec:
     dtype: Any = SAME
     output: Path | None = None
     format: str | None = None
+    item: str | None = None
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -75,15 +77,30 @@ class MergeSpec:
 
     @classmethod
     def of(
-        cls, paths: Sequence[str | os.PathLike], weights: Weights, item: storage.Items = None, **fields: Any
+        cls, paths: Sequence[str | os.PathLike], weights: Weights, items: storage.Items = None, **fields: Any
     ) -> "MergeSpec":
         """The merge of ``paths``, with one item for all or one for each.
 
         Raises:
           UsageError: items that do not fit the paths; as the class.
         """
-        items = storage.items_of(item, len(paths))
-        return cls(tuple(Input(path, name) for path, name in zip(paths, items, strict=True)), weights, **fields)
+        named = zip(paths, storage.items_of(items, len(paths)), strict=True)
+        return cls(tuple(Input(path, item) for path, item in named), weights, **fields)
+
+    @property
+    def paths(self) -> tuple[str | os.PathLike, ...]:
+        """The folder of each input."""
+        return tuple(one.path for one in self.inputs)
+
+    @property
+    def items(self) -> tuple[str | None, ...]:
+        """The item of each input."""
+        return tuple(one.item for one in self.inputs)
+
+    @property
+    def steps(self) -> tuple[int | None, ...]:
+        """The step of each input."""
+        return tuple(one.step for one in self.inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +148,7 @@ def opened(specs: Mapping[str, MergeSpec], memory: int = MEMORY) -> Iterator[Mer
     """
     if not specs:
         raise UsageError("nothing to merge: no weights were given")
-    spec, inputs = next(iter(specs.values())), _union(specs.values())
+    spec, inputs = next(iter(specs.values())), union(specs.values())
     with storage.open_sources([one.path for one in inputs], [one.item for one in inputs]) as sources:
         lib.check_same([source.leaves for source in sources], [str(source.path) for source in sources], spec.rules)
         found = lib.leaf_policies({p: leaf for source in sources for p, leaf in source.leaves.items()}, spec.rules)
@@ -147,13 +164,13 @@ def opened(specs: Mapping[str, MergeSpec], memory: int = MEMORY) -> Iterator[Mer
             same = one.inputs == inputs  # some may be named twice
             places.append(np.arange(len(inputs)) if same else np.asarray([inputs.index(each) for each in one.inputs]))
             own = lib.weight_vectors(one.weights, averaged, len(one.inputs))
-            vectors.append({path: _spread(vector, places[-1], len(inputs)) for path, vector in own.items()})
+            vectors.append({path: spread(vector, places[-1], len(inputs)) for path, vector in own.items()})
             first, last = lib.window_ends(own, len(one.inputs))
             ends.append((int(places[-1][first]), int(places[-1][last])))
         yield Merges(specs, sources, places, vectors, ends, policies, leaves, results, memory)
 
 
-def _union(specs: Collection[MergeSpec]) -> tuple[Input, ...]:
+def union(specs: Collection[MergeSpec]) -> tuple[Input, ...]:
     """All that several merges read, each once; where it differs in order of steps, a mean before its end point."""
     first, *others = [spec.inputs for spec in specs]
     if all(inputs == first for inputs in others):
@@ -164,7 +181,7 @@ def _union(specs: Collection[MergeSpec]) -> tuple[Input, ...]:
     return tuple(sorted(every, key=lambda one: (one.step, one.item == PARAMS, str(one.path), str(one.item))))
 
 
-def _spread(vector: np.ndarray, places: np.ndarray, length: int) -> np.ndarray:
+def spread(vector: np.ndarray, places: np.ndarray, length: int) -> np.ndarray:
     """The weights at ``places`` of a vector of ``length``, zero elsewhere."""
     wide = np.zeros(length)
     np.add.at(wide, places, vector)

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import re
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,14 @@ from wsm_jax.core import coefficients, schedules
 from wsm_jax.core.coefficients import Vector
 from wsm_jax.core.decay import DECAYS, Curve
 from wsm_jax.core.leaves import Weights
-from wsm_jax.core.merge_weights import merge_weights
+from wsm_jax.core.merge_weights import altered, merge_weights
 from wsm_jax.core.schedules import Schedule
 from wsm_jax.core.weight_decay import decayed_checkpoint_weights
 from wsm_jax.errors import UsageError
 from wsm_jax.merging.selection import MEAN, Window, choose_snapshot
 
-_CURVES = {**{curve: curve for curve in DECAYS}, "mean": "linear", "lawa": "linear"}
+UNIFORM = ("mean", "lawa")
+_CURVES = {**{curve: curve for curve in DECAYS}, **dict.fromkeys(UNIFORM, "linear")}
 NAMES = (*_CURVES, "wma", "ema:DECAY", "best:N")
 FITTED = ("learned", "search")  # no rules: their weights depend on a loss, see wsm_jax/evaluation/tuning.py
 
@@ -49,6 +50,8 @@ class Rule:
       best: how many checkpoints of lowest validation loss to average.
       schedule: the schedule to emulate, update count -> learning rate.
       source: where the schedule comes from.
+      extrapolate: how far past the merge to go, see :func:`wsm_jax.merge_weights`.
+      order: in which the checkpoints get the weights, see there.
     """
 
     name: str
@@ -57,6 +60,25 @@ class Rule:
     best: int | None = None
     schedule: Schedule | None = None
     source: str | None = None
+    extrapolate: float | None = None
+    order: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What its merges are called in file names."""
+        farther = "" if self.extrapolate is None else f"-extrapolate{self.extrapolate:g}"
+        return self.name + farther + (f"-{self.order}" if self.order else "")
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether it is a plain average, whatever the spacing of the checkpoints."""
+        return self.name in UNIFORM
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """``extrapolate`` and ``order``, those that are set, as records hold them."""
+        both = {"extrapolate": self.extrapolate, "order": self.order}
+        return {name: value for name, value in both.items() if value is not None}
 
 
 def parse(text: str) -> Rule:
@@ -69,7 +91,7 @@ def parse(text: str) -> Rule:
         return emulating(text, _CURVES[text])
     if text == "wma":
         return Rule(text, by_count=coefficients.wma_weights)
-    if match := re.fullmatch(r"best:(\d+)", text):
+    if match := re.fullmatch(r"best:([0-9]{1,18})", text):
         if int(match[1]) < 1:
             raise UsageError(f"curve {text!r}: the number of best checkpoints must be at least 1")
         return Rule(text, best=int(match[1]))
@@ -132,10 +154,21 @@ def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
+def changed(rule: Rule, *, extrapolate: float | None = None, order: str | None = None) -> Rule:
+    """The rule with these changes of its weights.
+
+    Raises:
+      UsageError: a factor or an order that there is not.
+    """
+    altered(np.ones(2) / 2, extrapolate=extrapolate, order=order)  # complains
+    return dataclasses.replace(rule, extrapolate=extrapolate, order=order)
+
+
 def count_weights(
     rule: Rule,
     count: int,
     *,
+    steps: Sequence[int] | None = None,
     learning_rate: float | None = None,
     weight_decay: float = 0.0,
     steps_per_interval: int | None = None,
@@ -145,22 +178,28 @@ def count_weights(
     Args:
       rule: any but ``best`` and the schedules.
       count: number of checkpoints, at least 1.
-      learning_rate, weight_decay, steps_per_interval: as for :func:`wsm_jax.merge_weights`.
+      steps, learning_rate, weight_decay, steps_per_interval: as for :func:`wsm_jax.merge_weights`; ``steps`` go with
+        the curves of DECAYS.
 
     Returns:
-      float64 [count], oldest first, non-negative, summing to 1.
+      float64 [count], oldest first, summing to 1; non-negative unless the rule extrapolates.
 
     Raises:
       UsageError: a rule that needs a run, a value out of range.
     """
     if rule.by_count is None:
         raise UsageError(f"{rule.name} needs a run, for its steps, rate and losses: wsm merge --run=DIR")
-    plain = rule.by_count(count)
-    if not weight_decay:
-        return plain
-    if learning_rate is None or steps_per_interval is None:
-        raise UsageError("weight_decay needs learning_rate and steps_per_interval beside it")
-    return _aware(plain, learning_rate, weight_decay, steps_per_interval)
+    if steps is not None:
+        if rule.curve is None or rule.is_uniform:
+            raise UsageError(f"{rule.name} goes by index; the true steps go with a decay curve: {', '.join(DECAYS)}")
+        plain = merge_weights(rule.curve, count, steps=steps)
+    else:
+        plain = rule.by_count(count)
+    if weight_decay:
+        if learning_rate is None or steps_per_interval is None:
+            raise UsageError("weight_decay needs learning_rate and steps_per_interval beside it")
+        plain = _aware(plain, learning_rate, weight_decay, steps_per_interval)
+    return altered(plain, **rule.changes)
 
 
 def window_weights(rule: Rule, run: Run, window: Window, *, weight_decay_aware: bool = False) -> Weights:
@@ -178,6 +217,18 @@ def window_weights(rule: Rule, run: Run, window: Window, *, weight_decay_aware: 
         interval means with a rule that weighs checkpoints.
     """
     choose_snapshot(run, window.snapshot)  # complains
+    weights = _plain_or_aware(rule, run, window, weight_decay_aware)
+    return each(functools.partial(altered, **rule.changes, ends=int(window.snapshot == MEAN)), weights)
+
+
+def each(function: Callable[[Vector], Vector], weights: Weights) -> Weights:
+    """``function`` of the one vector, or of every leaf's."""
+    if isinstance(weights, Mapping):
+        return {path: function(vector) for path, vector in weights.items()}
+    return function(weights)
+
+
+def _plain_or_aware(rule: Rule, run: Run, window: Window, weight_decay_aware: bool) -> Weights:
     if rule.best and weight_decay_aware:
         raise UsageError(f"{rule.name} selects checkpoints and emulates no decay, so it has no weight-decay-aware form")
     decay = run.config.optimizer.weight_decay if weight_decay_aware else 0.0

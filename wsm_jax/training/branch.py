@@ -24,7 +24,7 @@ def parse_branch(text: str, *, need_state: bool = True) -> tuple[Run, int]:
       UsageError: another form, no such run, or no full state at that step, naming the steps there are.
     """
     path, at, step = text.rpartition("@")
-    if not at or not step.isdigit():
+    if not at or not orbax.is_step(step):
         raise UsageError(f"--branch_from={text!r} is not of the form RUN@STEP, e.g. runs/tiny@750")
     run = Run(path)
     steps = orbax.complete_steps(run.resume_stream)
