@@ -17,7 +17,7 @@ from wsm_jax.data import tokens
 from wsm_jax.data.store import TokenStore
 from wsm_jax.evaluation import evaluate
 from wsm_jax.evaluation.evaluate import Evaluator
-from wsm_jax.merging.recipe import Recipe
+from wsm_jax.merging.spec import MergeSpec
 from wsm_jax.parallel import sharding
 
 Key = TypeVar("Key", bound=Hashable)
@@ -65,7 +65,7 @@ def domain(store: TokenStore) -> str:
     return Path(store.manifest["source"].partition(":")[2] or store.manifest["source"]).name.split(".")[0]
 
 
-def losses(recipes: Mapping[Key, Recipe], measures: Mapping[str, Evaluator]) -> dict[Key, Record]:
+def losses(recipes: Mapping[Key, MergeSpec], measures: Mapping[str, Evaluator]) -> dict[Key, Record]:
     """What each recipe's merge gives, from one pass over all that they read.
 
     Returns:

@@ -33,8 +33,9 @@ from wsm_jax import checkpoint_weights, schedule_weights
 from wsm_jax.checkpoints import run_schedule
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.core.coefficients import curve_update_weights
-from wsm_jax.merging.recipe import Recipe, make_recipe
+from wsm_jax.merging.recipe import make_recipe
 from wsm_jax.merging.selection import MEAN
+from wsm_jax.merging.spec import MergeSpec
 from wsm_jax.reporting import plot_style
 from wsm_jax.reporting.tables import markdown_table
 
@@ -85,7 +86,7 @@ def _step(runs: Matrix, since: int) -> int:
     return runs.branch_step + since * runs.interval
 
 
-def by_schedule(run: Run, path: Trajectory, first: int, last: int) -> Recipe:
+def by_schedule(run: Run, path: Trajectory, first: int, last: int) -> MergeSpec:
     """The merge of the checkpoints from ``first`` to ``last`` that emulates the schedule of ``run``."""
     steps = [step for step in path if first <= step <= last]
     schedule = run_schedule.from_config(run.config, run.facts["branch_step"])

@@ -26,7 +26,7 @@ from experiments.trajectories import along, window
 from wsm_jax.checkpoints.orbax import PARAMS
 from wsm_jax.evaluation import tuning
 from wsm_jax.merging import selection
-from wsm_jax.merging.recipe import Recipe, make_recipe
+from wsm_jax.merging.recipe import make_recipe, of_steps
 from wsm_jax.merging.selection import MEAN, POINT
 from wsm_jax.reporting import plot_style
 from wsm_jax.reporting.tables import markdown_table
@@ -60,7 +60,7 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
             recipes[AWARE, curve, n] = make_recipe(constant, curve, n, snapshot=POINT, weight_decay_aware=True)
     chosen = selection.select(constant, matrix.DECAY, last_step=end)
     learned = tuning.learn(constant, chosen, seed=seed).weights
-    recipes[LEARNED, "", matrix.DECAY] = Recipe(chosen.paths, (PARAMS,) * chosen.count, learned)
+    recipes[LEARNED, "", matrix.DECAY] = of_steps(chosen.paths, (PARAMS,) * chosen.count, learned)
     for job, way in BRANCHES.items():
         own = along(runs.run(seed, rate, job))
         recipes |= {

@@ -24,8 +24,9 @@ from experiments.intervals import interval, shown, verdict
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, source
 from wsm_jax.checkpoints.run import Run
-from wsm_jax.merging.recipe import Recipe, make_recipe
+from wsm_jax.merging.recipe import make_recipe
 from wsm_jax.merging.selection import MEAN, POINT, SNAPSHOTS
+from wsm_jax.merging.spec import MergeSpec
 from wsm_jax.reporting import plot_style
 from wsm_jax.reporting.tables import markdown_table
 
@@ -94,7 +95,7 @@ def measure(folder: Path, piece: Piece, settings: list[str]) -> list[Record]:
     ]
 
 
-def merges(base: Run) -> dict[Key, Recipe]:
+def merges(base: Run) -> dict[Key, MergeSpec]:
     """Both snapshots x windows x curves with plain weights, and the linear curve with weight-decay-aware ones."""
     kinds = [*((curve, False) for curve in CURVES), ("linear", True)]
     return {

@@ -25,7 +25,8 @@ from experiments.intervals import interval, shown, verdict
 from experiments.protocol import Experiment, Page, Record
 from experiments.seeds import Seeds, source
 from wsm_jax.checkpoints.run import Run
-from wsm_jax.merging.recipe import Recipe, make_recipe
+from wsm_jax.merging.recipe import make_recipe
+from wsm_jax.merging.spec import MergeSpec
 from wsm_jax.reporting import plot_style
 from wsm_jax.reporting.tables import markdown_table
 
@@ -98,7 +99,7 @@ def measure(folder: Path, piece: Piece, settings: list[str]) -> list[Record]:
     return records
 
 
-def averages(run: Run, step: int) -> dict[str, Recipe]:
+def averages(run: Run, step: int) -> dict[str, MergeSpec]:
     """Name -> what is averaged at ``step``; LAWA and SWA only where their checkpoints lie after the warm-up."""
     newest, own = run.merge_stream / str(step), run.plan.merge_interval
     warm = run.config.duration_steps("schedule.warmup", run.config.schedule.warmup)

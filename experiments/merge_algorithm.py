@@ -26,8 +26,9 @@ from wsm_jax.checkpoints.run import Run
 from wsm_jax.errors import UsageError
 from wsm_jax.evaluation import tuning
 from wsm_jax.merging import selection
-from wsm_jax.merging.recipe import Recipe, make_recipe
+from wsm_jax.merging.recipe import make_recipe, of_steps
 from wsm_jax.merging.selection import MEAN, POINT
+from wsm_jax.merging.spec import MergeSpec
 from wsm_jax.merging.weighting import Rule
 from wsm_jax.reporting import plot_style
 from wsm_jax.reporting.tables import markdown_table
@@ -61,11 +62,11 @@ def measure(folder: Path, piece: tuple[str, int], settings: list[str]) -> list[R
     return [{"arm": arm, "curve": curve, "count": n, **facts, **loss} for (arm, curve, n), loss in found.items()]
 
 
-def _merged(run: Run, end: int, rule: Rule | str, count: int, **options: Any) -> Recipe:
+def _merged(run: Run, end: int, rule: Rule | str, count: int, **options: Any) -> MergeSpec:
     return make_recipe(run, rule, count, last_step=end, **{"snapshot": POINT, **options})
 
 
-def _averages(run: Run, end: int, seed: int) -> dict[tuple[str, str, int], Recipe]:
+def _averages(run: Run, end: int, seed: int) -> dict[tuple[str, str, int], MergeSpec]:
     """What is not a merge along a curve of the parameters as they were saved."""
     recipes = {}
     for n in COUNTS:
@@ -75,7 +76,7 @@ def _averages(run: Run, end: int, seed: int) -> dict[tuple[str, str, int], Recip
     window = selection.select(run, matrix.DECAY, last_step=end)
     for name, monotone in ((LEARNED, False), (MONOTONE, True)):
         weights = tuning.learn(run, window, seed=seed, monotone=monotone).weights
-        recipes[name, "", matrix.DECAY] = Recipe(window.paths, (PARAMS,) * window.count, weights)
+        recipes[name, "", matrix.DECAY] = of_steps(window.paths, (PARAMS,) * window.count, weights)
     return recipes
 
 

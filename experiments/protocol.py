@@ -37,8 +37,8 @@ from wsm_jax.evaluation import evaluate
 from wsm_jax.evaluation.evaluate import Evaluation, Evaluator
 from wsm_jax.io import files, machine, memory
 from wsm_jax.merging import offline
-from wsm_jax.merging import recipe as recipe_lib
-from wsm_jax.merging.recipe import Recipe
+from wsm_jax.merging.recipe import of_steps
+from wsm_jax.merging.spec import MergeSpec
 from wsm_jax.reporting import plot_style
 from wsm_jax.training.loop import train
 
@@ -88,21 +88,23 @@ def trained(folder: Path, config: str, settings: Sequence[str], *, branch_from: 
     return train(loaded, folder, branch_from=branch_from, params_from=params_from, quiet=True)
 
 
-def evaluated(recipes: Mapping[Key, Recipe], evaluators: Mapping[str, Evaluator]) -> dict[Key, dict[str, Evaluation]]:
+def evaluated(
+    recipes: Mapping[Key, MergeSpec], evaluators: Mapping[str, Evaluator]
+) -> dict[Key, dict[str, Evaluation]]:
     """What each recipe's merge gives on every split; all merges come from one pass over what they read."""
     keys = {f"{number}": key for number, key in enumerate(recipes)}
-    paths, items, weights = recipe_lib.union({number: recipes[key] for number, key in keys.items()})
     # A piece beside others has its share of the memory as it has of the cores.
     share = len(os.sched_getaffinity(0)) / (os.cpu_count() or 1)
-    merges = offline.merge_many(paths, weights, item=items, room=int(offline.ROOM * share * memory.free()))
+    specs = {number: recipes[key] for number, key in keys.items()}
+    merges = offline.in_memory(specs, room=int(offline.ROOM * share * memory.free()))
     return {
         keys[name]: {split: evaluator(params) for split, evaluator in evaluators.items()} for name, params in merges
     }
 
 
-def single(path: Path, item: str = PARAMS) -> Recipe:
+def single(path: Path, item: str = PARAMS) -> MergeSpec:
     """One checkpoint as it is."""
-    return Recipe((path,), (item,), np.ones(1))
+    return of_steps((path,), (item,), np.ones(1))
 
 
 def evaluators(base: Run, *, validation_tokens: int, test_tokens: int) -> dict[str, Evaluator]:
@@ -131,9 +133,9 @@ def provenance(base: Run) -> Record:
     return {"seed": base.config.seed, **facts, **environment}
 
 
-def trained_by(recipe: Recipe) -> Record:
+def trained_by(recipe: MergeSpec) -> Record:
     """Hashes of the configuration and the data of the run that saved a recipe's newest checkpoint."""
-    run = Run(recipe.paths[-1].parents[2])  # RUN/checkpoints/STREAM/STEP
+    run = Run(Path(recipe.paths[-1]).parents[2])  # RUN/checkpoints/STREAM/STEP
     return {**{name: run.facts[name] for name in ("config_hash", "data_hash")}, "config_id": run.config_id}
 
 

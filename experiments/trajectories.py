@@ -8,7 +8,8 @@ from wsm_jax.checkpoints.run import Run
 from wsm_jax.core.coefficients import Vector
 from wsm_jax.core.merge_weights import merge_weights
 from wsm_jax.errors import UsageError
-from wsm_jax.merging.recipe import Recipe
+from wsm_jax.merging.recipe import of_steps
+from wsm_jax.merging.spec import MergeSpec
 
 Trajectory = Mapping[int, Path]  # step -> checkpoint, oldest first
 
@@ -24,7 +25,7 @@ def along(*runs: Run) -> Trajectory:
     return found
 
 
-def window(path: Trajectory, rule: str | Vector, count: int, end: int, apart: int = 1) -> Recipe:
+def window(path: Trajectory, rule: str | Vector, count: int, end: int, apart: int = 1) -> MergeSpec:
     """The merge of ``count`` checkpoints that ends at step ``end``.
 
     Args:
@@ -42,4 +43,4 @@ def window(path: Trajectory, rule: str | Vector, count: int, end: int, apart: in
     if len(chosen) < count or chosen[-1] != end:
         raise UsageError(f"there are no {count} checkpoints, {apart} apart, up to step {end}: {steps}")
     weights = merge_weights(rule, count) if isinstance(rule, str) else rule
-    return Recipe(tuple(path[step] for step in chosen), (orbax.PARAMS,) * count, weights)
+    return of_steps(tuple(path[step] for step in chosen), (orbax.PARAMS,) * count, weights)

@@ -26,7 +26,7 @@ from experiments.seeds import Seeds, plus_minus, source
 from experiments.training import SEED_SCALES, matrix_of, rates
 from experiments.trajectories import along, window
 from wsm_jax.checkpoints import orbax
-from wsm_jax.merging import offline, recipe
+from wsm_jax.merging import offline
 from wsm_jax.reporting import plot_style
 from wsm_jax.reporting.tables import markdown_table
 
@@ -52,8 +52,7 @@ def measure(folder: Path, seed: int, settings: list[str]) -> list[Record]:
     points = {key: _flat(orbax.load_tree(one.paths[0])) for key, one in recipes.items()}
     chosen = {str(n): window(path, "linear", n, runs.steps) for n in COUNTS}
     recipes |= {(MERGE, runs.steps, int(name)): one for name, one in chosen.items()}
-    paths, items, weights = recipe.union(chosen)
-    for name, merged in offline.merge_many(paths, weights, item=items):
+    for name, merged in offline.in_memory(chosen):
         points[MERGE, runs.steps, int(name)] = _flat(merged)
     keys, products = list(points), inner_products(list(points.values()))
     coordinates, shares = components(products)

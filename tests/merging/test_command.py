@@ -92,9 +92,9 @@ def test_unusual_weights_warn_and_merge_all_the_same(reference, tmp_path, capsys
 
 def test_explicit_inputs_make_a_request(reference, tmp_path):
     paths = [str(reference.merge_stream / step) for step in ("3", "6", "9")]
-    request = merge_inputs.make_request(asked(*paths, "--curve=wma", f"--output={tmp_path / 'out'}"))
-    assert request.paths == tuple(map(Path, paths))
-    (merge,) = request.merges.values()
+    specs = merge_inputs.make_specs(asked(*paths, "--curve=wma", f"--output={tmp_path / 'out'}"))
+    (merge,) = specs.values()
+    assert merge.paths == tuple(paths)
     np.testing.assert_array_equal(merge.weights, wma_weights(3))
     assert merge.output == tmp_path / "out"
     assert merge.record["curve"] == "wma"
@@ -137,10 +137,10 @@ def test_a_folder_of_checkpoints_says_what_it_holds(reference, tmp_path, capsys)
 )
 def test_a_window_makes_a_request(reference, arguments, name, steps):
     options = asked(f"--run={reference.path}", *arguments)
-    request = merge_run.make_request(options)
-    (merge,) = request.merges.values()
-    assert list(request.merges) == [merge.record["name"]] == [name]
-    assert request.paths == tuple(reference.merge_stream / str(step) for step in steps)
+    specs = merge_run.make_specs(options)
+    (merge,) = specs.values()
+    assert list(specs) == [merge.record["name"]] == [name]
+    assert merge.paths == tuple(reference.merge_stream / str(step) for step in steps)
     window = select(reference, len(steps), last_step=steps[-1], interval=steps[1] - steps[0])
     expected = window_weights(parse(options.curve), reference, window)
     np.testing.assert_array_equal(merge.weights, expected)
@@ -196,7 +196,7 @@ def test_a_merge_is_evaluated_although_the_checkpoints_are_gone(reference, tmp_p
 
 def test_leaves_that_share_their_weights_need_not_say_whose(reference):
     options = asked(f"--run={reference.path}", "--curve=cosine", "--count=4", "--explain")
-    rows = merge_request.explain(options, merge_run.make_request(options))
+    rows = merge_request.explain(merge_run.make_specs(options))
     assert {row["weights of"] for row in rows} == {None}
 
 
@@ -235,21 +235,21 @@ def test_a_merge_like_another_run_records_which(reference, tmp_path, capsys):
 def test_a_window_past_its_merge_and_in_another_order(reference, tmp_path, capsys):
     """The default name tells; one line warns of the weight below zero; leaf by leaf where the leaves differ."""
     options = [f"--run={reference.path}", "--curve=cosine", "--count=4", "--extrapolate=1.5", "--order=scramble:3"]
-    request = merge_run.make_request(asked(*options))
-    (merge,) = request.merges.values()
+    specs = merge_run.make_specs(asked(*options))
+    (merge,) = specs.values()
     assert merge.output.name == "cosine-extrapolate1.5-scramble3-4x3-at-48"
     expected = merge_weights("cosine", 4, extrapolate=1.5, order="scramble:3")
     np.testing.assert_array_equal(merge.weights, expected)
     assert (merge.record["curve"], merge.record["extrapolate"], merge.record["order"]) == ("cosine", 1.5, "scramble:3")
     (least,) = np.flatnonzero(expected < 0)
-    warning = f"wsm: warning: the weight of {request.paths[least]} is negative, {expected[least]:g}\n"
+    warning = f"wsm: warning: the weight of {merge.paths[least]} is negative, {expected[least]:g}\n"
     assert capsys.readouterr().err == warning
-    (merge,) = merge_run.make_request(asked(*options, "--weight_decay_aware")).merges.values()
+    (merge,) = merge_run.make_specs(asked(*options, "--weight_decay_aware")).values()
     assert all(len(np.flatnonzero(vector < 0)) == 1 for vector in merge.weights.values())
     assert capsys.readouterr().err.count("\n") == 1
     assert cli.main(["merge", *options, f"--output={tmp_path / 'past'}", "--output_item=default", "--verify"]) == 0
     assert orbax.item_names(tmp_path / "past") == ["default"]
-    assert_same_bits(orbax.load_tree(tmp_path / "past"), merge_checkpoints(request.paths, expected))
+    assert_same_bits(orbax.load_tree(tmp_path / "past"), merge_checkpoints(merge.paths, expected))
 
 
 def test_the_record_of_weights_by_rule_has_them_by_leaf(reference, tmp_path):
@@ -299,20 +299,16 @@ def test_every_is_one_merge_after_the_other(reference, tmp_path, capsys, more, e
         assert orbax.user_metadata(record["output"]) == record
 
 
-def test_a_series_is_one_union_of_checkpoints_with_zeros_elsewhere(reference):
+def test_a_series_is_one_merge_for_each_window(reference):
     arguments = [f"--run={reference.path}", "--curve=minus_sqrt", "--count=3", "--every=6"]
-    request = merge_run.make_request(asked(*arguments))
-    steps = [int(Path(path).name) for path in request.paths]
-    assert steps == list(range(6, STEPS + 1, MERGE))
-    assert list(request.merges) == [f"minus_sqrt-3x3-at-{end}" for end in range(12, STEPS + 1, 6)]
-    weights = merge_weights("minus_sqrt", 3)
-    for end, merge in zip(range(12, STEPS + 1, 6), request.merges.values(), strict=True):
-        assert {s: c for s, c in zip(steps, merge.weights, strict=True) if c} == dict(
-            zip((end - 6, end - 3, end), weights, strict=True)
-        )
-    aware = merge_run.make_request(asked(*arguments, "--weight_decay_aware"))
-    for merge in aware.merges.values():
-        assert all(vector.shape == (len(aware.paths),) for vector in merge.weights.values())
+    for more in ([], ["--weight_decay_aware"]):
+        specs = merge_run.make_specs(asked(*arguments, *more))
+        assert list(specs) == [f"minus_sqrt-3x3-at-{end}" for end in range(12, STEPS + 1, 6)]
+        for end, merge in zip(range(12, STEPS + 1, 6), specs.values(), strict=True):
+            assert merge.steps == (end - 6, end - 3, end)
+            for vector in merge.weights.values() if more else [merge.weights]:
+                assert vector.shape == (3,)
+                assert more or vector.tolist() == merge_weights("minus_sqrt", 3).tolist()
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -69,13 +69,15 @@ def test_bits_do_not_depend_on_how_leaves_are_cut(tmp_path_factory, shapes, coun
 def test_no_block_holds_more_than_its_worker_may(memory, merges, inputs, sizes):
     """Memory depends on neither the number of inputs nor the size of a leaf: at the least it is that of one unit."""
     every = [
-        engine.Task.of(
+        engine.make_task(
             "w", Leaf((size,), np.dtype(np.float32)), range(inputs), range(merges), weights, memory, max(sizes)
         )
         for weights in [np.full((merges, inputs), 1 / inputs, np.float32)]
         for size in sizes
     ]
-    assert max(task.bytes_held for task in every) <= max(memory, hashes.UNIT * (4 + 8 * merges))
+    assert max(task.bytes_held for task in every) <= max(
+        memory, hashes.UNIT // engine.PARTS * (4 + 8 * merges), hashes.UNIT * 12
+    )
     assert len({task.elements for task in every}) == 1  # one compiled sum
     for task in every:
         blocks = list(task.blocks(0, task.leaf.size))
@@ -350,7 +352,7 @@ def test_blocks_cover_every_element_once_in_whole_chunks(start, size, quantum, i
     """Of a range, too, which grows to whole chunks and units."""
     size = min(start + 64 * size, 300_000)
     leaf = Leaf((size,), np.dtype(np.float32), min(quantum, size))
-    task = engine.Task.of("w", leaf, range(inputs), [0], np.ones((1, inputs), np.float32), 1 << 20, 300_000)
+    task = engine.make_task("w", leaf, range(inputs), [0], np.ones((1, inputs), np.float32), 1 << 20, 300_000)
     for first, last in ((0, size), (min(start, size - 1), size)):
         covered = np.zeros(size, int)
         for low, high in task.blocks(first, last):

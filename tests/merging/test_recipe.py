@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from wsm_jax import DECAYS, Run, UsageError, cli, merge_checkpoints, merge_many, merge_weights
+from wsm_jax import DECAYS, Run, UsageError, cli, merge_checkpoints, merge_weights
 from wsm_jax.checkpoints import orbax
 from wsm_jax.checkpoints.inspection import inspect
 from wsm_jax.cli import merge_run
@@ -14,8 +14,10 @@ from wsm_jax.core.weight_decay import decayed_mean_weights
 from wsm_jax.evaluation import tuning
 from wsm_jax.evaluation.evaluate import run_evaluator
 from wsm_jax.merging import weighting
-from wsm_jax.merging.recipe import make_recipe, union
+from wsm_jax.merging.offline import in_memory
+from wsm_jax.merging.recipe import make_recipe
 from wsm_jax.merging.selection import default_name, select, series
+from wsm_jax.merging.spec import union
 
 pytest_plugins = ["tests.runs"]
 pytestmark = pytest.mark.xdist_group("averages")
@@ -105,11 +107,11 @@ def test_the_command_writes_the_weighted_sum_of_the_means(both, tmp_path, capsys
     ],
 )
 def test_a_window_of_means_is_as_long_as_its_intervals(both, arguments, name, steps):
-    request = merge_run.make_request(asked(both, "--curve=cosine", "--snapshot=mean", *arguments))
-    (merge,) = request.merges.values()
-    assert list(request.merges) == [merge.record["name"]] == [name]
-    assert request.paths == tuple(both.merge_stream / str(step) for step in steps)
-    assert request.items == ("mean",) * len(steps)
+    specs = merge_run.make_specs(asked(both, "--curve=cosine", "--snapshot=mean", *arguments))
+    (merge,) = specs.values()
+    assert list(specs) == [merge.record["name"]] == [name]
+    assert merge.paths == tuple(both.merge_stream / str(step) for step in steps)
+    assert merge.items == ("mean",) * len(steps)
     assert merge.output == both.merged(name)
     count, parts = merge.record["count"], len(steps) // merge.record["count"]
     expected = np.repeat(merge_weights("cosine", count, snapshot="mean")[:-1] / parts, parts)
@@ -136,7 +138,7 @@ def test_what_a_run_keeps_is_what_is_merged_unless_asked(both, only):
     assert points.items == ("params",) * 2
     assert points.paths == make_recipe(both, "linear", 2, snapshot="point").paths
     assert default_name("wma", select(both, 2)) == "wma-2x3-at-48"
-    (merge,) = merge_run.make_request(asked(both, "--curve=linear", "--count=2")).merges.values()
+    (merge,) = merge_run.make_specs(asked(both, "--curve=linear", "--count=2")).values()
     assert merge.record["snapshot"] == "point" and "items" not in merge.record
 
 
@@ -202,9 +204,9 @@ def test_every_is_one_merge_after_the_other(both, tmp_path, capsys, curve):
 
 
 def test_the_end_points_of_a_series_are_full_states(only):
-    request = merge_run.make_request(asked(only, "--curve=exponential", "--count=2", "--every=18"))
-    assert list(request.merges) == ["exponential-mean-2x6-at-18", "exponential-mean-2x6-at-36"]
-    ends = [path for path, item in zip(request.paths, request.items or (), strict=True) if item == "params"]
+    specs = merge_run.make_specs(asked(only, "--curve=exponential", "--count=2", "--every=18"))
+    assert list(specs) == ["exponential-mean-2x6-at-18", "exponential-mean-2x6-at-36"]
+    ends = [one.path for merge in specs.values() for one in merge.inputs if one.item == "params"]
     assert ends == [only.resume_stream / "18", only.resume_stream / "36"]
 
 
@@ -215,13 +217,12 @@ def test_points_and_means_are_merged_in_one_pass(both):
         "earlier": make_recipe(both, "linear", 2, snapshot="mean", interval=6, last_step=42),
         "aware": make_recipe(both, "minus_sqrt", 3, snapshot="mean", weight_decay_aware=True),
     }
-    paths, items, weights = union(recipes)
-    inputs = list(zip([int(path.name) for path in paths], items, strict=True))
+    inputs = [(one.step, one.item) for one in union(list(recipes.values()))]
     means = [(step, "mean") for step in range(33, 49, 3)]
     assert sorted(inputs) == sorted(means + [(step, "params") for step in (39, 42, 45, 48)])
     assert [step for step, _ in inputs] == sorted(step for step, _ in inputs)
     assert inputs[-2:] == [(48, "mean"), (48, "params")]
-    for name, merged in merge_many(paths, weights, item=items):
+    for name, merged in in_memory(recipes):
         alone = recipes[name]
         close(merged, jax.tree.map(np.asarray, merge_checkpoints(alone.paths, alone.weights, item=alone.items)))
 
@@ -256,8 +257,8 @@ def test_the_aware_form_needs_a_constant_rate_from_the_start_of_its_first_interv
     message = refused(capsys, both, *aware, "--snapshot=mean", "--last_step=9")
     assert "need a constant rate, but between steps 3 and 9" in message
     for snapshot, first in (("point", 9), ("mean", 12)):
-        request = merge_run.make_request(asked(both, *aware, f"--snapshot={snapshot}", "--every=3"))
-        assert next(iter(request.merges)).endswith(f"-at-{first}")
+        specs = merge_run.make_specs(asked(both, *aware, f"--snapshot={snapshot}", "--every=3"))
+        assert next(iter(specs)).endswith(f"-at-{first}")
 
 
 # --- the best of all curves and windows ------------------------------------------------------------------------------
@@ -312,8 +313,8 @@ def test_rules_that_weigh_checkpoints(only, both, tmp_path, capsys, rule):
         ("only", ["--curve=learned"], "--curve=learned takes point checkpoints"),
     ],
 )
-def test_bad_options_are_refused_in_one_line(request, kept, arguments, words, capsys):
-    assert words in refused(capsys, request.getfixturevalue(kept), "--curve=linear", "--count=2", *arguments)
+def test_bad_options_are_refused_in_one_line(specs, kept, arguments, words, capsys):
+    assert words in refused(capsys, specs.getfixturevalue(kept), "--curve=linear", "--count=2", *arguments)
 
 
 def test_a_snapshot_is_that_of_a_run(tmp_path, capsys):

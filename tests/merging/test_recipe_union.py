@@ -1,17 +1,16 @@
-"""Recipes over one list of inputs: each input once, in order, with zero weight where a recipe leaves it out."""
+"""Merges over one list of inputs: each input once, in order, with zero weight where a merge leaves it out."""
 
 from pathlib import Path
 
 import numpy as np
 
-from wsm_jax.merging import recipe
-from wsm_jax.merging.recipe import Recipe, union
+from wsm_jax.merging import spec
+from wsm_jax.merging.recipe import of_steps
 
 
 def test_spread_is_zero_elsewhere():
-    assert recipe.spread(np.asarray([1.0, 2.0]), np.asarray([3, 1]), 5).tolist() == [0, 2, 0, 1, 0]
-    wide = recipe.spread({"a": np.ones(1)}, np.asarray([2]), 3)
-    assert {path: vector.tolist() for path, vector in wide.items()} == {"a": [0, 0, 1]}
+    assert spec.spread(np.asarray([1.0, 2.0]), np.asarray([3, 1]), 5).tolist() == [0, 2, 0, 1, 0]
+    assert spec.spread(np.asarray([1.0, 2.0]), np.asarray([1, 1]), 2).tolist() == [0, 3]
 
 
 def test_a_union_has_each_checkpoint_once_in_order():
@@ -20,10 +19,9 @@ def test_a_union_has_each_checkpoint_once_in_order():
     def at(*steps):
         return tuple(Path(f"run/{step}") for step in steps)
 
-    a, b = (Recipe(at(*steps), ("params",) * 2, np.ones(2)) for steps in ((3, 27), (9, 30)))
-    c = Recipe(at(9, 9), ("mean", "params"), {"w": np.asarray([0.25, 0.75])})
-    paths, items, weights = union({"a": a, "b": b, "c": c})
-    assert [int(path.name) for path in paths] == [3, 9, 9, 27, 30]
-    assert items == ("params", "mean", "params", "params", "params")
-    assert weights["b"].tolist() == [0, 0, 1, 0, 1]
-    assert weights["c"]["w"].tolist() == [0, 0.25, 0.75, 0, 0]
+    a, b = (of_steps(at(*steps), ("params",) * 2, np.ones(2)) for steps in ((3, 27), (9, 30)))
+    c = of_steps(at(9, 9), ("mean", "params"), {"w": np.asarray([0.25, 0.75])})
+    inputs = spec.union([a, b, c])
+    assert [one.step for one in inputs] == [3, 9, 9, 27, 30]
+    assert [one.item for one in inputs] == ["params", "mean", "params", "params", "params"]
+    assert spec.union([c, c]) == c.inputs

@@ -1,4 +1,4 @@
-"""``wsm merge --run=RUN --curve=learned | search``: a request whose weights are found on held-out data first."""
+"""``wsm merge --run=RUN --curve=learned | search``: a merge whose weights are found on held-out data first."""
 
 import argparse
 import dataclasses
@@ -9,7 +9,6 @@ from wsm_jax.checkpoints.orbax import PARAMS
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.cli import merge_request, merge_run
 from wsm_jax.cli.merge import FIT_OPTIONS
-from wsm_jax.cli.merge_request import Request
 from wsm_jax.core.leaves import SKIP, parse_rule
 from wsm_jax.errors import UsageError
 from wsm_jax.evaluation import evaluate
@@ -17,11 +16,12 @@ from wsm_jax.evaluation.evaluate import Evaluator
 from wsm_jax.evaluation.tuning import LEARNING_RATE, STEPS, WINDOW_SHARES, Say, check_split, latest, learn, search
 from wsm_jax.merging import recipe, selection, weighting
 from wsm_jax.merging.selection import MEAN, Window
+from wsm_jax.merging.spec import MergeSpec
 from wsm_jax.merging.weighting import Rule
 
 
-def make_request(options: argparse.Namespace, *, say: Say = lambda _: None) -> Request:
-    """The request of ``wsm merge --run=RUN`` with a curve of FITTED, its weights found.
+def make_specs(options: argparse.Namespace, *, say: Say = lambda _: None) -> dict[str, MergeSpec]:
+    """The merge of ``wsm merge --run=RUN`` with a curve of FITTED, its weights found.
 
     ``search`` tries every curve of DECAYS over WINDOW_SHARES of the window that is asked for. The record says under
     ``fit`` what was tried and what came of it.
@@ -47,12 +47,10 @@ def make_request(options: argparse.Namespace, *, say: Say = lambda _: None) -> R
         rule, window, fit = _learned(options, run, window, say)
     else:
         rule, window, fit = _searched(options, run, window, validate, say)
-    request = merge_run.window_request(options, run, rule, {name: window})
+    spec = merge_run.window_specs(options, run, rule, {name: window})[name]
     merge_run.warn_of_warmup(run, [window])
-    merge = request.merges[name]
     fit = {"split": split, "limit_tokens": limit, "last_checkpoint": last_loss, **fit}
-    merges = {name: dataclasses.replace(merge, record={**merge.record, "fit": fit})}
-    return dataclasses.replace(request, merges=merges)
+    return {name: dataclasses.replace(spec, record={**spec.record, "fit": fit})}
 
 
 def _check(options: argparse.Namespace) -> None:

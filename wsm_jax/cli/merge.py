@@ -154,7 +154,7 @@ def run(options: argparse.Namespace, settings: list[str]) -> None:
         from wsm_jax.cli import fitted
 
         say = (lambda _: None) if options.json else (lambda text: print(text, file=sys.stderr, flush=True))
-        request = fitted.make_request(options, say=say)
+        specs = fitted.make_specs(options, say=say)
     else:
         for flag in FIT_OPTIONS:
             if getattr(options, flag) is not None:
@@ -164,15 +164,15 @@ def run(options: argparse.Namespace, settings: list[str]) -> None:
                 for record in records:
                     print(json.dumps(record), flush=True) if options.json else _tell(options, record)
             return
-        request = (merge_inputs if options.directory is None else merge_run).make_request(options)
+        specs = (merge_inputs if options.directory is None else merge_run).make_specs(options)
     if options.explain:
-        rows = merge_request.explain(options, request)
+        rows = merge_request.explain(specs)
         if options.json:
             print(json.dumps(rows, indent=2))
         else:
             print_table(list(rows[0]), [["" if v is None else str(v) for v in row.values()] for row in rows])
         return
-    records = merge_request.run(options, request)
+    records = merge_request.run(options, specs)
     if options.json:
         print(json.dumps(records[0] if options.every is None else records, indent=2))
         return

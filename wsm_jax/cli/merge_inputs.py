@@ -6,18 +6,17 @@ from pathlib import Path
 
 from wsm_jax.checkpoints import storage
 from wsm_jax.cli import merge_request
-from wsm_jax.cli.merge_request import Merge, Request
 from wsm_jax.errors import UsageError
 from wsm_jax.merging import inputs, provenance, weighting
 from wsm_jax.merging import steps as steps_lib
-from wsm_jax.merging.recipe import Recipe
+from wsm_jax.merging.spec import MergeSpec
 
 _WINDOW_OPTIONS = ("window", "count", "interval", "last_step")
 _RUN_OPTIONS = ("every", "follow", "snapshot", "schedule", "like", "name")
 
 
-def make_request(options: argparse.Namespace) -> Request:
-    """The request of ``wsm merge IN[:WEIGHT] ... --output=OUT``, or of a window of the steps in one folder.
+def make_specs(options: argparse.Namespace) -> dict[str, MergeSpec]:
+    """The merge of ``wsm merge IN[:WEIGHT] ... --output=OUT``, or of a window of the steps in one folder.
 
     Warns on stderr of what is unusual about weights and steps, and notes what is left out.
 
@@ -58,8 +57,8 @@ def make_request(options: argparse.Namespace) -> Request:
     merge_request.warn(inputs.uneven(steps, rule) if has_curve and at is None else None)
     merge_request.warn(inputs.negative(paths, weights))
     merge_request.warn(inputs.odd_sum(weight for _, weight in given if weight is not None))
-    reads = Recipe(tuple(map(Path, paths)), tuple(items), weights)
-    return Request(reads.paths, {output.name: Merge(reads.weights, output, record)}, reads.items)
+    fields = {"output": output, "record": record, **merge_request.writing(options)}
+    return {output.name: MergeSpec.of(paths, weights, items, **fields)}
 
 
 def _window_of_folder(

@@ -1,75 +1,34 @@
-"""What ``wsm merge`` is asked to do: a request, complete before any array is read, and its execution."""
+"""What the ways to ask ``wsm merge`` share. All make MergeSpecs, complete before any array is read."""
 
 import argparse
-import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from wsm_jax.checkpoints import storage
 from wsm_jax.checkpoints.run import Run
-from wsm_jax.core.leaves import Weights, parse_rule
+from wsm_jax.core.leaves import parse_rule
 from wsm_jax.errors import UsageError
-from wsm_jax.merging import engine, offline, weighting
-from wsm_jax.merging.spec import MergeSpec
+from wsm_jax.merging import offline, weighting
+from wsm_jax.merging.spec import MergeSpec, opened
 from wsm_jax.merging.weighting import Rule
 
 
-@dataclasses.dataclass(frozen=True)
-class Merge:
-    """One merge of a request.
-
-    Attributes:
-      weights: over all paths of the request: one vector, or a mapping from each leaf's path to one.
-      output: where it is written.
-      record: what is stored beside the arrays.
-    """
-
-    weights: Weights
-    output: Path
-    record: dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """Merges of the same checkpoints.
-
-    Attributes:
-      paths: the checkpoints, oldest first.
-      merges: name -> merge; at least one.
-      items: the item to read of all checkpoints or of each, as :func:`wsm_jax.merge_checkpoints` takes it.
-    """
-
-    paths: tuple[Path, ...]
-    merges: dict[str, Merge]
-    items: storage.Items = None
-
-
-def run(options: argparse.Namespace, request: Request) -> list[dict[str, Any]]:
+def run(options: argparse.Namespace, specs: Mapping[str, MergeSpec]) -> list[dict[str, Any]]:
     """Executes ``wsm merge``; returns the records stored beside the arrays, one for each merge.
 
     Args:
       options: of ``wsm merge``.
-      request: what they ask for.
+      specs: what they ask for, name -> merge.
 
     Raises:
       UsageError: bad inputs, before anything is written.
     """
-    specs = make_specs(request, options)
-    records = offline.write(specs, verify=options.verify, progress=not options.json)
-    return list(records.values())
+    return list(offline.write(specs, verify=options.verify, progress=not options.json).values())
 
 
-def make_specs(request: Request, options: argparse.Namespace) -> dict[str, MergeSpec]:
-    """The merges of a request, name -> merge."""
-    how = {"item": request.items, "format": options.format, "output_item": options.output_item, **reading(options)}
-    return {
-        name: MergeSpec.of(request.paths, merge.weights, output=merge.output, record=merge.record, **how)
-        for name, merge in request.merges.items()
-    }
-
-
-def explain(options: argparse.Namespace, request: Request) -> list[dict[str, Any]]:
+def explain(specs: Mapping[str, MergeSpec]) -> list[dict[str, Any]]:
     """What ``wsm merge`` would do with each leaf: ``{"leaf", "shape", "dtype", "policy", "result", "weights of"}``.
 
     ``weights of`` is the first leaf with the same weights; None for a leaf that is not averaged, and where all averaged
@@ -78,7 +37,7 @@ def explain(options: argparse.Namespace, request: Request) -> list[dict[str, Any
     Raises:
       UsageError: as :func:`run`.
     """
-    with engine.opened(make_specs(request, options)) as merges:
+    with opened(specs) as merges:
         first: dict[bytes, str] = {}
         rows = []
         for path, policy in merges.policies.items():
@@ -102,6 +61,11 @@ def reading(options: argparse.Namespace) -> dict[str, Any]:
     """Rules, dtype and whether all of a train state is merged, as :func:`wsm_jax.merge_checkpoints` takes them."""
     rules = [parse_rule(text) for text in options.leaves or ()]
     return {"rules": rules, "dtype": options.dtype, "include_optimizer": options.include_optimizer}
+
+
+def writing(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a MergeSpec that options give as they are."""
+    return {**reading(options), "format": options.format, "item": options.output_item}
 
 
 def changed(options: argparse.Namespace, rule: Rule) -> Rule:

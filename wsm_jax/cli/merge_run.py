@@ -1,6 +1,7 @@
 """``wsm merge --run=RUN``: one window of a run, one at every so many steps, or each as the run writes it."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -9,17 +10,16 @@ from wsm_jax.checkpoints import orbax, run_schedule, storage
 from wsm_jax.checkpoints.orbax import PARAMS
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.cli import merge_request
-from wsm_jax.cli.merge_request import Merge, Request
 from wsm_jax.core.decay import get_decay
 from wsm_jax.errors import UsageError
 from wsm_jax.merging import following, inputs, provenance, recipe, selection, weighting
-from wsm_jax.merging.recipe import Recipe
 from wsm_jax.merging.selection import MEAN, Window
+from wsm_jax.merging.spec import MergeSpec
 from wsm_jax.merging.weighting import Rule
 
 
-def make_request(options: argparse.Namespace) -> Request:
-    """The request of ``wsm merge --run=RUN``: one window, or with ``--every`` one at every so many steps of the run.
+def make_specs(options: argparse.Namespace) -> dict[str, MergeSpec]:
+    """The merges of ``wsm merge --run=RUN``: one window, or with ``--every`` one at every so many steps of the run.
 
     Raises:
       UsageError: options that are missing or contradict each other, checkpoints that are not there.
@@ -33,9 +33,9 @@ def make_request(options: argparse.Namespace) -> Request:
             merging, count, options.every, first_step=first, last_step=options.last_step, **bounds
         )
     names = [options.name or selection.default_name(rule.label, window) for window in windows]
-    request = window_request(options, merging, rule, dict(zip(names, windows, strict=True)))
+    specs = window_specs(options, merging, rule, dict(zip(names, windows, strict=True)))
     warn_of_warmup(merging, windows)
-    return request
+    return specs
 
 
 def follow(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
@@ -44,7 +44,7 @@ def follow(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     Merges that are there already are left as they are, so that the command goes on after an interruption.
 
     Raises:
-      UsageError: as :func:`make_request`; rules whose figures come after the checkpoints.
+      UsageError: as :func:`make_specs`; rules whose figures come after the checkpoints.
       Preempted: as :func:`wsm_jax.merging.following.follow`.
     """
     rule, merging, count, bounds = _asked_of_run(options)
@@ -68,7 +68,7 @@ def follow(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
             if storage.is_checkpoint(merge_request.output_path(options, merging, name, check=False)):
                 continue
             try:
-                records = merge_request.run(options, window_request(options, merging, rule, {name: window}))
+                records = merge_request.run(options, window_specs(options, merging, rule, {name: window}))
             except UsageError:
                 if all(orbax.is_checkpoint(path) for path in window.paths):
                     raise
@@ -138,27 +138,28 @@ def _plain_rule(options: argparse.Namespace) -> Rule:
     raise UsageError("wsm merge --run=DIR needs --curve=C, --schedule=FILE.py:NAME or --like=RUN")
 
 
-def window_request(options: argparse.Namespace, merging: Run, rule: Rule, windows: Mapping[str, Window]) -> Request:
-    """The request for merges of ``windows`` (name -> window): all they read, each once, and their weights over it.
+def window_specs(
+    options: argparse.Namespace, merging: Run, rule: Rule, windows: Mapping[str, Window]
+) -> dict[str, MergeSpec]:
+    """The merges of ``windows`` (name -> window).
 
     Raises:
       UsageError: as :func:`wsm_jax.merging.recipe.window_recipe` and :func:`wsm_jax.cli.merge_request.output_path`.
     """
     reads = {"item": options.item or PARAMS, "weight_decay_aware": options.weight_decay_aware}
     recipes = {name: recipe.window_recipe(rule, merging, window, **reads) for name, window in windows.items()}
-    paths, items, weights = recipe.union(recipes)
     below = (inputs.negative(one.paths, one.weights) for one in recipes.values())
     merge_request.warn(next(filter(None, below), None))
-    merges = {}
+    specs = {}
     for name, window in windows.items():
-        output = merge_request.output_path(options, merging, name)
-        record = _record(options, merging, rule, window, recipes[name], name=name, output=str(output))
-        merges[name] = Merge(weights[name], output, record)
-    return Request(paths, merges, items)
+        output, one = merge_request.output_path(options, merging, name), recipes[name]
+        record = _record(options, merging, rule, window, one, name=name, output=str(output))
+        specs[name] = dataclasses.replace(one, output=output, record=record, **merge_request.writing(options))
+    return specs
 
 
 def _record(
-    options: argparse.Namespace, merging: Run, rule: Rule, window: Window, reads: Recipe, *, name: str, output: str
+    options: argparse.Namespace, merging: Run, rule: Rule, window: Window, reads: MergeSpec, *, name: str, output: str
 ) -> dict[str, Any]:
     """``steps`` and, for interval means, ``items`` tell what each of the weights belongs to."""
     return provenance.record(

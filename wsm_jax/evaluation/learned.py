@@ -25,8 +25,8 @@ from wsm_jax.core.coefficients import Vector
 from wsm_jax.core.leaves import AVERAGE
 from wsm_jax.errors import UsageError
 from wsm_jax.io import memory
-from wsm_jax.merging import engine, offline
-from wsm_jax.merging.spec import MergeSpec
+from wsm_jax.merging import offline
+from wsm_jax.merging.spec import MergeSpec, opened
 from wsm_jax.parallel import sharding
 
 Loss = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
@@ -224,18 +224,19 @@ def load(paths: Sequence[Path], mesh: Mesh, *, room: int | None = None) -> Any:
     """
     count = len(paths)
     mean = MergeSpec.of(paths, np.full(count, 1.0 / count), dtype="float32")
-    with engine.opened({"mean": mean}) as merges:
+    with opened({"mean": mean}) as merges:
         for leaf, policy in merges.policies.items():
             if policy != AVERAGE:
                 raise UsageError(f"leaf {leaf} of {paths[0]} is not floating, so its weights cannot be learned")
         spread = count % mesh.size == 0
-        needed = merges.nbytes * ((count // mesh.size if spread else count) + 3)
+        one = merges.nbytes
+        needed = one * ((count // mesh.size if spread else count) + 3)
         free = _room(mesh) if room is None else room
         if needed > free:
             raise UsageError(
-                f"learning the weights of {count} checkpoints of {merges.nbytes / 1e9:.3f} GB takes "
-                f"{needed / 1e9:.3f} GB on each device (the checkpoints, their merge, its gradient and one being "
-                f"read), but {free / 1e9:.3f} GB are free; take fewer, or --curve=search, which needs few merges"
+                f"learning the weights of {count} checkpoints of {one / 1e9:.3f} GB takes {needed / 1e9:.3f} GB "
+                "on each device (the checkpoints, their merge, its gradient and one being read), but "
+                f"{free / 1e9:.3f} GB are free; take fewer, or --curve=search, which needs few merges at a time"
             )
     where = jax.NamedSharding(mesh, P(sharding.DATA) if spread else P())
 

@@ -52,22 +52,21 @@ def search(
       item: what is read of point checkpoints.
       weight_decay_aware: as for :func:`wsm_jax.merging.weighting.window_weights`.
       say: told what is being done.
-      options: as for :func:`wsm_jax.merge_many`.
+      options: ``rules`` and ``dtype`` of the merges.
 
     Returns:
       (curve, count) -> nats per token.
     """
+    reads = {"item": item, "weight_decay_aware": weight_decay_aware}
     candidates = {
-        (curve, count): recipe.window_recipe(
-            weighting.parse(curve), run, latest(whole, count), item=item, weight_decay_aware=weight_decay_aware
-        )
+        (curve, count): recipe.window_recipe(weighting.parse(curve), run, latest(whole, count), **reads)
         for curve in DECAYS
         for count in counts
     }
-    paths, items, weights = recipe.union({f"{curve} {count}": r for (curve, count), r in candidates.items()})
+    specs = {" ".join(map(str, key)): dataclasses.replace(one, **options) for key, one in candidates.items()}
     what = "interval means" if whole.snapshot == MEAN else "checkpoints"
     say(f"merging {len(DECAYS)} curves x {len(counts)} windows in one pass over {whole.count} {what}")
-    merges = offline.merge_many(paths, weights, item=items, **options)
+    merges = offline.in_memory(specs)
     losses = {}
     for number, (key, (_, merged)) in enumerate(zip(candidates, merges, strict=True), 1):
         losses[key] = validate(merged).loss

@@ -15,7 +15,6 @@ element and input, more than the import already for 125M parameters; BLAS has th
 
 import contextlib
 import dataclasses
-import functools
 import math
 import os
 import sys
@@ -29,19 +28,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsm_jax.checkpoints import storage
-from wsm_jax.checkpoints.storage import Source
-from wsm_jax.core import leaves as leaves_lib
-from wsm_jax.core.leaves import AVERAGE, FIRST, SKIP, Leaf, infinite_hint
+from wsm_jax.core.leaves import AVERAGE, FIRST, Leaf, infinite_hint
 from wsm_jax.errors import UsageError
 from wsm_jax.io import hashes
-from wsm_jax.merging.spec import SAME, MergeSpec, spread, union
+from wsm_jax.merging.spec import Merges
 
-MEMORY = 256 * 2**20  # bytes of all workers together, by default
 WORKERS = min(3, (os.cpu_count() or 1) + 1)  # one reads while others add and write
 BLOCK = 1 << 19  # elements of a block, at most, where nothing forces more
 STACK = 1 << 23  # bytes of the inputs of a block that are in memory at once, where one of them takes no more
-TOTALS = 1 << 23  # bytes of the totals of a block, where a unit of each fits: above, malloc gives pages back every time
+PARTS = 16  # of a unit, at most, that many merges cut it into
+TOTALS = 1 << 22  # bytes of the totals of a block, where a part of a unit of each fits: they stay in the caches
 
 Write = Callable[[int, str, int, np.ndarray], None]  # number of the merge, leaf, first element, values
 
@@ -49,31 +45,20 @@ Write = Callable[[int, str, int, np.ndarray], None]  # number of the merge, leaf
 # --- the sum ---------------------------------------------------------------------------------------------------------
 
 
-def _ordered(total: jax.Array, weights: jax.Array, stack: jax.Array) -> jax.Array:
-    """total [1, n] or [1, 1] + sum_j weights [1, j] * stack [j, n], float32, in the order of j."""
+def _sum(total: jax.Array | None, weights: jax.Array, stack: jax.Array) -> jax.Array:
+    if len(weights) > 1:
+        added = jnp.matmul(weights, stack.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+        return added if total is None else total + added
     total = jnp.broadcast_to(total, (1, stack.shape[1]))
-    for j in range(stack.shape[0]):
+    for j in range(len(stack)):
         total = total + weights[0, j] * stack[j : j + 1].astype(jnp.float32)
     return total
 
 
-_ordered_first = jax.jit(_ordered)
-_ordered_next = jax.jit(_ordered, donate_argnums=0)
+_first, _next = jax.jit(_sum), jax.jit(_sum, donate_argnums=0)
 # Adding to 0.0 would turn a sum of -0.0 into 0.0. It is an argument and no constant, so that all batches are compiled
 # to the same chain of multiply-adds.
 _NOTHING = np.full((1, 1), -0.0, np.float32)
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _grid(total: jax.Array | None, weights: jax.Array, stack: jax.Array) -> jax.Array:
-    """total [merges, n] (None: nothing yet) + weights [merges, j] . stack [j, n], float32."""
-    added = jnp.matmul(weights, stack.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-    return added if total is None else total + added
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _cast(total: jax.Array, dtype: Any) -> jax.Array:
-    return total.astype(dtype)
 
 
 def add(total: jax.Array | None, weights: np.ndarray, stack: np.ndarray) -> jax.Array:
@@ -84,96 +69,12 @@ def add(total: jax.Array | None, weights: np.ndarray, stack: np.ndarray) -> jax.
       weights: float32 [merges, inputs].
       stack: [inputs, n] of any floating dtype.
     """
-    if len(weights) > 1:
-        return _grid(total, weights, stack)
-    return _ordered_first(_NOTHING, weights, stack) if total is None else _ordered_next(total, weights, stack)
+    if total is None:
+        return _first(None if len(weights) > 1 else _NOTHING, weights, stack)
+    return _next(total, weights, stack)
 
 
 # --- what is to be done ----------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Merges:
-    """Merges of the same checkpoints, opened and checked.
-
-    Attributes:
-      specs: name -> merge.
-      sources: what the merges read, each once, oldest first.
-      places: for each merge the place in ``sources`` of each of its inputs.
-      vectors: for each merge path -> float64 [sources].
-      policies: path -> policy.
-      leaves: path -> leaf of the inputs, with a quantum that suits all of them.
-      results: path -> leaf of the result; what is skipped is not there.
-      memory: bytes that all workers together may hold, where the largest stored chunk allows it.
-    """
-
-    specs: Mapping[str, MergeSpec]
-    sources: list[Source]
-    places: list[np.ndarray]
-    vectors: list[dict[str, np.ndarray]]
-    policies: dict[str, str]
-    leaves: dict[str, Leaf]
-    results: dict[str, Leaf]
-    memory: int = MEMORY
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of one result."""
-        return sum(leaf.nbytes for leaf in self.results.values())
-
-    def outputs(self, number: int) -> dict[str, Leaf]:
-        """The leaves of the result of the merge ``number``, strings with their values."""
-        inputs = [source.leaves for source in self.sources]
-        return leaves_lib.with_texts(self.results, self.policies, inputs, self.vectors[number])
-
-
-@contextlib.contextmanager
-def opened(specs: Mapping[str, MergeSpec], memory: int = MEMORY) -> Iterator[Merges]:
-    """Opens and checks everything that the merges need; reads metadata only.
-
-    Args:
-      specs: name -> merge; all with the same rules and dtype.
-      memory: bytes that all workers together may hold, where the largest stored chunk allows it.
-
-    Raises:
-      UsageError: no merges; as :func:`wsm_jax.merge_checkpoints` before any array is read.
-    """
-    if not specs:
-        raise UsageError("nothing to merge: no weights were given")
-    spec = next(iter(specs.values()))
-    inputs, places = union(list(specs.values()))
-    with storage.open_sources([one.path for one in inputs], [one.item for one in inputs]) as sources:
-        every = {path: leaf for source in sources for path, leaf in source.leaves.items()}
-        found = leaves_lib.leaf_policies(every, spec.rules, parameters_only=not spec.include_optimizer)
-        names = [str(source.path) for source in sources]
-        leaves_lib.check_same([source.leaves for source in sources], names, found, any_float=spec.dtype != SAME)
-        policies = {path: found[path] for path in sources[0].leaves}
-        leaves = {path: _common([s.leaves[path] for s in sources if path in s.leaves]) for path in policies}
-        results = {path: _result(path, leaves[path], policies[path], spec.dtype) for path in policies}
-        results = {path: leaf for path, leaf in results.items() if policies[path] != SKIP}
-        if not results:
-            raise UsageError(f"nothing to merge: {sources[0].path} has no leaf" + " but skipped ones" * bool(policies))
-        averaged = [path for path, policy in policies.items() if policy == AVERAGE]
-        vectors = [
-            {path: spread(vector, where, len(inputs)) for path, vector in one.vectors(averaged).items()}
-            for one, where in zip(specs.values(), places, strict=True)
-        ]
-        yield Merges(specs, sources, places, vectors, policies, leaves, results, memory)
-
-
-def _common(leaves: Sequence[Leaf]) -> Leaf:
-    """A leaf of several inputs with a quantum and a dtype that suit all of them."""
-    quantum = math.lcm(*(leaf.quantum for leaf in leaves))
-    dtype = leaves_lib.common_dtype([leaf.dtype for leaf in leaves])
-    return dataclasses.replace(leaves[0], quantum=min(quantum, max(leaves[0].size, 1)), dtype=dtype)
-
-
-def _result(path: str, leaf: Leaf, policy: str, dtype: str) -> Leaf:
-    if policy != AVERAGE or dtype == SAME:
-        if policy == AVERAGE and leaf.dtype == np.float64:
-            raise UsageError(f"leaf {path} is float64, but merges are float32 at best; ask for dtype=float32")
-        return dataclasses.replace(leaf, quantum=1)
-    return dataclasses.replace(leaf, quantum=1, dtype=np.dtype(dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +86,7 @@ class Task:
       leaf: as it is read.
       inputs: indices of the inputs that count, ascending; for a copy just the one.
       merges: numbers of the merges it is for.
-      weights: float32 [merges, inputs]; None for a copy.
+      weights: float32 [merges, inputs]; for a copy [0, 1].
       elements: of its buffers. Leaves of a dtype have the same number, so that the sum is compiled once.
       grain: elements; blocks begin at multiples of it.
       batch: inputs that are in memory at the same time.
@@ -195,71 +96,69 @@ class Task:
     leaf: Leaf
     inputs: tuple[int, ...]
     merges: tuple[int, ...]
-    weights: np.ndarray | None
+    weights: np.ndarray
     elements: int
     grain: int
     batch: int
 
-    @classmethod
-    def of(
-        cls,
-        path: str,
-        leaf: Leaf,
-        inputs: Sequence[int],
-        merges: Sequence[int],
-        weights: np.ndarray | None,
-        memory: int,
-        largest: int,
-    ) -> "Task":
-        """That of a leaf whose worker may hold ``memory`` bytes; ``largest``: elements of the largest leaf."""
-        width, totals = leaf.dtype.itemsize, 0 if weights is None else len(weights)
-        fit = min(TOTALS, memory // 4) // (4 * max(totals, 1))
-        fit = min(BLOCK, fit, STACK // (len(inputs) * width)) // hashes.UNIT * hashes.UNIT
-        elements = min(max(hashes.UNIT, fit), _padded(largest))
-        grain = math.lcm(hashes.UNIT, leaf.quantum)  # a unit is hashed as a whole, a chunk is read as a whole
-        grain = grain if grain <= elements else leaf.quantum if leaf.quantum > 1 else leaf.size
-        elements = max(elements, _padded(min(grain, leaf.size)))  # one stored chunk may exceed the block
-        stack = min(STACK, memory - 8 * totals * elements)
-        batch = max(1, min(len(inputs), stack // (elements * width)))
-        return cls(path, leaf, tuple(inputs), tuple(merges), weights, elements, grain, batch)
-
     @property
     def bytes_held(self) -> int:
         """Bytes of the inputs and of the totals before and after a step."""
-        totals = 0 if self.weights is None else len(self.weights)
-        return self.elements * (self.batch * self.leaf.dtype.itemsize + 2 * 4 * totals)
+        return self.elements * (self.batch * self.leaf.dtype.itemsize + 2 * 4 * len(self.weights))
+
+    def nbytes(self, start: int, stop: int) -> int:
+        """Bytes that are read for a block."""
+        return (stop - start) * len(self.inputs) * self.leaf.dtype.itemsize
+
+    def owner(self, start: int) -> int:
+        """A number that decides which process does the block: one for all blocks that a unit lies in, to be hashed."""
+        apart = self.grain % hashes.UNIT == 0 or hashes.UNIT % self.grain == 0
+        return zlib.crc32(self.path.encode()) + (start // max(self.elements, hashes.UNIT) if apart else 0)
 
     def blocks(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """(start, stop) of the blocks that hold elements ``first`` to ``last``, widened to whole grains."""
+        """(start, stop) of the blocks that hold the elements ``first`` to ``last``, in whole grains."""
         begin, end = first // self.grain * self.grain, min(-(-last // self.grain) * self.grain, self.leaf.size)
         step = max(1, self.elements // self.grain) * self.grain
         for start in range(begin, end, step):
             yield start, min(start + step, end)
 
 
-def tasks(merges: Merges, numbers: Sequence[int]) -> list[Task]:
-    """Those of the merges ``numbers``: one for each averaged leaf, and for each input that a leaf is copied from."""
-    vectors = [merges.vectors[number] for number in numbers]
-    every, count = range(len(vectors)), len(merges.sources)
-    ends = [leaves_lib.window_ends(vector, count) for vector in vectors]
+def make_task(
+    path: str, leaf: Leaf, inputs: Sequence[int], merges: Sequence[int], weights: np.ndarray, memory: int, largest: int
+) -> Task:
+    """That of a leaf whose worker may hold ``memory`` bytes; ``largest``: elements of the largest leaf."""
+    width, totals = leaf.dtype.itemsize, len(weights)
+    fit = min(BLOCK, max(STACK // (len(inputs) * width), hashes.UNIT))  # all inputs at once, or batches of them
+    fit = min(fit, min(TOTALS, memory // 4) // (4 * max(totals, 1)))
+    grain = hashes.UNIT
+    while grain > max(fit, hashes.UNIT // PARTS):
+        grain //= 2
+    elements = min(max(grain, fit // grain * grain), _padded(largest))
+    grain = math.lcm(grain, leaf.quantum)  # whole units are hashed at once, chunks can only be read whole
+    grain = grain if grain <= elements else leaf.quantum if leaf.quantum > 1 else leaf.size
+    elements = max(elements, _padded(min(grain, leaf.size)))  # one stored chunk may exceed the block
+    stack = min(STACK, memory - 8 * totals * elements)
+    batch = max(1, min(len(inputs), stack // (elements * width)))
+    return Task(path, leaf, tuple(inputs), tuple(merges), weights, elements, grain, batch)
+
+
+def tasks(merges: Merges, numbers: Sequence[int]) -> Iterator[Task]:
+    """Those of the merges ``numbers``: one for an averaged leaf, one for each input that a leaf is copied from."""
     held = merges.memory // WORKERS, max(leaf.size for leaf in merges.results.values())
-    found = []
+    every = range(len(numbers))
     for path in merges.results:
         leaf, policy = merges.leaves[path], merges.policies[path]
         if not leaf.size:
             continue
         if policy == AVERAGE:
-            table = np.stack([vector[path] for vector in vectors])
-            # An input that no merge wants is not read. Not even all-zero weights leave the sum without a term.
-            used = np.flatnonzero((table != 0).any(axis=0)).tolist() or [count - 1]
-            weights = np.ascontiguousarray(table[:, used], np.float32)
-            found.append(Task.of(path, leaf, used, every, weights, *held))
+            table = np.stack([merges.vectors[number][path] for number in numbers])
+            used = np.flatnonzero((table != 0).any(axis=0)).tolist()  # an input that no merge wants is not read
+            yield make_task(path, leaf, used, every, np.ascontiguousarray(table[:, used], np.float32), *held)
             continue
-        wanted = [first if policy == FIRST else last for first, last in ends]
+        wanted = [merges.ends[number][policy != FIRST] for number in numbers]
         for source in sorted(set(wanted)):
-            those = [number for number in every if wanted[number] == source]
-            found.append(Task.of(path, leaf, [source], those, None, *held))
-    return found
+            those = [place for place in every if wanted[place] == source]
+            yield make_task(path, leaf, [source], those, np.empty((0, 1), np.float32), *held)
 
 
 def _padded(elements: int) -> int:
@@ -298,30 +197,24 @@ def run(
         leaf; a result that overflows.
     """
     numbers = range(len(merges.specs)) if numbers is None else numbers
-    todo = []
-    for task in tasks(merges, numbers):
-        for number, block in enumerate(task.blocks(*(ranges or {}).get(task.path, (0, task.leaf.size)))):
-            # A unit that lies in two blocks is one process's: it is hashed as a whole.
-            whole = task.grain % hashes.UNIT == 0
-            place = (number if whole else 0) + zlib.crc32(task.path.encode())
-            if ranges is not None or place % jax.process_count() == jax.process_index():
-                todo.append((task, *block))
+    blocks = [
+        (task, start, stop)
+        for task in tasks(merges, numbers)
+        for start, stop in task.blocks(*(ranges or {}).get(task.path, (0, task.leaf.size)))
+        if ranges is not None or task.owner(start) % jax.process_count() == jax.process_index()
+    ]
+    total, largest = (
+        sum(task.nbytes(*block) for task, *block in blocks),
+        max((b[0].bytes_held for b in blocks), default=1),
+    )
     loop = _Loop(merges, write, numbers, fingerprints=ranges is None)
-    total = sum((stop - start) * len(task.inputs) * task.leaf.dtype.itemsize for task, start, stop in todo)
-    largest = max((task.bytes_held for task, *_ in todo), default=1)
     with (
         _bar(total, progress and jax.process_index() == 0) as advance,
         ThreadPoolExecutor(max(1, min(WORKERS, merges.memory // largest))) as pool,
     ):
-
-        def work(block: tuple[Task, int, int]) -> None:
-            loop.block(*block)
-            task, start, stop = block
-            advance((stop - start) * len(task.inputs) * task.leaf.dtype.itemsize)
-
         try:
-            for _ in pool.map(work, todo):
-                pass
+            for nbytes in pool.map(lambda block: loop.block(*block), blocks):
+                advance(nbytes)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -339,37 +232,34 @@ class _Loop:
         self.sums = [0] * len(merges.sources)
         self._lock, self._local, self._device = threading.Lock(), threading.local(), _host_device()
 
-    def block(self, task: Task, start: int, stop: int) -> None:
-        """Reads, merges and hands on elements ``start`` to ``stop`` of the task's leaf."""
-        if task.weights is None:
-            copied = self._buffer(1, stop - start, task.leaf.dtype)
-            self._read(task.inputs[0], task.path, start, copied[0])
-            rows: Any = [copied[0]] * len(task.merges)
-        else:
-            with jax.default_device(self._device):
-                rows = self._merged(task, start, stop)
+    def block(self, task: Task, start: int, stop: int) -> int:
+        """Reads, merges and hands on elements ``start`` to ``stop`` of the task's leaf; returns the bytes it read."""
+        with jax.default_device(self._device):
+            rows = self._merged(task, start, stop) if len(task.weights) else self._copied(task, start, stop)
         for number, row in zip(task.merges, rows, strict=True):
-            self._write(number, task.path, start, row[: stop - start])
+            self._write(number, task.path, start, row)
+        return task.nbytes(start, stop)
 
-    def _merged(self, task: Task, start: int, stop: int) -> np.ndarray:
-        """[merges, elements] in the dtype of the result."""
-        assert task.weights is not None
-        total, used = None, stop - start
+    def _copied(self, task: Task, start: int, stop: int) -> Sequence[np.ndarray]:
+        row = self._buffer(1, stop - start, task.leaf.dtype)[0]
+        self._read(task.inputs[0], task.path, start, row)
+        return [row] * len(task.merges)
+
+    def _merged(self, task: Task, start: int, stop: int) -> Sequence[np.ndarray]:
+        total: Any = None
         for first in range(0, len(task.inputs), task.batch):
             batch = task.inputs[first : first + task.batch]
             stack = self._buffer(len(batch), task.elements, task.leaf.dtype)
             for row, index in zip(stack, batch, strict=True):
-                self._read(index, task.path, start, row[:used])
+                self._read(index, task.path, start, row[: stop - start])
             # The stack is lent to XLA without a copy, so it must be done before the next batch is read into it.
             total = add(total, task.weights[:, first : first + task.batch], stack).block_until_ready()
-        assert total is not None
-        dtype = self._merges.results[task.path].dtype
-        merged = np.asarray(total if dtype == np.float32 else _cast(total, dtype))
-        finite = merged if dtype == np.float32 else merged.astype(np.float32)  # the cast may overflow too
-        bad = ~np.isfinite(finite[:, :used])
-        if bad.any():
-            self._blame(task, start, stop, self._names[int(np.argwhere(bad)[0, 0])])
-        return merged
+        merged = np.asarray(total.astype(self._merges.results[task.path].dtype))[:, : stop - start]
+        # The cast may overflow too. NumPy knows nothing of other dtypes' infinities.
+        finite = np.isfinite(merged if merged.dtype == np.float32 else merged.astype(np.float32))
+        if not finite.all():
+            self._blame(task, start, stop, self._names[int(np.argmin(finite.all(axis=1)))])
+        return list(merged)
 
     def _read(self, index: int, path: str, start: int, out: np.ndarray) -> None:
         source, units = self._merges.sources[index], self._units[index]
@@ -391,7 +281,7 @@ class _Loop:
         """A worker's own, kept from block to block; zeros at first, later what was checked to be finite."""
         held = self._local.__dict__
         if held.get(dtype.name, np.empty(0)).size < rows * elements:
-            held[dtype.name] = _aligned(rows * elements, dtype)
+            held[dtype.name] = aligned(rows * elements, dtype)
         return held[dtype.name][: rows * elements].reshape(rows, elements)
 
     def _blame(self, task: Task, start: int, stop: int, name: str) -> None:
@@ -419,7 +309,7 @@ def _bar(total: int, shown: bool) -> Iterator[Callable[[int], Any]]:
         yield bar.update
 
 
-def _aligned(elements: int, dtype: np.dtype) -> np.ndarray:
+def aligned(elements: int, dtype: np.dtype) -> np.ndarray:
     """Zeros whose address is a multiple of a page: XLA on a CPU uses such memory without copying it."""
     raw = np.zeros(elements * dtype.itemsize + 4096, np.uint8)
     start = -raw.ctypes.data % 4096

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import jax
 
@@ -15,33 +15,11 @@ from wsm_jax.errors import UsageError
 from wsm_jax.io import disk
 from wsm_jax.io import memory as memory_lib
 from wsm_jax.merging import engine, provenance, verification
-from wsm_jax.merging.engine import MEMORY, Merges
 from wsm_jax.merging.results import Results
-from wsm_jax.merging.spec import MergeSpec
+from wsm_jax.merging.spec import MEMORY, Merges, MergeSpec, opened
 from wsm_jax.parallel.processes import all_succeed
 
 ROOM = 0.8  # share of the host's free memory that results may take
-
-
-@overload
-def merge_checkpoints(
-    paths: Sequence[str | os.PathLike],
-    weights: Weights,
-    output: str | os.PathLike,
-    *,
-    metadata: Mapping[str, Any] | None = None,
-    verify: bool = False,
-    progress: bool = False,
-    format: str | None = None,
-    output_item: str | None = None,
-    **options: Any,
-) -> dict[str, Any]: ...
-
-
-@overload
-def merge_checkpoints(
-    paths: Sequence[str | os.PathLike], weights: Weights, output: None = None, **options: Any
-) -> Any: ...
 
 
 def merge_checkpoints(
@@ -99,8 +77,9 @@ def merge_checkpoints(
         return tree
     if shardings is not None:
         raise UsageError(f"shardings go with a merge in memory, not with an output ({output})")
-    options |= {"output": Path(output), "format": format, "output_item": output_item, "record": metadata or {}}
-    spec = MergeSpec.of(paths, weights, **options)
+    items = options.pop("item", None)
+    options |= {"output": Path(output), "format": format, "item": output_item, "record": metadata or {}}
+    spec = MergeSpec.of(paths, weights, items, **options)
     return write({"merged": spec}, verify=verify, progress=progress, memory=memory)["merged"]
 
 
@@ -124,11 +103,11 @@ def write(
         with all_succeed():
             for output in outputs:
                 storage.check_free(output)
-            merges = stack.enter_context(engine.opened(specs, memory))
+            merges = stack.enter_context(opened(specs, memory))
             disk.check_disk(outputs[0].parent, merges.nbytes * len(outputs))
         folders = [stack.enter_context(storage.unfinished(output)) for output in outputs]
         sinks = [
-            storage.create_sink(folder, merges.outputs(number), merges.sources[-1], spec.format, spec.output_item)
+            storage.create_sink(folder, merges.outputs(number), merges.sources[-1], spec.format, spec.item)
             for number, (folder, spec) in enumerate(zip(folders, specs.values(), strict=True))
         ]
         with all_succeed():
@@ -152,8 +131,8 @@ def _record(merges: Merges, number: int, inputs: Sequence[Mapping[str, Any]]) ->
     """What is kept of a merge: its own record, the inputs that it used with their weights, unusual policies."""
     spec, places = list(merges.specs.values())[number], merges.places[number]
     vectors = {path: vector[places] for path, vector in merges.vectors[number].items()}
-    weights = vectors if leaves_lib.is_ruled(spec.weights) else spec.weights  # what each leaf has, not by which rule
     used = leaves_lib.used(vectors, len(places))
+    weights = vectors if leaves_lib.is_ruled(spec.weights) else spec.weights  # what each leaf has, not by which rule
     return {
         **spec.record,
         "weights": spec.record.get("weights", provenance.as_lists(weights, used)),
@@ -193,7 +172,8 @@ def merge_many(
     Raises:
       UsageError: as :func:`merge_checkpoints`.
     """
-    specs = {name: MergeSpec.of(paths, vector, **options) for name, vector in weights.items()}
+    items = options.pop("item", None)
+    specs = {name: MergeSpec.of(paths, vector, items, **options) for name, vector in weights.items()}
     return in_memory(specs, shardings=shardings, progress=progress, room=room, memory=memory)
 
 
@@ -207,7 +187,7 @@ def in_memory(
 ) -> Iterator[tuple[str, Any]]:
     """:func:`merge_many` of ``specs``, name -> merge, all with the same rules and dtype."""
     stack = contextlib.ExitStack()
-    merges = stack.enter_context(engine.opened(specs, memory))
+    merges = stack.enter_context(opened(specs, memory))
     return _passes(stack, merges, shardings, progress, int(memory_lib.free() * ROOM) if room is None else room)
 
 

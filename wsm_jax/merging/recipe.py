@@ -1,8 +1,7 @@
-"""What a merge of a run reads: checkpoints, the item of each, and their weights; several recipes read in one pass."""
+"""What a merge of a run reads: checkpoints, the item of each, and their weights."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -15,39 +14,8 @@ from wsm_jax.core.leaves import Weights
 from wsm_jax.errors import UsageError
 from wsm_jax.merging import selection, steps, weighting
 from wsm_jax.merging.selection import MEAN, POINT, Window
+from wsm_jax.merging.spec import Input, MergeSpec
 from wsm_jax.merging.weighting import Rule
-
-
-class Input(NamedTuple):
-    """A checkpoint to read: its folder, the item (None: `params`, else the only one), its step if its name tells."""
-
-    path: Path
-    item: str | None
-    step: int | None
-
-
-class Recipe(NamedTuple):
-    """What one merge reads and how it weighs it: of windows of a run, of a folder of steps, of inputs given one by one.
-
-    Attributes:
-      paths: folders of checkpoints, oldest first; one that two items are read of comes twice.
-      items: the item to read of each.
-      weights: as for :func:`wsm_jax.merge`: float64 [inputs], or a mapping from each leaf's path to that.
-    """
-
-    paths: tuple[Path, ...]
-    items: tuple[str | None, ...]
-    weights: Weights
-
-    @property
-    def steps(self) -> tuple[int | None, ...]:
-        """The step of each input."""
-        return tuple(steps.step_of(path) for path in self.paths)
-
-    @property
-    def inputs(self) -> tuple[Input, ...]:
-        """Path, item and step of each input."""
-        return tuple(map(Input, self.paths, self.items, self.steps))
 
 
 def make_recipe(
@@ -59,7 +27,7 @@ def make_recipe(
     interval: int | None = None,
     last_step: int | None = None,
     weight_decay_aware: bool = False,
-) -> Recipe:
+) -> MergeSpec:
     """The recipe of ``wsm merge --run=RUN --curve=RULE --count=COUNT``.
 
     Args:
@@ -82,7 +50,7 @@ def make_recipe(
 
 def window_recipe(
     rule: Rule, run: Run, window: Window, *, item: str = PARAMS, weight_decay_aware: bool = False
-) -> Recipe:
+) -> MergeSpec:
     """The recipe of a merge of ``window``.
 
     The mean over r intervals of the stream is the plain mean of their means, so each of those takes 1/r of its weight.
@@ -100,7 +68,7 @@ def window_recipe(
     """
     weights = weighting.window_weights(rule, run, window, weight_decay_aware=weight_decay_aware)
     if window.snapshot == POINT:
-        return Recipe(window.paths, (item,) * window.count, weights)
+        return of_steps(window.paths, (item,) * window.count, weights)
     paths = [run.merge_stream / str(step) for step in selection.saved_steps(window, run.plan.merge_interval)]
     items = [MEAN] * len(paths)
     parts = len(paths) // window.count
@@ -112,7 +80,13 @@ def window_recipe(
     def layout(vector: Vector) -> Vector:
         return np.append(np.repeat(vector[:-1] / parts, parts), vector[-1])[: len(paths)]
 
-    return Recipe(tuple(paths), tuple(items), weighting.each(layout, weights))
+    return of_steps(paths, items, weighting.each(layout, weights))
+
+
+def of_steps(paths: Sequence[Path], items: Sequence[str], weights: Weights) -> MergeSpec:
+    """The merge of ``paths``, whose names tell their steps, with the item of each."""
+    read = zip(paths, items, strict=True)
+    return MergeSpec(tuple(Input(path, item, steps.step_of(path)) for path, item in read), weights)
 
 
 def end_point(run: Run, step: int) -> Path | None:
@@ -133,41 +107,3 @@ def _needed_end_point(run: Run, step: int, rule: str, weight: float) -> Path:
         f"states: {states}); take a curve that ends at 0 ({ending}), a window that ends at a full state, or train with "
         "checkpoint.snapshot=both"
     )
-
-
-def union(recipes: Mapping[str, Recipe]) -> tuple[tuple[Path, ...], tuple[str | None, ...], dict[str, Weights]]:
-    """Everything that recipes of one run read, each once, for :func:`wsm_jax.merge_many` to read in one pass.
-
-    Args:
-      recipes: name -> recipe.
-
-    Returns:
-      the paths, oldest first; the item of each; and name -> weights over them, zero where a recipe leaves one out.
-    """
-    inputs = {
-        (step or 0, item == PARAMS, path, item)  # the end point after the mean that ends there
-        for recipe in recipes.values()
-        for step, path, item in zip(recipe.steps, recipe.paths, recipe.items, strict=True)
-    }
-    keys = [(path, item) for *_, path, item in sorted(inputs)]
-    places = {key: place for place, key in enumerate(keys)}
-    weights = {
-        name: spread(
-            recipe.weights,
-            np.asarray([places[key] for key in zip(recipe.paths, recipe.items, strict=True)]),
-            len(keys),
-        )
-        for name, recipe in recipes.items()
-    }
-    return tuple(path for path, _ in keys), tuple(item for _, item in keys), weights
-
-
-def spread(weights: Weights, places: np.ndarray, length: int) -> Weights:
-    """The weights at ``places`` of vectors of ``length``, zero elsewhere."""
-
-    def one(vector: Vector) -> Vector:
-        wide = np.zeros(length)
-        wide[places] = vector
-        return wide
-
-    return weighting.each(one, weights)

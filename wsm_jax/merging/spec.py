@@ -1,9 +1,12 @@
-"""One merge as one value: everything before it makes one, everything after takes one."""
+"""One merge as one value: everything before it makes one, everything after takes one. Several of them, opened."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,12 @@ import numpy as np
 
 from wsm_jax.checkpoints import storage
 from wsm_jax.checkpoints.orbax import PARAMS
-from wsm_jax.core import leaves
-from wsm_jax.core.leaves import Rules, Weights
+from wsm_jax.checkpoints.storage import Source
+from wsm_jax.core import leaves as lib
+from wsm_jax.core.leaves import AVERAGE, SKIP, Leaf, Rules, Weights
 from wsm_jax.errors import UsageError
 
+MEMORY = 256 * 2**20  # bytes of all workers together, by default
 SAME, *_ = DTYPES = ("same", "float32", "bfloat16", "float16")
 
 
@@ -40,13 +45,13 @@ class MergeSpec:
 
     Attributes:
       inputs: oldest first.
-      weights: as for :func:`wsm_jax.merge`: one vector over the inputs, or one for each leaf; zeros leave inputs out.
+      weights: as for :func:`wsm_jax.merge`: a vector over the inputs, or one for each leaf; zeros leave inputs out.
       rules: (regular expression on a leaf's path, policy) pairs.
       dtype: of the averaged leaves: ``same`` (or None), ``float32``, ``bfloat16`` or ``float16``.
       include_optimizer: merge what stands beside the parameters of a saved train state, too.
       output: the folder to write; None: the merge stays in memory.
       format: of the output, ``orbax`` or ``safetensors``; None: as the inputs.
-      output_item: what an Orbax output calls the tree; None: ``params``.
+      item: what the output calls the tree, if it is an Orbax checkpoint; None: ``params``.
       record: what is kept beside the output's arrays, JSON-ready.
 
     Raises:
@@ -60,7 +65,7 @@ class MergeSpec:
     include_optimizer: bool = False
     output: Path | None = None
     format: str | None = None
-    output_item: str | None = None
+    item: str | None = None
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -74,41 +79,136 @@ class MergeSpec:
 
     @classmethod
     def of(
-        cls, paths: Sequence[str | os.PathLike], weights: Weights, item: storage.Items = None, **fields: Any
+        cls, paths: Sequence[str | os.PathLike], weights: Weights, items: storage.Items = None, **fields: Any
     ) -> "MergeSpec":
         """The merge of ``paths``, with one item for all or one for each.
 
         Raises:
           UsageError: items that do not fit the paths; as the class.
         """
-        items = storage.items_of(item, len(paths))
-        return cls(tuple(Input(path, name) for path, name in zip(paths, items, strict=True)), weights, **fields)
+        named = zip(paths, storage.items_of(items, len(paths)), strict=True)
+        return cls(tuple(Input(path, item) for path, item in named), weights, **fields)
 
-    def vectors(self, paths: Sequence[str]) -> dict[str, np.ndarray]:
-        """The weights of the leaves ``paths``, float64 [inputs], checked as :func:`leaves.weight_vectors` does."""
-        return leaves.weight_vectors(self.weights, paths, len(self.inputs))
+    @property
+    def paths(self) -> tuple[str | os.PathLike, ...]:
+        """The folder of each input."""
+        return tuple(one.path for one in self.inputs)
+
+    @property
+    def items(self) -> tuple[str | None, ...]:
+        """The item of each input."""
+        return tuple(one.item for one in self.inputs)
+
+    @property
+    def steps(self) -> tuple[int | None, ...]:
+        """The step of each input."""
+        return tuple(one.step for one in self.inputs)
 
 
-def union(specs: Sequence[MergeSpec]) -> tuple[tuple[Input, ...], list[np.ndarray]]:
-    """All that several merges read, each once, and for each merge the places of its inputs in that.
+@dataclasses.dataclass(frozen=True)
+class Merges:
+    """Merges of one pass, opened and checked.
 
-    Where the inputs differ they are put in order of their steps, the end point after the mean that ends there.
+    Attributes:
+      specs: name -> merge.
+      sources: what the merges read, each once, oldest first.
+      places: for each merge the place in ``sources`` of each of its inputs.
+      vectors: for each merge path -> float64 [sources].
+      ends: for each merge the sources of its ``first`` and ``last`` leaves, the ends of what has a weight.
+      policies: path -> policy.
+      leaves: path -> leaf of the inputs, with a quantum that suits all of them.
+      results: path -> leaf of the result; what is skipped is not there.
+      memory: bytes that all workers together may hold, where the largest stored chunk allows it.
     """
-    first = specs[0].inputs
-    if all(one.inputs == first for one in specs):
-        return first, [np.arange(len(first))] * len(specs)
-    every = list(dict.fromkeys(one for spec in specs for one in spec.inputs))
-    if all(one.step is not None for one in every):
-        every.sort(key=lambda one: (one.step, one.item == PARAMS, str(one.path), str(one.item)))
-    place = {one: number for number, one in enumerate(every)}
-    return tuple(every), [np.asarray([place[one] for one in spec.inputs], int) for spec in specs]
+
+    specs: Mapping[str, MergeSpec]
+    sources: list[Source]
+    places: list[np.ndarray]
+    vectors: list[dict[str, np.ndarray]]
+    ends: list[tuple[int, int]]
+    policies: dict[str, str]
+    leaves: dict[str, Leaf]
+    results: dict[str, Leaf]
+    memory: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one result."""
+        return sum(leaf.nbytes for leaf in self.results.values())
+
+    def outputs(self, number: int) -> dict[str, Leaf]:
+        """The leaves of the result of the merge ``number``, strings with their values."""
+        inputs = [source.leaves for source in self.sources]
+        return lib.with_texts(self.results, self.policies, inputs, self.vectors[number])
+
+
+@contextlib.contextmanager
+def opened(specs: Mapping[str, MergeSpec], memory: int = MEMORY) -> Iterator[Merges]:
+    """Opens and checks everything that merges of one pass need; reads metadata only.
+
+    Args:
+      specs: name -> merge; all with the same rules and dtype.
+      memory: bytes that all workers together may hold, where the largest stored chunk allows it.
+
+    Raises:
+      UsageError: no merges; as :func:`wsm_jax.merge_checkpoints` before any array is read.
+    """
+    if not specs:
+        raise UsageError("nothing to merge: no weights were given")
+    spec, inputs = next(iter(specs.values())), union(specs.values())
+    with storage.open_sources([one.path for one in inputs], [one.item for one in inputs]) as sources:
+        every = {path: leaf for source in sources for path, leaf in source.leaves.items()}
+        found = lib.leaf_policies(every, spec.rules, parameters_only=not spec.include_optimizer)
+        names = [str(source.path) for source in sources]
+        lib.check_same([source.leaves for source in sources], names, found, any_float=spec.dtype != SAME)
+        policies = {path: found[path] for path in sources[0].leaves}
+        leaves = {path: _common([s.leaves[path] for s in sources if path in s.leaves]) for path in policies}
+        results = {path: _result(path, leaves[path], policy, spec.dtype) for path, policy in policies.items()}
+        results = {path: leaf for path, leaf in results.items() if policies[path] != SKIP}
+        if not results:
+            raise UsageError(f"nothing to merge: {sources[0].path} has no leaf" + " but skipped ones" * bool(policies))
+        averaged = [path for path, policy in policies.items() if policy == AVERAGE]
+        places, vectors, ends = [], [], []
+        for one in specs.values():
+            same = one.inputs == inputs  # some may be named twice
+            places.append(np.arange(len(inputs)) if same else np.asarray([inputs.index(each) for each in one.inputs]))
+            own = lib.weight_vectors(one.weights, averaged, len(one.inputs))
+            vectors.append({path: spread(vector, places[-1], len(inputs)) for path, vector in own.items()})
+            first, last = lib.window_ends(own, len(one.inputs))
+            ends.append((int(places[-1][first]), int(places[-1][last])))
+        yield Merges(specs, sources, places, vectors, ends, policies, leaves, results, memory)
+
+
+def union(specs: Collection[MergeSpec]) -> tuple[Input, ...]:
+    """All that several merges read, each once; where it differs in order of steps, a mean before its end point."""
+    first, *others = [spec.inputs for spec in specs]
+    if all(inputs == first for inputs in others):
+        return first
+    every = dict.fromkeys(itertools.chain(first, *others))
+    if any(one.step is None for one in every):
+        return tuple(every)
+    return tuple(sorted(every, key=lambda one: (one.step, one.item == PARAMS, str(one.path), str(one.item))))
 
 
 def spread(vector: np.ndarray, places: np.ndarray, length: int) -> np.ndarray:
     """The weights at ``places`` of a vector of ``length``, zero elsewhere."""
     wide = np.zeros(length)
-    np.add.at(wide, places, vector)  # an input may be named twice
+    np.add.at(wide, places, vector)
     return wide
+
+
+def _common(leaves: Sequence[Leaf]) -> Leaf:
+    """A leaf of several inputs with a quantum and a dtype that suit all of them."""
+    quantum = math.lcm(*(leaf.quantum for leaf in leaves))
+    dtype = lib.common_dtype([leaf.dtype for leaf in leaves])
+    return dataclasses.replace(leaves[0], quantum=min(quantum, max(leaves[0].size, 1)), dtype=dtype)
+
+
+def _result(path: str, leaf: Leaf, policy: str, dtype: str) -> Leaf:
+    wanted = leaf.dtype if policy != AVERAGE or dtype == SAME else np.dtype(dtype)
+    if policy == AVERAGE and wanted == np.float64:
+        raise UsageError(f"leaf {path} is float64, but merges are float32 at best; ask for dtype=float32")
+    return dataclasses.replace(leaf, dtype=wanted, quantum=1)
 
 
 def _dtype(dtype: Any) -> str:

@@ -7,11 +7,11 @@ import ml_dtypes
 import numpy as np
 
 from wsm_jax.checkpoints import storage
-from wsm_jax.core.leaves import AVERAGE, FIRST, window_ends
+from wsm_jax.core.leaves import AVERAGE, FIRST
 from wsm_jax.errors import UsageError
 
 if TYPE_CHECKING:
-    from wsm_jax.merging.engine import Merges
+    from wsm_jax.merging.spec import Merges
 
 SAMPLES = 64  # blocks over all leaves, at least one from each leaf
 BLOCK = 1 << 16  # elements of a block, at most, where a row is not longer
@@ -43,7 +43,7 @@ def check(merges: "Merges", number: int, written: Path) -> int:
             for start in {int(s) for s in random.integers(0, rows - height + 1, each)} if leaf.size else ():
                 block = start, start + height
                 found = out.rows(stored, *block)
-                expected, bad = _compared(merges, path, merges.vectors[number], block, found)
+                expected, bad = _compared(merges, number, path, block, found)
                 if bad.any():
                     worst = np.unravel_index(int(np.argmax(bad)), bad.shape)
                     raise UsageError(
@@ -55,15 +55,14 @@ def check(merges: "Merges", number: int, written: Path) -> int:
 
 
 def _compared(
-    merges: "Merges", path: str, vectors: dict, block: tuple[int, int], found: np.ndarray
+    merges: "Merges", number: int, path: str, block: tuple[int, int], found: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the block should hold, and where ``found`` does not."""
     if merges.policies[path] != AVERAGE:
-        first, last = window_ends(vectors, len(merges.sources))
-        copied = merges.sources[first if merges.policies[path] == FIRST else last].rows(path, *block)
+        copied = merges.sources[merges.ends[number][merges.policies[path] != FIRST]].rows(path, *block)
         return copied, (found != copied) & ((found == found) | (copied == copied))  # a NaN is a copy of a NaN
     # As in the merge, an input without a weight does not count, whatever it holds.
-    pairs = zip(vectors[path], merges.sources, strict=True)
+    pairs = zip(merges.vectors[number][path], merges.sources, strict=True)
     expected, size, count = np.zeros(found.shape), np.zeros(found.shape), 0
     for c, source in pairs:
         if c != 0:
