@@ -155,6 +155,9 @@ def load_tree(path: str | os.PathLike, item: str | None = None, abstract: Any = 
     """
     root, name = _require(path), choose_item(path, item)
     abstract = jax.tree.map(_uncut, abstract_tree(path, item)) if abstract is None else abstract
+    from wsm_jax.checkpoints import integrity  # which needs this module
+
+    integrity.check_together(path, (name or "",))
     _check_chunks(path, item)
     try:
         return orbax().load(root, abstract, checkpointable_name=name)

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from wsm_jax.checkpoints import huggingface, orbax
+from wsm_jax.checkpoints import huggingface, integrity, orbax
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError
-from wsm_jax.io import files
+from wsm_jax.io import files, publish
 from wsm_jax.parallel.processes import all_succeed
 
 MARK = ".made-by-wsm-merge"  # in the folder where a merge is under way; what lacks it is somebody else's
@@ -51,6 +51,14 @@ class Source(Protocol):
 
     def record(self) -> dict[str, Any]:
         """What identifies the checkpoint in a record."""
+        ...
+
+    def held(self) -> dict[Path, list[tuple[int, int]]]:
+        """File -> ascending ranges [start, stop) of its bytes that hold elements of leaves that are raw bytes."""
+        ...
+
+    def file_at(self, path: str, element: int) -> Path:
+        """The file, or the folder, that holds an element of a leaf."""
         ...
 
     def close(self) -> None:
@@ -175,8 +183,9 @@ def unfinished(output: str | os.PathLike) -> Iterator[Path]:
             pass  # every part is written
         with all_succeed():
             if lock is not None:
+                integrity.seal(folder / output.name)
                 check_free(output)
-                os.rename(folder / output.name, output)
+                publish.appear(folder / output.name, output)
     finally:
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,10 @@
 """How much room trees, folders and streams take, and whether the disk has it."""
 
 import contextlib
+import errno
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,39 @@ def check_disk(directory: str | os.PathLike, needed: int, advice: str = "choose 
         raise UsageError(
             f"{directory} needs {needed / 1e9:.3f} GB more but its disk has {free / 1e9:.3f} GB free; {advice}"
         )
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike, needed: int = 0) -> Iterator[None]:
+    """Makes one line of a disk that is full, or a quota that is used up, while ``path`` is written.
+
+    Args:
+      path: what is being written.
+      needed: bytes that it takes; 0 where nobody knows.
+
+    Raises:
+      UsageError: the disk was full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UsageError) or not _is_full(error):
+            raise
+        free = shutil.disk_usage(_existing_parent(Path(path).absolute())).free
+        takes = f"it takes {needed / 1e6:.3f} MB" if needed else "it takes more"
+        raise UsageError(
+            f"{path} cannot be written: the disk is full, {takes} and {free / 1e6:.3f} MB are free; make room, then "
+            "type the same command again"
+        ) from error
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it follows from, is of a full disk. TensorStore's has only a text."""
+    if error is None:
+        return False
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "ENOSPC" in str(error) or "EDQUOT" in str(error) or _is_full(error.__cause__ or error.__context__)
 
 
 def _existing_parent(path: Path) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wsm_jax.errors import UsageError
+from wsm_jax.io.publish import appear
 
 
 def check_local(path: str | os.PathLike) -> None:
@@ -74,6 +75,6 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")  # several hosts may share the disk
     try:
         yield temporary
-        os.replace(temporary, path)
+        appear(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
-"""Folders that appear whole or not at all: written under a temporary name beside their place, then renamed."""
+"""What appears whole or not at all: written under a temporary name beside its place, synced, then renamed."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -21,6 +22,30 @@ def data_folder(setting: str = "") -> pathlib.Path:
     return pathlib.Path(chosen).expanduser().absolute()
 
 
+def appear(made: pathlib.Path, place: pathlib.Path) -> None:
+    """Renames a file or a folder that was made to its name, once all of it is on the disk, so that power may fail."""
+    if made.is_dir():
+        for folder, _, names in os.walk(made, topdown=False):
+            for name in names:
+                _sync(os.path.join(folder, name))
+            _sync(folder)
+    else:
+        _sync(made)
+    os.replace(made, place)
+    _sync(place.parent)
+
+
+def _sync(path: str | os.PathLike) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot, e.g. for folders
+            raise
+    finally:
+        os.close(opened)
+
+
 @contextlib.contextmanager
 def published(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary folder to write into, which becomes ``folder`` when the block ends without an exception.
@@ -35,7 +60,7 @@ def published(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         yield temporary
         temporary.chmod(0o755)  # mkdtemp makes it private; a shared store must be readable by others.
         try:
-            os.rename(temporary, folder)
+            appear(temporary, folder)
         except OSError:
             if not folder.is_dir():
                 raise
