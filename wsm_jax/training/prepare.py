@@ -1,0 +1,188 @@
+"""Everything that is known of a run before its first array is made: all that can be refused is refused here."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optax
+from jax.sharding import Mesh
+
+from wsm_jax import config as config_lib
+from wsm_jax.checkpoints import compatibility, orbax, run_schedule
+from wsm_jax.checkpoints import run as run_lib
+from wsm_jax.checkpoints.plan import Plan
+from wsm_jax.checkpoints.run import Run
+from wsm_jax.config import Config
+from wsm_jax.core.averages import Average
+from wsm_jax.core.schedules import Schedule
+from wsm_jax.core.trees import named_leaves
+from wsm_jax.data import tokens
+from wsm_jax.data.tokens import Corpus
+from wsm_jax.errors import UsageError
+from wsm_jax.io import files, machine
+from wsm_jax.models import model as model_lib
+from wsm_jax.models import presets
+from wsm_jax.models.model import Model
+from wsm_jax.parallel import sharding
+from wsm_jax.parallel.processes import all_succeed
+from wsm_jax.training import averaging, tracking, train_state
+from wsm_jax.training import branch as branch_lib
+from wsm_jax.training import metrics as metrics_lib
+from wsm_jax.training import optimizer as optimizer_lib
+from wsm_jax.training import preview as preview_lib
+from wsm_jax.training.preview import Preview
+from wsm_jax.training.train_state import TrainState
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a run starts that has no state of its own.
+
+    Attributes:
+      parent: the run it is branched from, if it is one.
+      step: the step of the branch.
+      params_from: the checkpoint whose parameters take the place of the parent's or of random ones; "" for none.
+      started: whether the run has a state of its own, which then comes first.
+      departing: fields in which a branch departs from its parent such that it reads other tokens.
+    """
+
+    parent: Run | None
+    step: int | None
+    params_from: str
+    started: bool
+    departing: list[str]
+
+    @property
+    def start(self) -> int:
+        """Updates before the run's own."""
+        return self.step or 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A run that can be restored and trained.
+
+    Attributes:
+      config, directory, plan, origin: what was asked for.
+      corpus, model, mesh, optimizer, schedule: what trains.
+      averages: name -> average kept beside the parameters.
+      previews: merges evaluated while it trains.
+      abstract: shapes, dtypes and shardings of the train state.
+      merge_items: shapes of what a merge checkpoint holds, by item.
+      facts: what run.json says.
+    """
+
+    config: Config
+    directory: Path
+    plan: Plan
+    origin: Origin
+    corpus: Corpus
+    model: Model
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    averages: dict[str, Average]
+    previews: list[Preview]
+    abstract: TrainState
+    merge_items: dict[str, Any]
+    facts: dict[str, Any]
+
+
+def prepare(config: Config, directory: Path, branch_from: str, params_from: str, say: Say, progress: bool) -> Setup:
+    """Checks all that :func:`wsm_jax.training.loop.train` was given, and reads or makes the tokens.
+
+    Raises:
+      UsageError: bad input; nothing was written but tokens.
+    """
+    files.check_local(directory)
+    plan = run_lib.resumed_plan(directory, config)
+    metrics_lib.check_trackers(config.log)
+    origin, params_run = _origin(config, directory, branch_from, params_from, say)
+    schedule = run_schedule.from_config(config, origin.step)
+    optimizer = optimizer_lib.make(config.optimizer, schedule)
+    averages = averaging.from_config(config, schedule)
+    previews = preview_lib.windows(config, plan, origin.step)
+    mesh = sharding.make_mesh()
+    if config.batch_size % (config.accumulate * mesh.size):
+        raise UsageError(
+            f"batch_size={config.batch_size} is not a multiple of accumulate x devices = "
+            f"{config.accumulate} x {mesh.size}"
+        )
+    with all_succeed():
+        run_lib.check_config(directory, config)
+        run_lib.check_states(directory, config)
+        model_lib.check(presets.with_vocabulary(config.model, 1))  # of what is known before the tokenizer
+        corpus = tokens.prepare(config.data, progress=progress)
+    _check_corpus(origin, params_run, corpus, say)
+    model = model_lib.build(presets.with_vocabulary(config.model, corpus.vocab_size))
+    abstract = train_state.abstract(model, optimizer, mesh, averages, host_averages=config.averaging.host)
+    if params_from and not origin.started:
+        compatibility.check_params(params_from, abstract["params"])
+    shapes = tracking.read_shapes(averages, abstract["params"])
+    if config.optimizer.name == optimizer_lib.SCHEDULE_FREE:
+        shapes[optimizer_lib.SCHEDULE_FREE] = abstract["params"]
+    items = merge_items(config, abstract["params"], shapes)
+    facts = _facts(config, directory, plan, origin, corpus, abstract["params"])
+    return Setup(
+        config, directory, plan, origin, corpus, model, mesh, optimizer, schedule, averages, previews, abstract, items,
+        facts,
+    )  # fmt: skip
+
+
+def _origin(config: Config, directory: Path, branch_from: str, params_from: str, say: Say) -> tuple[Origin, Run | None]:
+    """Where the run starts, and the run that ``params_from`` lies in, where it lies in one and matters."""
+    # A branch that has a state of its own goes on from it: the parent may have let go of the one it started from.
+    started = bool(orbax.complete_steps(run_lib.resume_stream(directory)))
+    parent, step = branch_lib.parse_branch(branch_from, need_state=not started) if branch_from else (None, None)
+    departing: list[str] = []
+    if parent is not None and step is not None:
+        departing = branch_lib.check_branch(parent, step, config)
+        for field in departing:
+            say(f"note: {field} differs from the parent's, so the branch reads other tokens")
+    params_run = branch_lib.parse_params(params_from, config) if params_from and not started else None
+    return Origin(parent, step, params_from, started, departing), params_run
+
+
+def _check_corpus(origin: Origin, params_run: Run | None, corpus: Corpus, say: Say) -> None:
+    if origin.parent is not None:
+        branch_lib.check_tokenizer(origin.parent, corpus)
+        if origin.parent.facts["data_hash"] != corpus.hash and not origin.departing:
+            say(f"note: the documents have changed since {origin.parent.path}, so the branch reads other tokens")
+    if params_run is not None:
+        branch_lib.check_tokenizer(params_run, corpus)
+
+
+def merge_items(config: Config, params: Any, averages: Mapping[str, Any]) -> dict[str, Any]:
+    """Items of a merge checkpoint: the parameters and the averages, arrays or shapes.
+
+    With ``checkpoint.snapshot=mean`` the interval means take the parameters' place, so that the stream takes the room
+    it always took. A merge of means needs the parameters at the end of its window only where its curve does not end at
+    0; they are in the resume stream, for the last full states and the branch points.
+    """
+    kept = {} if config.checkpoint.snapshot == averaging.MEAN else {orbax.PARAMS: params}
+    return {**kept, **averages}
+
+
+def _facts(config: Config, directory: Path, plan: Plan, origin: Origin, corpus: Corpus, params: Any) -> dict[str, Any]:
+    parent, step = origin.parent, origin.step
+    return {
+        "parameters": model_lib.parameter_count(params),
+        "steps": plan.steps,
+        "tokens_per_step": plan.tokens_per_step,
+        "merge_interval": plan.merge_interval,
+        "branch_from": f"{parent.path.absolute()}@{step}" if parent else None,
+        "branch_step": step,
+        "tokens_at_branch": run_lib.tokens_read(parent.facts, step) if parent and step else 0,
+        "branch_points": list(plan.branch_points),
+        "longest_resume_interval": run_lib.longest_resume_interval(directory, plan),
+        "params_from": str(Path(origin.params_from).absolute()) if origin.params_from else None,
+        "data_hash": corpus.hash,
+        "data": corpus.manifest(),
+        "config_hash": config_lib.config_hash(config),
+        # A weight-decay-aware merge needs to know which leaves the optimizer shrinks.
+        "decay_mask": {name: bool(decayed) for name, decayed in named_leaves(optimizer_lib.decay_mask(params)).items()},
+        **machine.environment(),
+    }
