@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.errors import UsageError
+from wsm_jax.io import hashes
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -177,7 +178,7 @@ class Sink:
         if create and like is not None:
             for file in like.path.iterdir():
                 weights = file.suffix in _WEIGHTS or file.name.endswith(".index.json")
-                if file.is_file() and not weights and file.name != RECORD:
+                if file.is_file() and not weights and file.name not in (RECORD, hashes.FILE):
                     shutil.copy(file, folder)
             _name_dtypes(
                 folder / "config.json",

@@ -19,6 +19,7 @@ from wsm_jax.io import disk, publish
 _DELETED = ".deleted-"  # begins the name of a checkpoint that is being removed
 _SAVING = ".saving-"  # begins the name of one that is being written, and of what Orbax makes of it meanwhile
 _LEFTOVERS = (f"{_DELETED}*", f"{_SAVING}*", "*.orbax-checkpoint-tmp*")  # the last of earlier versions
+_LEAF_BYTES = 1 << 14  # that folders and metadata take for each array
 
 
 class Stream:
@@ -26,7 +27,7 @@ class Stream:
 
     Args:
       directory: created if missing; leftovers of killed saves in it are removed.
-      mergeable: store uncompressed in small chunks (the merge stream), with hashes of the arrays; else files are hashed.
+      mergeable: store uncompressed in small chunks and hash the arrays (the merge stream); else files are hashed.
       keep: newest checkpoints kept; 0 keeps all.
       keep_steps: steps kept for ever beside them.
       read_only: leave everything in the folder alone, e.g. the saves under way of the run that writes it.
@@ -47,8 +48,8 @@ class Stream:
         self._background = ThreadPoolExecutor(1)
         if not read_only and jax.process_index() == 0:
             self._directory.mkdir(parents=True, exist_ok=True)
-            for leftover in [found for pattern in _LEFTOVERS for found in self._directory.glob(pattern)]:
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            for pattern in _LEFTOVERS:
+                _clear(self._directory, pattern)
         self._steps = orbax.complete_steps(self._directory)
         self._saving: tuple[int, Future[None]] | None = None
 
@@ -80,7 +81,8 @@ class Stream:
         if found is not None and jax.process_index():  # Orbax is done when all processes are; so these are there then
             self._part(step, jax.process_index()).write_text(json.dumps(found))
         made = self._directory / f"{_SAVING}{step}"
-        needed = disk.tree_bytes(items)
+        needed = disk.tree_bytes(items) + _LEAF_BYTES * len(jax.tree.leaves(items))
+        disk.check_room(self._directory / str(step), needed)
         with disk.writing(self._directory / str(step), needed):
             with orbax.context(self._mergeable):
                 saving = orbax.orbax().save_checkpointables_async(
@@ -89,7 +91,7 @@ class Stream:
         self._saving = step, self._background.submit(self._publish, step, made, saving, found, needed)
 
     def _publish(self, step: int, made: Path, saving: Any, found: Any, needed: int) -> None:
-        """Waits for Orbax, hashes and syncs what it wrote, then gives it its name: one process does, the others wait."""
+        """Waits for Orbax, hashes what it wrote and gives it its name: one process does, the others wait."""
         place = self._directory / str(step)
         with disk.writing(place, needed):
             try:
@@ -99,8 +101,7 @@ class Stream:
                     publish.appear(made, place)
             finally:
                 if jax.process_index() == 0:
-                    for leftover in self._directory.glob(f"{_SAVING}{step}*"):
-                        shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
+                    _clear(self._directory, f"{_SAVING}{step}*")
         while jax.process_index() and not place.exists():
             if not made.exists() and not place.exists():
                 raise UsageError(f"{place} was not saved by the first process; see its message")
@@ -150,6 +151,17 @@ class Stream:
             self._steps.remove(step)
             if jax.process_index() == 0:
                 _remove(self._directory, step)
+
+
+def _clear(directory: Path, pattern: str) -> None:
+    """Removes what is left of saves; one that has failed may still have threads that write for a moment."""
+    for _ in range(50):
+        found = list(directory.glob(pattern))
+        if not found:
+            return
+        for leftover in found:
+            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        time.sleep(0.02)
 
 
 def _remove(directory: Path, step: int) -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from wsm_jax.cli import config_flags, eval, inspect, merge, merge_options, prepare, report, train, weights
+from wsm_jax.cli import config_flags, eval, inspect, merge, merge_options, prepare, quiet, report, train, weights
 from wsm_jax.errors import UsageError, ended
 
 # Verb -> what adds its arguments, what runs it, whether it takes a configuration, its help.
@@ -51,6 +51,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit status, as :func:`wsm_jax.errors.ended` has it."""
+    quiet.quiet()
     return ended("wsm", lambda: _run(sys.argv[1:] if arguments is None else list(arguments)))
 
 

@@ -30,7 +30,7 @@ def disk_bytes(directory: str | os.PathLike) -> int:
 
 def check_disk(directory: str | os.PathLike, needed: int, advice: str = "choose another disk") -> None:
     """Raises UsageError, ending in ``advice``, where its disk has less than ``needed`` bytes free."""
-    free = shutil.disk_usage(_existing_parent(Path(directory).absolute())).free
+    free = _free(directory)
     if needed > free:
         raise UsageError(
             f"{directory} needs {needed / 1e9:.3f} GB more but its disk has {free / 1e9:.3f} GB free; {advice}"
@@ -53,12 +53,28 @@ def writing(path: str | os.PathLike, needed: int = 0) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, UsageError) or not _is_full(error):
             raise
-        free = shutil.disk_usage(_existing_parent(Path(path).absolute())).free
-        takes = f"it takes {needed / 1e6:.3f} MB" if needed else "it takes more"
-        raise UsageError(
-            f"{path} cannot be written: the disk is full, {takes} and {free / 1e6:.3f} MB are free; make room, then "
-            "type the same command again"
-        ) from error
+        raise _full(path, needed) from error
+
+
+def check_room(path: str | os.PathLike, needed: int) -> None:
+    """Raises the error of :func:`writing` before anything is written, where that takes ``needed`` bytes.
+
+    Libraries that meet a full disk in threads of their own say so in thousands of lines.
+    """
+    if needed > _free(path):
+        raise _full(path, needed)
+
+
+def _full(path: str | os.PathLike, needed: int) -> UsageError:
+    takes = f"it takes {needed / 1e6:.3f} MB" if needed else "it takes more"
+    return UsageError(
+        f"{path} cannot be written: the disk is full, {takes} and {_free(path) / 1e6:.3f} MB are free; make room, then "
+        "type the same command again"
+    )
+
+
+def _free(path: str | os.PathLike) -> int:
+    return shutil.disk_usage(_existing_parent(Path(path).absolute())).free
 
 
 def _is_full(error: BaseException | None) -> bool:
@@ -67,7 +83,12 @@ def _is_full(error: BaseException | None) -> bool:
         return False
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return "ENOSPC" in str(error) or "EDQUOT" in str(error) or _is_full(error.__cause__ or error.__context__)
+    return says_full(str(error)) or _is_full(error.__cause__ or error.__context__)
+
+
+def says_full(text: str) -> bool:
+    """Whether the text of an error or of a message speaks of a full disk."""
+    return "No space left on device" in text or "Disk quota exceeded" in text
 
 
 def _existing_parent(path: Path) -> Path:
