@@ -15,7 +15,7 @@ from wsm_jax.checkpoints import huggingface, integrity, orbax
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError
-from wsm_jax.io import files, publish
+from wsm_jax.io import disk, files, publish
 from wsm_jax.parallel.processes import all_succeed
 
 MARK = ".made-by-wsm-merge"  # in the folder where a merge is under way; what lacks it is somebody else's
@@ -178,14 +178,15 @@ def unfinished(output: str | os.PathLike) -> Iterator[Path]:
         with all_succeed():
             check_free(output)
             lock = _claim(folder, output) if jax.process_index() == 0 else None
-        yield folder / output.name
-        with all_succeed():
-            pass  # every part is written
-        with all_succeed():
-            if lock is not None:
-                integrity.seal(folder / output.name)
-                check_free(output)
-                publish.appear(folder / output.name, output)
+        with disk.writing(output, lambda: disk.disk_bytes(folder)):
+            yield folder / output.name
+            with all_succeed():
+                pass  # every part is written
+            with all_succeed():
+                if lock is not None:
+                    integrity.seal(folder / output.name)
+                    check_free(output)
+                    publish.appear(folder / output.name, output)
     finally:
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from types import TracebackType
+from typing import Any
 
 from wsm_jax.io.disk import says_full
 
@@ -13,13 +13,13 @@ def quiet() -> None:
     """Leaves out messages on a full disk; the error itself becomes one line where it ends the command."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_wanted)
-    before = sys.excepthook
+    before = sys.unraisablehook
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if _CLOSED not in str(error):
-            before(kind, error, trace)
+    def hook(unraisable: Any) -> None:
+        if _CLOSED not in str(unraisable.exc_value):
+            before(unraisable)
 
-    sys.excepthook = hook
+    sys.unraisablehook = hook
 
 
 def _wanted(record: logging.LogRecord) -> bool:

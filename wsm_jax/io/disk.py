@@ -3,8 +3,9 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ def tree_bytes(tree: Any) -> int:
 
 
 def disk_bytes(directory: str | os.PathLike) -> int:
-    """Bytes of the files under ``directory``; 0 where there is none. What goes meanwhile does not count."""
-    total = 0
+    """Bytes of the files under ``directory``, or of a file; 0 where there is none. What goes meanwhile does not count."""
+    total = os.path.getsize(directory) if os.path.isfile(directory) else 0
     for folder, _, files in os.walk(directory):
         for name in files:
             with contextlib.suppress(FileNotFoundError):
@@ -38,12 +39,12 @@ def check_disk(directory: str | os.PathLike, needed: int, advice: str = "choose 
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike, needed: int = 0) -> Iterator[None]:
+def writing(path: str | os.PathLike, needed: int | Callable[[], int]) -> Iterator[None]:
     """Makes one line of a disk that is full, or a quota that is used up, while ``path`` is written.
 
     Args:
       path: what is being written.
-      needed: bytes that it takes; 0 where nobody knows.
+      needed: bytes that it takes; or, where nobody knows, what gives those that it took until the disk was full.
 
     Raises:
       UsageError: the disk was full.
@@ -65,8 +66,8 @@ def check_room(path: str | os.PathLike, needed: int) -> None:
         raise _full(path, needed)
 
 
-def _full(path: str | os.PathLike, needed: int) -> UsageError:
-    takes = f"it takes {needed / 1e6:.3f} MB" if needed else "it takes more"
+def _full(path: str | os.PathLike, needed: int | Callable[[], int]) -> UsageError:
+    takes = f"it takes more than {needed() / 1e6:.3f} MB" if callable(needed) else f"it takes {needed / 1e6:.3f} MB"
     return UsageError(
         f"{path} cannot be written: the disk is full, {takes} and {_free(path) / 1e6:.3f} MB are free; make room, then "
         "type the same command again"
@@ -88,7 +89,16 @@ def _is_full(error: BaseException | None) -> bool:
 
 def says_full(text: str) -> bool:
     """Whether the text of an error or of a message speaks of a full disk."""
-    return "No space left on device" in text or "Disk quota exceeded" in text
+    numpy = re.search(r"^\d+ requested and \d+ written$", text)
+    return "No space left on device" in text or "Disk quota exceeded" in text or numpy is not None
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """Raises UsageError where ``folder`` could not be made, or nothing could be written into it; makes nothing."""
+    there = _existing_parent(Path(folder).absolute())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = "may not be written" if there.is_dir() else "is no folder"
+        raise UsageError(f"{folder} cannot be written: {there} {reason}; choose another --output")
 
 
 def _existing_parent(path: Path) -> Path:
