@@ -153,11 +153,11 @@ def load_tree(path: str | os.PathLike, item: str | None = None, abstract: Any = 
     Raises:
       UsageError: no complete checkpoint, no such item, or data that cannot be read.
     """
-    root, name = _require(path), choose_item(path, item)
-    abstract = jax.tree.map(_uncut, abstract_tree(path, item)) if abstract is None else abstract
     from wsm_jax.checkpoints import integrity  # which needs this module
 
+    root, name = _require(path), choose_item(path, item)
     integrity.check_together(path, (name or "",))
+    abstract = jax.tree.map(_uncut, abstract_tree(path, item)) if abstract is None else abstract
     _check_chunks(path, item)
     try:
         return orbax().load(root, abstract, checkpointable_name=name)

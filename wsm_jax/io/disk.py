@@ -20,7 +20,7 @@ def tree_bytes(tree: Any) -> int:
 
 
 def disk_bytes(directory: str | os.PathLike) -> int:
-    """Bytes of the files under ``directory``, or of a file; 0 where there is none. What goes meanwhile does not count."""
+    """Bytes of a file, or of the files under a folder; 0 where there is none. What goes meanwhile does not count."""
     total = os.path.getsize(directory) if os.path.isfile(directory) else 0
     for folder, _, files in os.walk(directory):
         for name in files:
