@@ -116,7 +116,7 @@ def test_merge(disk, tmp_path, form):
     assert str(place) in line
     assert os.listdir(place) == ["ballast"]
     (place / "ballast").unlink()
-    fill(place, 2_020_000)  # the arrays have room, what lies beside them has not
+    fill(place, 2_004_000)  # the arrays have room, what lies beside them has not
     lines = refused(*command)
     assert len(lines) == 1 and os.listdir(place) == ["ballast"]
     (place / "ballast").unlink()

@@ -44,11 +44,13 @@ class Damage:
 
 def units(tree: Any) -> Units:
     """Hashes of the arrays of ``tree``, of the units that lie whole in what this process saves of them."""
-    found = {}
-    for path, leaf in named_leaves(tree).items():
-        hashed = hashes.Units({path: math.prod(np.shape(leaf))})
-        found[path] = dict(unit for start, values in _parts(leaf) for unit in hashed.add(path, start, values))
-    return found
+    leaves = named_leaves(tree)
+
+    def hashed(path: str) -> dict[int, str]:
+        units = hashes.Units({path: math.prod(np.shape(leaves[path]))})
+        return dict(unit for start, values in _parts(leaves[path]) for unit in units.add(path, start, values))
+
+    return dict(zip(leaves, _at_once(hashed, leaves), strict=True))
 
 
 def _parts(leaf: Any) -> Iterator[tuple[int, np.ndarray]]:
@@ -70,27 +72,27 @@ def seal(folder: Path, found: Mapping[str, Sequence[Units]] | None = None) -> No
       found: item -> hashes of its units, of each process; those that none of them has are read. None: the hashes of
         arrays that the folder has already, if any.
     """
+    arrays: dict[str, Mapping[str, Sequence[str]]] = {}
     if found is None:
-        arrays = (hashes.load(folder) or hashes.Hashes()).arrays
-    else:
-        arrays = {item: _table(folder, item, parts) for item, parts in found.items()}
+        arrays.update((hashes.load(folder) or hashes.Hashes()).arrays)
     held: Held = {}
-    for item in arrays:
+    for item in arrays if found is None else found:
         with _opened(folder, item) as source:
             held |= source.held()
+            if found is not None:
+                arrays[item] = _table(source, found[item])
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / hashes.FILE)
     digests = _at_once(lambda file: hashes.of_file(file, held.get(file, ())), files)
     hashes.write(folder, arrays, dict(zip((_relative(file, folder) for file in files), digests, strict=True)))
 
 
-def _table(folder: Path, item: str, parts: Sequence[Units]) -> hashes.Table:
+def _table(source: "Source", parts: Sequence[Units]) -> hashes.Table:
     table = {}
-    with _opened(folder, item) as source:
-        for path, leaf in source.leaves.items():
-            known = {number: digest for part in parts for number, digest in part.get(path, {}).items()}
-            numbers = range(hashes.count(leaf.size))
-            known |= _stored(source, path, [number for number in numbers if number not in known])
-            table[path] = [known[number] for number in numbers]
+    for path, leaf in source.leaves.items():
+        known = {number: digest for part in parts for number, digest in part.get(path, {}).items()}
+        numbers = range(hashes.count(leaf.size))
+        known |= _stored(source, path, [number for number in numbers if number not in known])
+        table[path] = [known[number] for number in numbers]
     return table
 
 
