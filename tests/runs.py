@@ -45,7 +45,7 @@ SIX_STEPS = {
     "evaluation__interval": "6steps",
 }
 TIMINGS = ("seconds", "tokens_per_second", "compile_seconds")
-TEMPORARY = "orbax-checkpoint-tmp"
+TEMPORARY = ".saving-"
 
 
 @dataclasses.dataclass

@@ -206,7 +206,7 @@ def test_only_whole_checkpoints_are_listed(tmp_path):
 
 def test_leftovers_go_when_the_run_goes_on_but_not_when_it_is_read(tmp_path):
     write(tmp_path, [10])
-    leftovers = [f"20.{TEMPORARY}-1700000000", ".deleted-5"]
+    leftovers = ["20.orbax-checkpoint-tmp-17", f"{TEMPORARY}20", f"{TEMPORARY}20.orbax-checkpoint-tmp", ".deleted-5"]
     for name in leftovers:
         shutil.copytree(tmp_path / "10", tmp_path / name)
     with Stream(tmp_path, mergeable=True, read_only=True) as stream:

@@ -127,6 +127,19 @@ class Source:
         with safe_open(self.path / self.file_of(path), framework="numpy") as tensors:
             return tensors.get_slice(path)[start:stop] if self.leaves[path].shape else tensors.get_tensor(path)
 
+    def held(self) -> dict[Path, list[tuple[int, int]]]:
+        """File -> ranges of its bytes that hold elements: all after the header."""
+        found = {}
+        for file in {file for file, _ in self._places.values()}:
+            with file.open("rb") as opened:
+                found[file.absolute()] = [(8 + int.from_bytes(opened.read(8), "little"), file.stat().st_size)]
+        return found
+
+    def file_at(self, path: str, element: int) -> Path:
+        """The file that holds an element of a tensor."""
+        del element
+        return self._places[path][0]
+
     def file_of(self, path: str) -> str:
         """Name of the file that holds the tensor."""
         return self._places[path][0].name

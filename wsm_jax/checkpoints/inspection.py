@@ -2,11 +2,14 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wsm_jax.checkpoints import huggingface, orbax, storage
+from wsm_jax.checkpoints import huggingface, integrity, orbax, storage
 from wsm_jax.checkpoints.run import Run
+from wsm_jax.errors import UsageError
+from wsm_jax.io import hashes
 from wsm_jax.io.files import read_json
 
 
@@ -28,6 +31,52 @@ def inspect(path: str | os.PathLike, item: str | None = None) -> dict[str, Any]:
     return (
         _run(path) if (path / "config.json").is_file() and (path / "checkpoints").is_dir() else _checkpoint(path, item)
     )
+
+
+def verify(path: str | os.PathLike) -> dict[str, Any]:
+    """Compares everything under a run, a stream, a step or a merge with the hashes that were saved with it.
+
+    Returns:
+      JSON-ready: ``checked``, how many checkpoints; ``damaged``, a list of ``file``, ``what`` and ``advice``; and
+      ``unhashed``, the checkpoints without hashes, as earlier versions saved them.
+
+    Raises:
+      UsageError: no checkpoint there.
+    """
+    path = Path(path)
+    found = list(_checkpoints(path))
+    if not found:
+        raise UsageError(f"{path} is no checkpoint and no run or stream that holds any")
+    damaged, unhashed = [], []
+    for place in found:
+        try:
+            if not (place / hashes.FILE).exists():
+                integrity.note_absence(place)
+                unhashed.append(str(place))
+        except UsageError:
+            damaged.append((place, integrity.Damage(place / hashes.FILE, "is missing")))
+        damaged += [(place, damage) for damage in integrity.damages(place)]
+    listed = [{"file": str(d.file), "what": d.what, "advice": integrity.advice(place)} for place, d in damaged]
+    return {"kind": "hashes", "path": str(path), "checked": len(found), "damaged": listed, "unhashed": unhashed}
+
+
+def _checkpoints(path: Path) -> Iterator[Path]:
+    """Folders of a run's streams and merges, or of a stream, or a checkpoint itself, also where its metadata are gone.
+
+    A step is a step by its name: damage may make it none for Orbax.
+    """
+    if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
+        for inside in (path / "checkpoints" / "resume", path / "checkpoints" / "merge", path / "merged"):
+            yield from _checkpoints(inside) if inside.is_dir() else ()
+    elif (path / hashes.FILE).exists() or storage.is_checkpoint(path):
+        yield path
+    elif path.is_dir():
+        inside = [
+            p for p in path.iterdir() if p.name[0] != "." and ((p / hashes.FILE).exists() or storage.is_checkpoint(p))
+        ]
+        yield from sorted(
+            inside, key=lambda p: (not p.name.isdecimal(), int(p.name) if p.name.isdecimal() else 0, p.name)
+        )
 
 
 def _run(path: Path) -> dict[str, Any]:

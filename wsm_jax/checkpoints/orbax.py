@@ -186,7 +186,10 @@ def load_tree(path: str | os.PathLike, item: str | None = None, abstract: Any = 
     Raises:
       UsageError: no complete checkpoint, no such item, or data that cannot be read.
     """
+    from wsm_jax.checkpoints import integrity  # which needs this module
+
     root, name = _require(path), choose_item(path, item)
+    integrity.check_together(path, (name or "",))
     if abstract is None:
         abstract = jax.tree.map(_uncut, abstract_tree(path, item))
     abstract = jax.tree.map(_on_first_device, abstract)

@@ -22,6 +22,7 @@ from wsm_jax.checkpoints import orbax
 from wsm_jax.checkpoints.plan import Plan, check, plan
 from wsm_jax.config import Config
 from wsm_jax.errors import UsageError
+from wsm_jax.io import hashes
 from wsm_jax.io.files import read_json, read_jsonl, write_json
 
 
@@ -205,7 +206,7 @@ def begin(path: Path, config: Config, facts: dict[str, Any]) -> None:
             write_json(path / "config.json", now)  # evaluations of the run look for its data where they are now
         return
     path.mkdir(parents=True, exist_ok=True)
-    write_json(path / "run.json", facts)
+    write_json(path / "run.json", {**facts, "hashes": hashes.KIND})  # every checkpoint of this run has them
     write_json(path / "config.json", config_lib.to_dict(config))  # last: its presence makes the folder a run
 
 

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from wsm_jax.checkpoints import huggingface, model_folder, orbax
+from wsm_jax.checkpoints import huggingface, integrity, model_folder, orbax
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError, warn
-from wsm_jax.io import files, hashes
+from wsm_jax.io import disk, files, hashes, publish
 from wsm_jax.parallel.processes import all_succeed
 
 MARK = ".made-by-wsm-merge"  # in the folder where a merge is under way; what lacks it is somebody else's
@@ -55,6 +55,14 @@ class Source(Protocol):
 
     def record(self) -> dict[str, Any]:
         """What identifies the checkpoint in a record."""
+        ...
+
+    def held(self) -> dict[Path, list[tuple[int, int]]]:
+        """File -> ascending ranges [start, stop) of its bytes that hold elements of leaves that are raw bytes."""
+        ...
+
+    def file_at(self, path: str, element: int) -> Path:
+        """The file, or the folder, that holds an element of a leaf."""
         ...
 
     def close(self) -> None:
@@ -181,13 +189,15 @@ def unfinished(output: str | os.PathLike) -> Iterator[Path]:
         with all_succeed():
             check_free(output)
             lock = _claim(folder, output) if jax.process_index() == 0 else None
-        yield folder / output.name
-        with all_succeed():
-            pass  # every part is written
-        with all_succeed():
-            if lock is not None:
-                check_free(output)
-                os.rename(folder / output.name, output)
+        with disk.writing(output, lambda: disk.disk_bytes(folder)):
+            yield folder / output.name
+            with all_succeed():
+                pass  # every part is written
+            with all_succeed():
+                if lock is not None:
+                    integrity.seal(folder / output.name)
+                    check_free(output)
+                    publish.appear(folder / output.name, output)
     finally:
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,20 +1,27 @@
 """The asynchronous writer of a folder with one checkpoint a step, and what it keeps of them."""
 
 import contextlib
+import json
 import os
 import shutil
+import time
 from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 from etils import epath
 
-from wsm_jax.checkpoints import orbax
+from wsm_jax.checkpoints import integrity, orbax
 from wsm_jax.checkpoints.quiet import quiet
+from wsm_jax.errors import UsageError
+from wsm_jax.io import disk, publish
 
 _DELETED = ".deleted-"  # begins the name of a checkpoint that is being removed
-_UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's mark of one that is being written
+_SAVING = ".saving-"  # begins the name of one that is being written, and of what Orbax makes of it meanwhile
+_LEFTOVERS = (f"{_DELETED}*", f"{_SAVING}*", "*.orbax-checkpoint-tmp*")  # the last of earlier versions
+_LEAF_BYTES = 1 << 14  # that folders and metadata take for each array
 
 
 class Stream:
@@ -22,7 +29,7 @@ class Stream:
 
     Args:
       directory: created if missing; leftovers of killed saves in it are removed.
-      mergeable: store uncompressed in small chunks (the merge stream).
+      mergeable: store uncompressed in small chunks and hash the arrays (the merge stream); else files are hashed.
       keep: newest checkpoints kept; 0 keeps all.
       keep_steps: steps kept for ever beside them.
       read_only: leave everything in the folder alone, e.g. the saves under way of the run that writes it.
@@ -39,14 +46,14 @@ class Stream:
     ):
         self._directory = Path(directory).absolute()
         self._keep, self._keep_steps = keep, frozenset(keep_steps)
-        self._removed: set[int] = set()
+        self._mergeable = mergeable
+        self._background = ThreadPoolExecutor(1)
         if not read_only and jax.process_index() == 0:
-            # Orbax would do it in a thread that outlives a short run and complains at exit.
-            for leftover in [*self._directory.glob(f"{_DELETED}*"), *self._directory.glob(f"*{_UNFINISHED}*")]:
-                shutil.rmtree(leftover)
-        self._checkpointer = orbax.orbax().training.Checkpointer(
-            epath.Path(self._directory), context=orbax.context(mergeable)
-        )
+            self._directory.mkdir(parents=True, exist_ok=True)
+            for pattern in _LEFTOVERS:
+                _clear(self._directory, pattern)
+        self._steps = orbax.complete_steps(self._directory)
+        self._saving: tuple[int, Future[None]] | None = None
         self._quiet = contextlib.ExitStack()
         self._quiet.enter_context(quiet())  # until it is closed, for Orbax saves in threads
 
@@ -64,25 +71,73 @@ class Stream:
     @property
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
-        return [c.step for c in self._checkpointer.checkpoints if c.step not in self._removed]
+        return list(self._steps)
 
     def save(self, step: int, items: dict[str, Any], metadata: dict[str, Any] | None = None) -> None:
         """Starts writing ``items`` (name -> pytree) for ``step``; returns once the arrays may be donated.
 
         A step that is there already is left alone.
         """
-        if step in self.steps:
-            return
         self.wait()
-        self._checkpointer.save_checkpointables_async(step, items, force=True, custom_metadata=metadata or {})
+        if step in self._steps:
+            return
+        found = {item: integrity.units(tree) for item, tree in items.items()} if self._mergeable else None
+        if found is not None and jax.process_index():  # Orbax is done when all processes are; so these are there then
+            self._part(step, jax.process_index()).write_text(json.dumps(found))
+        made = self._directory / f"{_SAVING}{step}"
+        needed = disk.tree_bytes(items) + _LEAF_BYTES * len(jax.tree.leaves(items))
+        disk.check_room(self._directory / str(step), needed)
+        with disk.writing(self._directory / str(step), needed):
+            with orbax.context(self._mergeable):
+                saving = orbax.orbax().save_checkpointables_async(
+                    epath.Path(made), items, custom_metadata=metadata or {}
+                )
+        self._saving = step, self._background.submit(self._publish, step, made, saving, found, needed)
+
+    def _publish(self, step: int, made: Path, saving: Any, found: Any, needed: int) -> None:
+        """Waits for Orbax, hashes what it wrote and gives it its name: one process does, the others wait."""
+        place = self._directory / str(step)
+        with disk.writing(place, needed):
+            try:
+                saving.result()
+                if jax.process_index() == 0:
+                    integrity.seal(made, found and self._parts(step, found))
+                    publish.appear(made, place)
+            finally:
+                if jax.process_index() == 0:
+                    _clear(self._directory, f"{_SAVING}{step}*")
+        while jax.process_index() and not place.exists():
+            if not made.exists() and not place.exists():
+                raise UsageError(f"{place} was not saved by the first process; see its message")
+            time.sleep(0.01)
+
+    def _parts(self, step: int, found: dict[str, integrity.Units]) -> dict[str, list[integrity.Units]]:
+        """Item -> hashes of the units of every process, as JSON holds them of the others."""
+        parts = {item: [units] for item, units in found.items()}
+        for process in range(1, jax.process_count()):
+            for item, units in json.loads(self._part(step, process).read_text()).items():
+                parts[item].append({path: {int(k): v for k, v in unit.items()} for path, unit in units.items()})
+        return parts
+
+    def _part(self, step: int, process: int) -> Path:
+        return self._directory / f"{_SAVING}{step}.hashes-{process}"
 
     def load(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-        """The items of ``abstract`` (name -> tree of ShapeDtypeStruct with shardings) saved at ``step``."""
-        return self._checkpointer.load_checkpointables(step, abstract)
+        """The items of ``abstract`` (name -> tree of ShapeDtypeStruct with shardings) saved at ``step``.
+
+        Raises:
+          UsageError: it is not what was saved, naming the file.
+        """
+        integrity.check_together(self._directory / str(step), abstract)
+        return orbax.orbax().load_checkpointables(epath.Path(self._directory / str(step)), abstract)
 
     def wait(self) -> None:
         """Returns when the save under way is on disk and what it replaces is gone; raises what it raised."""
-        self._checkpointer.wait()
+        if self._saving is None:
+            return
+        (step, saved), self._saving = self._saving, None
+        saved.result()
+        self._steps = sorted({*self._steps, step})
         self._remove_old()
 
     def close(self) -> None:
@@ -91,17 +146,27 @@ class Stream:
             self.wait()
         finally:
             with self._quiet:
-                self._checkpointer.close()
+                self._background.shutdown()
 
     def _remove_old(self) -> None:
-        """Removes what need not be kept. Orbax would delete in place, and a kill then leaves half a checkpoint that
-        looks whole; so each one is first renamed to what is no step."""
-        for step in self.steps[: -self._keep] if self._keep else []:
+        """Removes what need not be kept: renamed first to what is no step, for a kill would leave half a checkpoint."""
+        for step in self._steps[: -self._keep] if self._keep else []:
             if step in self._keep_steps:
                 continue
-            self._removed.add(step)
+            self._steps.remove(step)
             if jax.process_index() == 0:
                 _remove(self._directory, step)
+
+
+def _clear(directory: Path, pattern: str) -> None:
+    """Removes what is left of saves; one that has failed may still have threads that write for a moment."""
+    for _ in range(50):
+        found = list(directory.glob(pattern))
+        if not found:
+            return
+        for leftover in found:
+            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        time.sleep(0.02)
 
 
 def _remove(directory: Path, step: int) -> None:

@@ -88,13 +88,31 @@ class Source:
             start, out = start + part.size, out[part.size :]
 
     def _read_file(self, path: str, index: int, inside: int, out: np.ndarray) -> None:
-        file = self._folder / self._names[path] / self._raw[path].name(index)
+        file = self._file(path, index)
         what = f"{self.path}: leaf {path}"
         read_exactly(file, inside * out.itemsize, out, what, size=self._raw[path].elements * out.itemsize)
 
     def _read_rows(self, path: str, start: int, out: np.ndarray) -> None:
         across = max(math.prod(self.leaves[path].shape[1:]), 1)
         out[:] = self.rows(path, start // across, (start + out.size) // across).reshape(-1)
+
+    def held(self) -> dict[Path, list[tuple[int, int]]]:
+        """File -> ranges of its bytes that hold elements; of leaves in plain files."""
+        found = {}
+        for path, chunks in self._raw.items():
+            leaf = self.leaves[path]
+            for index in range(math.prod(chunks.counts)):
+                elements = min(chunks.elements, leaf.size - index * chunks.elements)
+                found[self._file(path, index)] = [(0, elements * leaf.dtype.itemsize)]
+        return found
+
+    def file_at(self, path: str, element: int) -> Path:
+        """The file that holds an element of a leaf; its folder where it is not in plain files."""
+        chunks = self._raw.get(path)
+        return self._file(path, element // chunks.elements) if chunks else self._folder / self._names[path]
+
+    def _file(self, path: str, index: int) -> Path:
+        return self._folder / self._names[path] / self._raw[path].name(index)
 
     def rows(self, path: str, start: int, stop: int) -> np.ndarray:
         """Rows ``start`` to ``stop`` of the array (a scalar: all of it), read by TensorStore."""

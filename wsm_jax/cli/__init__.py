@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from wsm_jax.cli import config_flags, eval, extras, inspect, merge, prepare, report, train, weights
+from wsm_jax.cli import config_flags, eval, extras, inspect, merge, prepare, quiet, report, train, weights
 from wsm_jax.errors import UsageError, ended
 
 # Verb -> what adds its arguments, what runs it, whether it takes a configuration, its help.
@@ -52,6 +52,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit status, as :func:`wsm_jax.errors.ended` has it."""
+    quiet.quiet()
     return ended("wsm", lambda: _run(sys.argv[1:] if arguments is None else list(arguments)))
 
 

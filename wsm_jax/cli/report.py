@@ -31,6 +31,7 @@ def run(options: argparse.Namespace, settings: list[str]) -> None:
         _gather(options, first)
         return
     from wsm_jax.checkpoints.run import Run
+    from wsm_jax.io import disk
     from wsm_jax.reporting import comparison
     from wsm_jax.reporting import report as report_lib
 
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace, settings: list[str]) -> None:
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     output = Path(options.output or runs[0].path / "report")
     comparison.check(runs[0], runs[1:])
-    output.mkdir(parents=True, exist_ok=True)  # what cannot be written is not computed
+    disk.check_writable(output)  # what cannot be written is not computed
     result = comparison.compare(runs[0], runs[1:], learned=options.learned, say=say)
     folder = report_lib.write(result, output)
     if options.json:

@@ -12,8 +12,8 @@ import numpy as np
 from wsm_jax.data.sources import Document
 from wsm_jax.data.tokenizer import Tokenizer
 from wsm_jax.errors import UsageError
-from wsm_jax.io.files import write_json
-from wsm_jax.io.publish import published, read_json
+from wsm_jax.io.files import json_or_none, write_json
+from wsm_jax.io.publish import published
 
 SPLITS = ("train", "validation", "test")
 # Part of every key and hash: raise it when the same documents would become other tokens.
@@ -39,7 +39,7 @@ class TokenStore:
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        manifest = read_json(path / "manifest.json")
+        manifest = json_or_none(path / "manifest.json")
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise UsageError(f"{path} is not a token store of this version; delete it and run wsm prepare")
         if not _is_manifest(manifest):

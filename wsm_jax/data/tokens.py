@@ -16,8 +16,8 @@ from wsm_jax.data.sources import Document, Source
 from wsm_jax.data.store import FORMAT, SPLITS, TokenStore, split_of, write_store
 from wsm_jax.data.tokenizer import LARGEST, SMALLEST, Tokenizer, load_tokenizer, tokenizer_files, train_bpe
 from wsm_jax.errors import UsageError
-from wsm_jax.io.files import write_json
-from wsm_jax.io.publish import data_folder, read_json
+from wsm_jax.io.files import json_or_none, write_json
+from wsm_jax.io.publish import data_folder
 
 __all__ = ["SPLITS", "Corpus", "TokenStore", "prepare", "split_of"]
 
@@ -191,7 +191,7 @@ def _check_different(stores: dict[str, TokenStore]) -> None:
 
 
 def _indexed(folder: pathlib.Path, key: str) -> TokenStore | None:
-    entry = read_json(folder / "index" / f"{key}.json")
+    entry = json_or_none(folder / "index" / f"{key}.json")
     name = entry.get("store") if isinstance(entry, dict) else None
     place = folder / "tokens" / name if isinstance(name, str) else None
     return TokenStore(place) if place is not None and _is_whole(place) else None

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from wsm_jax.errors import UsageError
+from wsm_jax.io import disk
+from wsm_jax.io.publish import appear
 
 
 def check_local(path: str | os.PathLike) -> None:
@@ -40,6 +42,14 @@ def read_json(path: Path) -> Any:
         return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def json_or_none(path: Path) -> Any:
+    """The JSON value in ``path``, or None where there is no such file or it is not JSON."""
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -80,8 +90,9 @@ def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes ``text`` so that ``path`` holds the old or the new one, never a part."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    data = text.encode()
+    with disk.writing(path, len(data)), replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 @contextlib.contextmanager
@@ -89,7 +100,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """A name beside ``path`` to write to, which becomes ``path`` when the block ends, and is gone where it fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")  # several hosts may share the disk
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with disk.writing(path, lambda: disk.disk_bytes(temporary)):
+            yield temporary
+            appear(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from wsm_jax.errors import UsageError
 
 FILE = "wsm_hashes.json"  # in the folder of a checkpoint
 UNIT = 1 << 16  # elements
-_KIND = {"format": 1, "algorithm": "xxh3_128", "unit": UNIT}
+KIND = {"format": 1, "algorithm": "xxh3_128", "unit": UNIT}
 _OWN = "own"  # the hash of the file's other entries, so that damage to it is told from damage to what it speaks of
 
 Table = dict[str, list[str]]  # leaf path -> hexadecimal digest of each unit
@@ -101,7 +101,7 @@ def of_file(file: Path, held: Sequence[tuple[int, int]] = ()) -> str:
 
 def write(folder: Path, arrays: Mapping[str, Mapping[str, Sequence[str]]], files: Mapping[str, str] = {}) -> None:
     """Keeps the hashes of a checkpoint in its folder; see :class:`Hashes` for the arguments."""
-    kept = {**_KIND, "arrays": arrays, "files": files}
+    kept = {**KIND, "arrays": arrays, "files": files}
     (folder / FILE).write_text(json.dumps({**kept, _OWN: _digest(kept)}) + "\n")
 
 
@@ -114,7 +114,7 @@ def load(folder: Path) -> Hashes | None:
     try:
         kept = json.loads((folder / FILE).read_text())
         own = kept.pop(_OWN)
-        if any(kept[name] != value for name, value in _KIND.items()):
+        if any(kept[name] != value for name, value in KIND.items()):
             raise ValueError("another format, algorithm or unit")
         if own != _digest(kept):
             raise ValueError("it is damaged")

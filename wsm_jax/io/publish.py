@@ -1,15 +1,15 @@
-"""Folders that appear whole or not at all: written under a temporary name beside their place, then renamed."""
+"""What appears whole or not at all: written under a temporary name beside its place, synced, then renamed."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any
 
-from wsm_jax.io.files import parse_json
+from wsm_jax.io import disk
 
 _PREFIX = ".tmp-"
 # A killed writer leaves its temporary folder behind. Nobody writes for a day, so older ones are swept.
@@ -22,6 +22,34 @@ def data_folder(setting: str = "") -> pathlib.Path:
     return pathlib.Path(chosen).expanduser().absolute()
 
 
+def appear(made: pathlib.Path, place: pathlib.Path) -> None:
+    """Renames a file or a folder that was made to its name, once all of it is on the disk, so that power may fail."""
+    sync(made)
+    os.replace(made, place)
+    _sync(place.parent)
+
+
+def sync(made: pathlib.Path) -> None:
+    """Returns when a file, or a folder with all in it, is on the disk."""
+    if not made.is_dir():
+        _sync(made)
+    for folder, _, names in os.walk(made, topdown=False):
+        for name in names:
+            _sync(os.path.join(folder, name))
+        _sync(folder)
+
+
+def _sync(path: str | os.PathLike) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot, e.g. for folders
+            raise
+    finally:
+        os.close(opened)
+
+
 @contextlib.contextmanager
 def published(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary folder to write into, which becomes ``folder`` when the block ends without an exception.
@@ -29,27 +57,49 @@ def published(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     Where another process was faster, its folder stays and the one written here is dropped: both hold the same, because
     the name of a published folder is a hash of what decides its content.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(folder.parent)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder.parent))
-    try:
+    with _temporary(folder) as temporary:
         yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes it private; a shared store must be readable by others.
         try:
-            os.rename(temporary, folder)
+            appear(temporary, folder)
         except OSError:
             if not folder.is_dir():
                 raise
+
+
+@contextlib.contextmanager
+def replaced(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """As :func:`published`, with what ``folder`` holds already to begin with; it is the old one or the new one."""
+    folder = folder.resolve()
+    with _temporary(folder) as temporary:
+        if folder.is_dir():
+            shutil.copytree(folder, temporary, dirs_exist_ok=True)
+        yield temporary
+        sync(temporary)  # so that next to nothing lies between the two renames
+        old = temporary.with_name(f"{temporary.name}-old")
+        if folder.is_dir():
+            os.rename(folder, old)
+        try:
+            appear(temporary, folder)
+        except BaseException:
+            if old.is_dir():
+                os.rename(old, folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _temporary(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A hidden folder beside ``folder``, gone at the end unless it has got another name."""
+    with disk.writing(folder, 0):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent)
+        temporary = pathlib.Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder.parent))
+    try:
+        with disk.writing(folder, lambda: disk.disk_bytes(temporary)):
+            temporary.chmod(0o755)  # mkdtemp makes it private; a shared store must be readable by others.
+            yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def read_json(path: pathlib.Path) -> Any:
-    """The JSON value in ``path``, or None where there is no such file or it is not JSON."""
-    try:
-        return parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _sweep(parent: pathlib.Path) -> None:

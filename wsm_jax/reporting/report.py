@@ -3,13 +3,15 @@
 import csv
 import io
 import math
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from wsm_jax import config as config_lib
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.core.decay import DECAYS
-from wsm_jax.io import files, machine
+from wsm_jax.io import files, machine, publish
 from wsm_jax.reporting import plots
 from wsm_jax.reporting.comparison import Comparison, Row
 from wsm_jax.reporting.tables import markdown_table
@@ -116,23 +118,25 @@ def findings(result: Comparison) -> list[str]:
 
 
 def write(result: Comparison, directory: str | Path) -> Path:
-    """Writes the report into ``directory`` (made if missing; files of an earlier report are replaced).
+    """Writes the report into ``directory`` (made if missing; files of an earlier report are replaced), all or nothing.
 
     Returns:
       the directory.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    csv.writer(text).writerows(table(result))
-    files.write_text(directory / "table.csv", text.getvalue())
-    files.write_json(directory / "table.json", to_json(result))
-    figures = _figures(result)
-    for name, (figure, _) in figures.items():
-        plots.save(figure, directory / name)
-    files.write_text(
-        directory / "report.md", _markdown(result, {name: caption for name, (_, caption) in figures.items()})
-    )
+    with tempfile.TemporaryDirectory() as made:  # drawing takes seconds; a kill meanwhile leaves nothing beside runs
+        folder = Path(made)
+        text = io.StringIO()
+        csv.writer(text).writerows(table(result))
+        files.write_text(folder / "table.csv", text.getvalue())
+        files.write_json(folder / "table.json", to_json(result))
+        figures = _figures(result)
+        for name, (figure, _) in figures.items():
+            plots.save(figure, folder / name)
+        captions = {name: caption for name, (_, caption) in figures.items()}
+        files.write_text(folder / "report.md", _markdown(result, captions))
+        with publish.replaced(directory) as place:
+            shutil.copytree(folder, place, dirs_exist_ok=True, copy_function=shutil.copyfile)
     return directory
 
 

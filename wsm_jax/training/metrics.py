@@ -9,6 +9,7 @@ from typing import Any
 from wsm_jax.checkpoints.run import read_metrics
 from wsm_jax.config import LogConfig
 from wsm_jax.errors import UsageError
+from wsm_jax.io import disk
 from wsm_jax.io.files import write_jsonl
 
 JSONL = "metrics.jsonl"
@@ -57,7 +58,9 @@ class Writer:
             return
         # JSON knows no NaN (a standard error over one document is one).
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        line = json.dumps({"kind": kind, "step": step, **values}) + "\n"
+        with disk.writing(self._file.name, len(line)):
+            self._file.write(line)
         numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
         if self._board is not None:
             for name, value in numbers.items():
@@ -68,7 +71,8 @@ class Writer:
     def close(self) -> None:
         """Flushes and closes everything."""
         if self._file is not None:
-            self._file.close()
+            with disk.writing(self._file.name, lambda: 0):
+                self._file.close()
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:

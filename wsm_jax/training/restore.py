@@ -54,6 +54,8 @@ def load(stream: Stream, step: int, abstract: TrainState) -> TrainState:
         raise UsageError(f"{place} has no {', '.join(sorted(missing))}: not a state of this run")
     try:
         items = stream.load(step, items)
+    except UsageError:  # damaged: it says which file, and what to do
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         older = max((other for other in stream.steps if other < step), default=None)

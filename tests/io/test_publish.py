@@ -1,0 +1,55 @@
+"""What appears whole or not at all."""
+
+import os
+
+import pytest
+
+from wsm_jax.io import publish
+
+
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_folder_is_replaced_whole_and_keeps_what_is_not(tmp_path):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "notes").write_text("mine")
+    (tmp_path / "report" / "table").write_text("old")
+    with publish.replaced(tmp_path / "report") as made:
+        (made / "table").write_text("new")
+        assert (tmp_path / "report" / "table").read_text() == "old"
+    assert names(tmp_path) == ["report", "report/notes", "report/table"]
+    assert (tmp_path / "report" / "table").read_text() == "new"
+
+
+def test_a_folder_that_fails_leaves_the_old_one(tmp_path):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "table").write_text("old")
+    with pytest.raises(RuntimeError), publish.replaced(tmp_path / "report") as made:
+        (made / "table").write_text("new")
+        raise RuntimeError
+    with pytest.raises(RuntimeError), publish.published(tmp_path / "store") as made:
+        (made / "tokens").write_text("half")
+        raise RuntimeError
+    assert names(tmp_path) == ["report", "report/table"]
+    assert (tmp_path / "report" / "table").read_text() == "old"
+
+
+def test_all_is_synced_before_the_name_appears(tmp_path, monkeypatch):
+    """In the order in which it happens: every file and folder, then the rename, then the folder of the name."""
+    happened, opened = [], {}
+    really_open, sync, replace = os.open, os.fsync, os.replace
+
+    def note_open(path, *more, **options):
+        descriptor = really_open(path, *more, **options)
+        opened[descriptor] = str(path)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", note_open)
+    monkeypatch.setattr(os, "fsync", lambda file: (happened.append(opened[file]), sync(file)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (happened.append("renamed"), replace(a, b)))
+    (tmp_path / "made" / "inside").mkdir(parents=True)
+    (tmp_path / "made" / "inside" / "file").write_text("x")
+    publish.appear(tmp_path / "made", tmp_path / "place")
+    made = str(tmp_path / "made")
+    assert happened == [f"{made}/inside/file", f"{made}/inside", made, "renamed", str(tmp_path)]
