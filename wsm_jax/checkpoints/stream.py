@@ -15,6 +15,7 @@ from etils import epath
 
 from wsm_jax.checkpoints import integrity, orbax
 from wsm_jax.checkpoints.quiet import quiet
+from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError
 from wsm_jax.io import disk, publish
 
@@ -126,10 +127,16 @@ class Stream:
         """The items of ``abstract`` (name -> tree of ShapeDtypeStruct with shardings) saved at ``step``.
 
         Raises:
-          UsageError: it is not what was saved, naming the file.
+          UsageError: it is not what was saved, naming the file, or a leaf has another shape.
         """
-        integrity.check_together(self._directory / str(step), abstract)
-        return orbax.orbax().load_checkpointables(epath.Path(self._directory / str(step)), abstract)
+        place = self._directory / str(step)
+        integrity.check_together(place, abstract)
+        for item, tree in abstract.items():  # Orbax would notice while it reads, and complain from its threads
+            stored = named_leaves(orbax.abstract_tree(place, item))
+            for name, leaf in named_leaves(tree).items():
+                if (found := getattr(stored.get(name), "shape", leaf.shape)) != leaf.shape:
+                    raise UsageError(f"{place}: leaf {item}/{name} is {found}, but {leaf.shape} is wanted")
+        return orbax.orbax().load_checkpointables(epath.Path(place), abstract)
 
     def wait(self) -> None:
         """Returns when the save under way is on disk and what it replaces is gone; raises what it raised."""

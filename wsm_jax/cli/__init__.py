@@ -33,7 +33,7 @@ VERBS = {
         inspect.add,
         inspect.run,
         False,
-        "Tell what a run, a checkpoint or a merge is, without reading its arrays.",
+        "Tell what a run, a checkpoint or a merge is, or with --hashes whether it is what was saved.",
     ),
     "eval": (eval.add, eval.run, False, "Loss of a run's checkpoint or merge on held-out documents."),
     "report": (

@@ -6,23 +6,22 @@ from typing import Any
 
 from wsm_jax.io.disk import says_full
 
-_CLOSED = "Event loop is closed"  # what TensorStore meets that would report to a save which has failed
+_CLOSED = "Event loop is closed"  # what TensorStore meets where it would report to a save that has failed
+_before = sys.unraisablehook
 
 
 def quiet() -> None:
     """Leaves out messages on a full disk; the error itself becomes one line where it ends the command."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_wanted)
-    before = sys.unraisablehook
+    sys.unraisablehook = _hook
 
-    def hook(unraisable: Any) -> None:
-        if _CLOSED not in str(unraisable.exc_value):
-            before(unraisable)
 
-    sys.unraisablehook = hook
+def _hook(unraisable: Any) -> None:
+    if _CLOSED not in str(unraisable.exc_value):
+        _before(unraisable)
 
 
 def _wanted(record: logging.LogRecord) -> bool:
-    error = record.exc_info[1] if record.exc_info else None
-    text = f"{record.getMessage()} {error}"
+    text = f"{record.getMessage()} {record.exc_info[1] if record.exc_info else ''}"
     return not (says_full(text) or _CLOSED in text)
