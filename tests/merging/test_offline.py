@@ -177,7 +177,7 @@ def test_the_record_has_the_inputs_that_have_a_weight_with_it(tmp_path):
     [
         ({"metadata": {"weights": np.ones(2)}}, "the metadata of a merge must be what JSON can hold"),
         ({"shardings": "x"}, "shardings go with a merge in memory"),
-        ({"output": None, "verify": True}, "metadata, verify and format go with an output"),
+        ({"output": None, "verify": True}, "metadata, verify, format and output_item go with an output"),
         ({"dtype": "float8"}, "dtype='float8': choose same, float32"),
         ({"dtype": jnp.float64}, "choose same, float32"),
     ],
