@@ -220,7 +220,7 @@ def test_points_and_means_are_merged_in_one_pass(both):
     inputs = [(one.step, one.item) for one in union(list(recipes.values()))]
     means = [(step, "mean") for step in range(33, 49, 3)]
     assert sorted(inputs) == sorted(means + [(step, "params") for step in (39, 42, 45, 48)])
-    assert [step for step, _ in inputs] == sorted(step for step, _ in inputs)
+    assert inputs == sorted(inputs)
     assert inputs[-2:] == [(48, "mean"), (48, "params")]
     for name, merged in in_memory(recipes):
         alone = recipes[name]
@@ -313,8 +313,8 @@ def test_rules_that_weigh_checkpoints(only, both, tmp_path, capsys, rule):
         ("only", ["--curve=learned"], "--curve=learned takes point checkpoints"),
     ],
 )
-def test_bad_options_are_refused_in_one_line(specs, kept, arguments, words, capsys):
-    assert words in refused(capsys, specs.getfixturevalue(kept), "--curve=linear", "--count=2", *arguments)
+def test_bad_options_are_refused_in_one_line(request, kept, arguments, words, capsys):
+    assert words in refused(capsys, request.getfixturevalue(kept), "--curve=linear", "--count=2", *arguments)
 
 
 def test_a_snapshot_is_that_of_a_run(tmp_path, capsys):

@@ -45,7 +45,7 @@ Write = Callable[[int, str, int, np.ndarray], None]  # number of the merge, leaf
 # --- the sum ---------------------------------------------------------------------------------------------------------
 
 
-def _sum(total: jax.Array | None, weights: jax.Array, stack: jax.Array) -> jax.Array:
+def _sum(total: Any, weights: jax.Array, stack: jax.Array) -> jax.Array:
     if len(weights) > 1:
         added = jnp.matmul(weights, stack.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
         return added if total is None else total + added
