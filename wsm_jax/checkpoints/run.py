@@ -23,6 +23,8 @@ from wsm_jax.config import Config
 from wsm_jax.errors import UsageError
 from wsm_jax.io.files import read_json, read_jsonl, write_json
 
+FORMAT = 1  # of new runs; 0, those that do not say it, padded a vocabulary that was given
+
 
 class Run:
     """Paths and saved facts of a run directory.
@@ -39,6 +41,11 @@ class Run:
             raise UsageError(f"{path} is not a run directory: it has no config.json ({hint})")
         self.config = config_lib.from_dict(read_json(self.path / "config.json"))
         self.facts: dict[str, Any] = read_json(self.path / "run.json")
+
+    @property
+    def format(self) -> int:
+        """Version of the conventions it was made by, see FORMAT."""
+        return self.facts.get("format", 0)
 
     @property
     def plan(self) -> Plan:
@@ -130,6 +137,13 @@ FREE_FIELDS = (
     "checkpoint.resume_",
     "checkpoint.branch_points",
 )
+
+
+def format_of(path: Path, parent: Run | None) -> int:
+    """The format of the run at ``path``: its own, its parent's where it begins as a branch, else FORMAT."""
+    if _has_begun(path):
+        return Run(path).format
+    return parent.format if parent else FORMAT
 
 
 def check_config(path: Path, config: Config) -> None:
