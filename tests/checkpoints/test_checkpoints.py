@@ -177,7 +177,7 @@ def save_small_chunks(folder: str) -> None:
 
 def test_every_chunk_of_the_merge_stream_is_a_range_of_its_leaf(tmp_path):
     """With several devices too, each of which has all of the arrays."""
-    code = f"from tests.test_checkpoints import save_small_chunks; save_small_chunks({str(tmp_path)!r})"
+    code = f"from tests.checkpoints.test_checkpoints import save_small_chunks; save_small_chunks({str(tmp_path)!r})"
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | flags, check=True)
     with storage.open_sources([tmp_path / "1"], None) as (source,):
@@ -219,7 +219,7 @@ def test_leftovers_go_when_the_run_goes_on_but_not_when_it_is_read(tmp_path):
 KILLED_WHILE_REMOVING = """
 import os, signal, sys
 import jax.numpy as jnp
-from wsm_jax.stream import Stream
+from wsm_jax.checkpoints.stream import Stream
 
 doomed, files = False, 0
 

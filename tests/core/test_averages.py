@@ -240,8 +240,10 @@ EIGHT = """
 import json
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from wsm_jax import sharding
-from wsm_jax.averaging import average, tracking, window
+from wsm_jax.core import averages as average
+from wsm_jax.core import online as window
+from wsm_jax.parallel import sharding
+from wsm_jax.training import tracking
 
 assert jax.device_count() == 8
 mesh = sharding.make_mesh()

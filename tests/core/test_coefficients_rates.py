@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.test_coefficients import CURVES, decreasing
+from tests.core.test_coefficients import CURVES, decreasing
 from wsm_jax.core import schedules
 from wsm_jax.core.coefficients import curve_update_weights, update_weights
 from wsm_jax.core.merge_weights import merge_weights

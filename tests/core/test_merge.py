@@ -129,7 +129,7 @@ def test_on_eight_devices_each_merges_its_own_shards():
     program = """
 import jax, jax.numpy as jnp, numpy as np, wsm_jax
 from jax.sharding import NamedSharding, PartitionSpec as P
-from wsm_jax.merging import trees as trees_lib
+from wsm_jax.core import merge as trees_lib
 mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 where = NamedSharding(mesh, P("data"))
 trees = [{"w": jax.device_put(jnp.arange(64.0) * (i + 1), where)} for i in range(3)]

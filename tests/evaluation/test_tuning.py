@@ -231,8 +231,9 @@ def test_the_names_mean_nothing_without_a_run(capsys, tmp_path):
 EIGHT = """
 import json, sys
 import jax
-from wsm_jax import Run, sharding, tuning
-from wsm_jax.merging import learned
+from wsm_jax import Run
+from wsm_jax.evaluation import learned, tuning
+from wsm_jax.parallel import sharding
 from wsm_jax.merging.selection import select
 
 assert jax.device_count() == 8

@@ -58,13 +58,13 @@ def test_a_merge_does_not_depend_on_the_mesh_that_saved_its_inputs(tmp_path):
     program = """
 import sys, jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from wsm_jax import checkpoints
+from wsm_jax.checkpoints import orbax
 from tests.merging.test_processes import large
 mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 spec = {"embedding": P("x", "y"), "blocks": {"kernel": P(None, ("x", "y")), "norm": P("x")}}
 for i in range(3):
     tree = jax.tree.map(lambda a, s: jax.device_put(a, NamedSharding(mesh, s)), large(i), spec)
-    checkpoints.save_tree(f"{sys.argv[1]}/sharded-{i}", tree)
+    orbax.save_tree(f"{sys.argv[1]}/sharded-{i}", tree)
 """
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment(**EIGHT), check=True)
     trees = [large(i) for i in range(3)]
@@ -80,8 +80,8 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{sys.argv[1]}", num_processes=2, process_id=int(sys.argv[2]))
 import numpy as np, wsm_jax
 from jax.sharding import NamedSharding, PartitionSpec as P
-from wsm_jax import checkpoints
-from wsm_jax.merging import huggingface, orbax_tree, plan, storage, zarr
+from wsm_jax.checkpoints import huggingface, orbax_tree, storage, zarr
+from wsm_jax.merging import plan
 assert jax.process_count() == 2 and len(jax.devices()) == 4
 plan.PIECE = 4096
 plan.GROUP = 8192

@@ -54,9 +54,10 @@ def test_rows_of_this_process_become_the_global_batch():
 EIGHT = """
 import json
 import jax, jax.numpy as jnp, numpy as np, optax
-from wsm_jax import sharding, train_state
+from wsm_jax.parallel import sharding
+from wsm_jax.training import train_state
 from tests.runs import bigrams
-from wsm_jax.train_step import jit_train_step
+from wsm_jax.training.train_step import jit_train_step
 
 assert jax.device_count() == 8
 model = bigrams()

@@ -21,7 +21,7 @@ faulthandler.dump_traceback_later(240, exit=True)  # a process that waits for ev
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{sys.argv[1]}", num_processes=2, process_id=int(sys.argv[2]))
 from wsm_jax.config import from_dict
-from wsm_jax.train import train
+from wsm_jax.training.loop import train
 assert jax.process_count() == 2 and len(jax.devices()) == 4
 train(from_dict(json.loads(sys.argv[3])), sys.argv[4], quiet=True)
 """

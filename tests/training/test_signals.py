@@ -14,7 +14,7 @@ from wsm_jax.training.signals import StopSignals
 PROCESS = """
 import os, signal, sys, time
 import jax
-from wsm_jax.signals import StopSignals
+from wsm_jax.training.signals import StopSignals
 
 jax.distributed.initialize(f"localhost:{sys.argv[1]}", num_processes=2, process_id=int(sys.argv[2]))
 with StopSignals() as signals:

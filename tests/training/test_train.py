@@ -308,7 +308,7 @@ def test_quiet_means_quiet(tiny):
     program = f"""
 import json, threading
 from wsm_jax.config import from_dict
-from wsm_jax.train import train
+from wsm_jax.training.loop import train
 
 config = from_dict(json.loads({json.dumps(to_dict(config))!r}))
 thread = threading.Thread(target=lambda: train(config, {str(tiny.folder / "library")!r}, quiet=True))

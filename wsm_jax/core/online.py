@@ -1,7 +1,7 @@
 """Online WSM: the end of a decay that was never run, kept up to date update by update, exact with weight decay."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,42 +57,29 @@ def online_wsm(
             f"an online window of {window} steps needs a spacing that divides it, got {spacing}, "
             f"and updates every so many steps that divide the spacing, got {every}"
         )
-    ages = window // every
-    scales = np.concatenate(([1.0], curve_update_weights(curve, window))).reshape(ages, every).mean(axis=1)
-    scales[0] = 1.0  # where a window begins, the parameters are not known any more but those after ``every`` updates
-    scales = np.append(scales, 0.0)  # a complete window stays as it is until the next one begins
-    offsets = np.arange(window // spacing, dtype=np.int32) * spacing
-    rate = learning_rate if callable(learning_rate) else lambda step: learning_rate
-
-    def age(step: Any) -> Any:
-        """Updates of each window so far, 1 .. ages, int32 [copies]."""
-        return (step - offsets - every) % window // every + 1
-
-    def motion(step: Any, decayed: bool) -> tuple[Any, Any]:
-        """s and b, [copies]: over the next ``every`` updates dec moves by s (change of theta) - b (dec - theta)."""
-        w = jnp.asarray(scales)[age(step)]
-        if not (decayed and weight_decay):
-            return w, jnp.zeros_like(w)
-        shrink = jnp.asarray(rate(step) * weight_decay, w.dtype)
-        b = -jnp.expm1(every * jnp.log1p(-w * shrink))
-        a = -jnp.expm1(every * jnp.log1p(-shrink))
-        return jnp.where(a > 0, b / jnp.where(a > 0, a, 1.0), w), b
+    windows = _Windows(
+        _scales(curve, window // every, every),
+        np.arange(window // spacing, dtype=np.int32) * spacing,
+        every,
+        learning_rate if callable(learning_rate) else lambda step: learning_rate,
+        weight_decay,
+    )
 
     def leafwise(function: Callable[..., Any], params: Params, state: State) -> Params:
         decayed = jax.tree.map(lambda _: True, params) if mask is None else mask(params)
         return jax.tree.map(function, state["pending"], params, decayed)
 
     def init(params: Params) -> State:
-        return {"pending": zeros(params, len(offsets)), "count": jnp.zeros((), jnp.int32)}
+        return {"pending": zeros(params, len(windows.offsets)), "count": jnp.zeros((), jnp.int32)}
 
     # Kept is ``pending`` = dec - s theta - b (dec - theta), to which s theta_{t+1} is added when it is there: so an
     # update needs no parameters but the newest.
     def update(state: State, params: Params, step: Any) -> State:
-        begins = (age(step) == 1) | (state["count"] == 0)
+        begins = (windows.age(step) == 1) | (state["count"] == 0)
 
         def one(pending: Any, leaf: Any, decayed: bool) -> Any:
-            arrived, _ = motion(step - every, decayed)
-            s, b = motion(step, decayed)
+            arrived, _ = windows.motion(step - every, decayed)
+            s, b = windows.motion(step, decayed)
             leaf = leaf.astype(pending.dtype)[None]
             dec = jnp.where(_column(begins, leaf), leaf, pending + _column(arrived, leaf) * leaf)
             return dec - _column(s, leaf) * leaf - _column(b, leaf) * (dec - leaf)
@@ -100,10 +87,10 @@ def online_wsm(
         return {"pending": leafwise(one, params, state), "count": state["count"] + 1}
 
     def read(state: State, params: Params, step: Any) -> Params:
-        furthest = jnp.argmax(age(step))
+        furthest = jnp.argmax(windows.age(step))
 
         def one(pending: Any, leaf: Any, decayed: bool) -> Any:
-            s, b = (x[furthest].astype(pending.dtype) for x in motion(step, decayed))
+            s, b = (x[furthest].astype(pending.dtype) for x in windows.motion(step, decayed))
             leaf = leaf.astype(accumulator_dtype(leaf))
             dec = (pending[furthest] + (s - b) * leaf) / (1.0 - b)
             return jnp.where(state["count"] > 0, dec, leaf)
@@ -111,6 +98,46 @@ def online_wsm(
         return leafwise(one, params, state)
 
     return Average(init, update, read, every)
+
+
+class _Windows(NamedTuple):
+    """The emulated decays under way: how old each is, and how its parameters follow those of the run.
+
+    Attributes:
+      scales: w of each age, then 0: a complete window stays as it is until the next one begins.
+      offsets: steps by which the windows lie apart, int32 [copies].
+      every: steps between updates.
+      rate: update count -> learning rate.
+      weight_decay: decay per unit of learning rate.
+    """
+
+    scales: np.ndarray
+    offsets: np.ndarray
+    every: int
+    rate: Callable[[Any], Any]
+    weight_decay: float
+
+    def age(self, step: Any) -> Any:
+        """Updates of each window so far, 1 .. ages, int32 [copies]."""
+        length = (len(self.scales) - 1) * self.every
+        return (step - self.offsets - self.every) % length // self.every + 1
+
+    def motion(self, step: Any, decayed: bool) -> tuple[Any, Any]:
+        """s and b, [copies]: over the next ``every`` updates dec moves by s (change of theta) - b (dec - theta)."""
+        w = jnp.asarray(self.scales)[self.age(step)]
+        if not (decayed and self.weight_decay):
+            return w, jnp.zeros_like(w)
+        shrink = jnp.asarray(self.rate(step) * self.weight_decay, w.dtype)
+        b = -jnp.expm1(self.every * jnp.log1p(-w * shrink))
+        a = -jnp.expm1(self.every * jnp.log1p(-shrink))
+        return jnp.where(a > 0, b / jnp.where(a > 0, a, 1.0), w), b
+
+
+def _scales(curve: str | Curve, ages: int, every: int) -> np.ndarray:
+    """w at each age of a window, the mean over ``every`` updates; [ages + 1], the last one 0."""
+    scales = np.concatenate(([1.0], curve_update_weights(curve, ages * every))).reshape(ages, every).mean(axis=1)
+    scales[0] = 1.0  # where a window begins, the parameters are not known any more but those after ``every`` updates
+    return np.append(scales, 0.0)
 
 
 def _column(vector: Any, leaf: Any) -> Any:
