@@ -129,6 +129,15 @@ def placed(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+def in_turn(mesh: Mesh) -> bool:
+    """Whether a program has to end before the next one begins that does not depend on it.
+
+    Several CPU devices share the threads of the process: programs whose devices exchange data may wait for one another
+    for ever.
+    """
+    return mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+
+
 def by_rows(tree: Any) -> Any:
     """``tree`` with no leaf cut along another dimension than its first: what each device holds is then a range of it.
 
