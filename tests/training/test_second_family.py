@@ -37,6 +37,7 @@ from wsm_jax.evaluation.evaluate import run_evaluator
 from wsm_jax.models import family, model
 from wsm_jax.models.family import Family, Leaf
 from wsm_jax.parallel import sharding
+from wsm_jax.training import optimizer
 from wsm_jax.training.loop import train
 
 STEPS, BRANCH, EVERY, COUNT = 16, 12, 2, 4
@@ -130,7 +131,7 @@ def get_config() -> Config:
             test_fraction=0.2,
         ),
         schedule=ScheduleConfig(warmup="2steps"),
-        optimizer=OptimizerConfig(name="muon", peak_lr=1e-2),
+        optimizer=OptimizerConfig(peak_lr=1e-2),
         checkpoint=CheckpointConfig(
             merge_interval=f"{EVERY}steps", resume_interval=f"{STEPS}steps", branch_points=f"{BRANCH}steps"
         ),
@@ -175,6 +176,10 @@ def show(folder: Path) -> dict[str, Any]:
     }
 
 
+def show_json(folder: str) -> None:
+    print(json.dumps(show(Path(folder))))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixer")
@@ -197,7 +202,7 @@ def process(folder: Path, *command: str) -> str:
 
 @pytest.fixture(scope="module")
 def facts(folder: Path) -> dict[str, Any]:
-    code = f"import json, pathlib; from tests.training import test_second_family as it; print(json.dumps(it.show(pathlib.Path({str(folder)!r}))))"
+    code = f"from tests.training import test_second_family as it; it.show_json({str(folder)!r})"
     return json.loads(process(folder, "-c", code).splitlines()[-1])
 
 
@@ -265,3 +270,13 @@ def test_a_leaf_that_is_not_declared_or_does_not_fit_the_rules_is_named():
         spread({"table": ("vocab", "embed")}, {"vocab": "data", "embed": "data"})
     with pytest.raises(UsageError, match="the mesh has data, tensor"):
         spread({"table": ("vocab", "embed")}, {"vocab": "pipe"})
+
+
+def test_muon_takes_what_it_declares():
+    config = MixerFields(vocab_size=128)
+    shapes = jax.eval_shape(model.build(config).init, jax.random.key(0))
+    rule = optimizer.make(OptimizerConfig(name="muon"), lambda count: 1e-3, leaves(config))
+    state = {path: leaf for path, leaf in named_leaves(jax.eval_shape(rule.init, shapes)).items() if leaf.shape}
+    first, second = ({path.split("/", 4)[-1] for path in state if f"/{name}/" in path} for name in ("mu", "nu"))
+    assert {path for path in state if path.endswith("kernel")} and len(first) >= 6
+    assert not any(path.endswith("kernel") for path in second) and any(path.endswith("readout") for path in second)

@@ -79,9 +79,13 @@ def _partition(mesh: Mesh, name: str, axes: tuple[str, ...], shape: Sequence[int
                 f"leaf {name}: {size} along {axis} is not a multiple of the {_count(mesh, part)} devices that the "
                 f"rules spread it over"
             )
-    while found and not found[-1]:
-        found.pop()
-    return P(*(part[0] if len(part) == 1 else part or None for part in found))
+    return _spec(*found)
+
+
+def _spec(*parts: tuple[str, ...]) -> P:
+    """Axes of the mesh for each dimension, in the form that JAX itself gives it."""
+    used = max((i + 1 for i, part in enumerate(parts) if part), default=0)
+    return P(*(part[0] if len(part) == 1 else part or None for part in parts[:used]))
 
 
 def _mesh_axes(mesh: Mesh, axis: str, rules: Rules) -> tuple[str, ...]:
@@ -99,8 +103,7 @@ def _count(mesh: Mesh, axes: Sequence[str]) -> int:
 
 def batch_sharding(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
     """Rows of a batch over the axes of the mesh that carry it."""
-    part = _mesh_axes(mesh, BATCH, rules)
-    return NamedSharding(mesh, P(part[0] if len(part) == 1 else part or None))
+    return NamedSharding(mesh, _spec(_mesh_axes(mesh, BATCH, rules)))
 
 
 def batch_parts(mesh: Mesh, rules: Rules = RULES) -> int:
@@ -152,7 +155,7 @@ def by_rows(tree: Any) -> Any:
         names = [name for part in where.spec for name in ((part,) if isinstance(part, str) else part or ())]
         while leaf.shape[0] % _count(where.mesh, names):
             names.pop()
-        return jax.device_put(leaf, NamedSharding(where.mesh, P(tuple(names) or None)))
+        return jax.device_put(leaf, NamedSharding(where.mesh, _spec(tuple(names))))
 
     return jax.tree.map(one, tree)
 
