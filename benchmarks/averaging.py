@@ -14,6 +14,7 @@ tokens a step (--model=gpt2_small --batch_size=16 --context=1024 --steps=12 --ro
 step takes 1.4 ms (--steps=100). Writes benchmarks/results/averaging-MODEL.jsonl, on a GPU averaging-MODEL-gpu.jsonl.
 """
 
+import functools
 import sys
 import time
 from pathlib import Path
@@ -28,7 +29,7 @@ from absl import app, flags
 from wsm_jax.config import OptimizerConfig
 from wsm_jax.core import averages, online, schedules
 from wsm_jax.io import disk, machine
-from wsm_jax.models import model, presets
+from wsm_jax.models import family, model, presets
 from wsm_jax.parallel import sharding
 from wsm_jax.reporting.tables import print_table
 from wsm_jax.training import optimizer, tracking, train_state, train_step
@@ -42,7 +43,9 @@ ONLY = flags.DEFINE_multi_string("only", [], "name of a variant, may be repeated
 OUTPUT = flags.DEFINE_string("output", "", "file; empty = benchmarks/results/averaging-MODEL[-PLATFORM].jsonl")
 
 SCHEDULE = schedules.constant(1e-3)
-DECAY = {"learning_rate": SCHEDULE, "weight_decay": 0.1, "mask": optimizer.decay_mask}
+LEAVES = family.of(presets.tiny()).leaves(presets.tiny())  # those of every size
+MASK = functools.partial(optimizer.decay_mask, leaves=LEAVES)
+DECAY = {"learning_rate": SCHEDULE, "weight_decay": 0.1, "mask": MASK}
 
 
 def variants(steps: int) -> dict[str, tuple[averages.Average | None, bool]]:
@@ -72,7 +75,7 @@ class Benchmark:
         config = presets.preset(MODEL.value) if MODEL.value != "tiny" else presets.tiny()
         config.context, config.vocab_size = CONTEXT.value, config.vocab_size or 4096
         built, mesh = model.build(config), sharding.make_mesh()
-        rule = optimizer.make(OptimizerConfig(), SCHEDULE)
+        rule = optimizer.make(OptimizerConfig(), SCHEDULE, LEAVES)
         abstract = train_state.abstract(built, rule, mesh)
         self.state = train_state.initialise(built, rule, 0, mesh)
         self.parameters = model.parameter_count(self.state["params"])

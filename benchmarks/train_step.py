@@ -135,7 +135,7 @@ def run_worker(settings: dict[str, Any]) -> None:
     names = {field.name for field in dataclasses.fields(ModelConfig)}
     config = ModelConfig(**{k: v for k, v in settings.items() if k in names})
     built, mesh = model.build(config), sharding.make_mesh(jax.devices()[:1])
-    rule = optimizer.make(OptimizerConfig(), schedules.constant(1e-3, 10))
+    rule = optimizer.make(OptimizerConfig(), schedules.constant(1e-3, 10), built.leaves)
     state = train_state.initialise(built, rule, 0, mesh)
     parameters = model.parameter_count(state["params"])
     compiled = train_step.jit_train_step(built, rule, mesh, state)

@@ -9,6 +9,7 @@ decay over them, and the disk that each needs. Computed beside it: floating-poin
 paper's model. benchmarks/averaging.py has what an online merge adds to a step.
 """
 
+import functools
 import math
 import os
 import subprocess
@@ -34,6 +35,7 @@ from wsm_jax.checkpoints.orbax import PARAMS
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.core.online import online_wsm
 from wsm_jax.io import disk
+from wsm_jax.models import family
 from wsm_jax.models.model import flops_per_token
 from wsm_jax.parallel import sharding
 from wsm_jax.reporting import plot_style
@@ -118,7 +120,8 @@ def online(run: Run, checkpoint: Path, start: int, every: int) -> tuple[float, i
       every: steps between updates.
     """
     schedule = run_schedule.from_config(run.config, run.facts["branch_step"])
-    settings = {"learning_rate": schedule, "weight_decay": run.config.optimizer.weight_decay, "mask": decay_mask}
+    mask = functools.partial(decay_mask, leaves=family.of(run.config.model).leaves(run.config.model))
+    settings = {"learning_rate": schedule, "weight_decay": run.config.optimizer.weight_decay, "mask": mask}
     averages = {ONLINE: online_wsm("linear", run.plan.steps - start, every=every, **settings)}
     place = sharding.replicated(sharding.make_mesh())
     params = jax.tree.map(lambda leaf: jax.device_put(leaf, place), orbax.load_tree(checkpoint))

@@ -161,7 +161,14 @@ def test_the_merge_stream_is_float32_uncompressed_and_in_chunks_of_64_MB(tmp_pat
     assert disk.disk_bytes(tmp_path) >= disk.tree_bytes(params)  # zeros would shrink to nothing
 
 
-SHAPES = {"layers": (6, 16, 40), "wide_layers": (3, 8, 8, 32), "tall": (300, 8), "wide": (8, 300), "long": (4001,)}
+SHAPES = {
+    "layers": (6, 16, 40),
+    "wide_layers": (3, 8, 8, 32),
+    "tall": (300, 8),
+    "many": (300, 2, 2, 2),
+    "wide": (8, 300),
+    "long": (4001,),
+}
 
 
 def save_small_chunks(folder: str) -> None:
@@ -187,7 +194,9 @@ def test_every_chunk_of_the_merge_stream_is_a_range_of_its_leaf(tmp_path):
     layouts = {name: stored(tmp_path / "1", name).chunk_layout.read_chunk.shape for name in SHAPES}
     chunks = {name: tuple(int(size or 0) for size in shape or ()) for name, shape in layouts.items()}
     assert chunks["layers"] == (1, 16, 40) and chunks["wide_layers"] == (1, 8, 8, 32)
-    assert chunks["wide"] == (8, 300) and chunks["tall"][1] == 8 and chunks["tall"][0] * 8 * 4 <= 4000
+    assert chunks["wide"] == (1, 300)
+    for name in ("tall", "many"):
+        assert chunks[name][1:] == SHAPES[name][1:] and 2000 < math.prod(chunks[name]) * 4 <= 4000
 
 
 # --- what a kill leaves ----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.leaves import declared
 from wsm_jax import UsageError, merge_weights
 from wsm_jax.config import OptimizerConfig
 from wsm_jax.core import averages, coefficients, schedules
@@ -37,6 +38,11 @@ def draw(random, *leading):
     )
 
 
+def mask_of(params):
+    """The decay mask, as a run has it."""
+    return optimizer_lib.decay_mask(params, declared(params))
+
+
 @functools.cache
 def path(dtype=jnp.float64, start=None, curve="linear", window=1):
     """The parameters after 0 .. STEPS updates of our AdamW, constant or with a cooldown from ``start`` on."""
@@ -48,7 +54,7 @@ def path(dtype=jnp.float64, start=None, curve="linear", window=1):
         if start is not None:
             rates[start : start + window] *= scales(curve, window)
         config = OptimizerConfig(name="adamw", peak_lr=PEAK, weight_decay=WEIGHT_DECAY)
-        optimizer = optimizer_lib.make(config, table(rates))
+        optimizer = optimizer_lib.make(config, table(rates), declared(params))
 
         @jax.jit
         def run(params, gradients):
@@ -64,7 +70,7 @@ def path(dtype=jnp.float64, start=None, curve="linear", window=1):
 
 
 def rule(curve, window, **options):
-    aware = {"learning_rate": table(CONSTANT), "weight_decay": WEIGHT_DECAY, "mask": optimizer_lib.decay_mask}
+    aware = {"learning_rate": table(CONSTANT), "weight_decay": WEIGHT_DECAY, "mask": mask_of}
     return online_wsm(curve, window, **{**aware, **options})
 
 
@@ -117,7 +123,7 @@ def test_without_the_weight_decay_only_the_leaves_outside_the_mask_are_right():
     wanted, start = path(start=end - window, curve="minus_sqrt", window=window)[end], path()[end - window]
     plain = errors(reads(rule("minus_sqrt", window, weight_decay=0.0))[end], wanted, start)
     unmasked = errors(reads(rule("minus_sqrt", window, mask=None))[end], wanted, start)
-    mask = optimizer_lib.decay_mask(start)
+    mask = mask_of(start)
     for error, other, decayed in zip(*map(jax.tree.leaves, (plain, unmasked, mask)), strict=True):
         assert (error > 0.05) if decayed else (error < 1e-12)
         assert (other < 1e-12) if decayed else (other > 0.05)
@@ -142,7 +148,7 @@ def test_float32_is_exact_to_its_rounding(curve):
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
     # Against float64 arithmetic on the float32 run's own parameters.
     params = [jax.tree.map(lambda x: np.asarray(x, np.float64), p) for p in path(jnp.float32)]
-    mask = optimizer_lib.decay_mask(params[0])
+    mask = mask_of(params[0])
     dec = params[end - window]
     for w, old, new in zip(
         scales(curve, window), params[end - window : end], params[end - window + 1 : end + 1], strict=True
@@ -199,7 +205,7 @@ def test_windows_under_way_at_the_start_begin_there_and_later_ones_do_not_notice
         gap = worst(late[end], whole[end], path()[0])
         assert (gap < 1e-12) == (end - window >= first), end
     # The end at 48 got the parameters after 46 updates first, and saw updates 46 and 47.
-    mask, p = optimizer_lib.decay_mask(path()[0]), path()
+    mask, p = mask_of(path()[0]), path()
     dec = p[46]
     for step in (46, 47):
         w = scales("cosine", window)[step - 24]

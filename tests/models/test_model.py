@@ -237,6 +237,17 @@ def test_preset_parameter_counts(name, expected):
     assert model.parameter_count(shapes) == expected
 
 
+def test_only_runs_of_old_pad_a_vocabulary_that_is_given():
+    given, none = (dataclasses.replace(SMALL, vocab_size=size) for size in (300, 0))
+    assert presets.with_vocabulary(given, 257).vocab_size == 300
+    assert presets.with_vocabulary(given, 257, pad_given=True).vocab_size == 384
+    assert (
+        presets.with_vocabulary(none, 257).vocab_size == presets.with_vocabulary(none, 257, pad_given=True).vocab_size
+    )
+    with pytest.raises(UsageError, match="smaller than the tokenizer's 301"):
+        presets.with_vocabulary(given, 301)
+
+
 def test_flops_per_token_of_gpt2_small():
     config = presets.gpt2_small()
     expected = 6 * (124_373_760 - 1024 * 768) + 12 * 12 * 768 * 1024

@@ -31,16 +31,38 @@ def test_names_of_paths():
     assert names == ["blocks/0/kernel", "pair/0", "pair/1"]
 
 
-def test_the_first_rule_that_matches_the_whole_path_wins():
-    mesh = sharding.make_mesh()
-    shapes = {"mlp": {"kernel": jax.ShapeDtypeStruct((8, 4), float)}, "norm": jax.ShapeDtypeStruct((4,), float)}
-    rules = ((r"mlp/.*", P("data")), (r".*", P()))
-    found = sharding.tree_shardings(mesh, shapes, rules)
-    assert found == {"mlp": {"kernel": NamedSharding(mesh, P("data"))}, "norm": NamedSharding(mesh, P())}
-    with pytest.raises(UsageError, match="no sharding rule matches norm"):
-        sharding.tree_shardings(mesh, shapes, ((r"mlp/.*", P()), (r"nor", P())))
-    everywhere = sharding.tree_shardings(mesh, shapes)
+def test_a_mesh_of_several_axes_takes_all_devices():
+    count = jax.device_count()
+    mesh = sharding.make_mesh(axes={"data": count, "tensor": 1})
+    assert dict(mesh.shape) == {"data": count, "tensor": 1}
+    with pytest.raises(UsageError, match=rf"data=2 x tensor={count} takes {2 * count} devices, but there are {count}"):
+        sharding.make_mesh(axes={"data": 2, "tensor": count})
+
+
+def test_rules_spread_the_axes_of_a_leaf_and_its_moments_follow():
+    mesh = sharding.make_mesh(jax.devices()[:1], {"data": 1, "tensor": 1})
+    kernel, norm = jax.ShapeDtypeStruct((8, 4), float), jax.ShapeDtypeStruct((4,), float)
+    params = {"mlp": {"kernel": kernel}, "norm": norm}
+    state = {"params": params, "moments": ({"mu": params, "count": jax.ShapeDtypeStruct((), int)},)}
+    leaves = {"mlp/kernel": ("embed", "ff"), "norm": ("embed",)}
+    found = sharding.tree_shardings(mesh, state, leaves, {"embed": ("data", "tensor")})
+    rows = NamedSharding(mesh, P(("data", "tensor")))
+    assert found["params"] == found["moments"][0]["mu"] == {"mlp": {"kernel": rows}, "norm": rows}
+    assert found["moments"][0]["count"] == sharding.replicated(mesh)
+    columns = sharding.tree_shardings(mesh, params, leaves, {"ff": "tensor"})
+    assert columns == {"mlp": {"kernel": NamedSharding(mesh, P(None, "tensor"))}, "norm": sharding.replicated(mesh)}
+    everywhere = sharding.tree_shardings(mesh, state, leaves)
     assert {where.spec for where in jax.tree.leaves(everywhere)} == {P()}
+
+
+def test_rows_that_the_devices_cannot_share_equally_are_on_all_of_them():
+    mesh = sharding.make_mesh(axes={"replica": 1, "data": jax.device_count()})
+    rules = {"batch": ("replica", "data")}
+    assert sharding.batch_parts(mesh, rules) == jax.device_count()
+    assert sharding.rows_sharding(mesh, 3 * jax.device_count(), rules).spec == P(("replica", "data"))
+    assert sharding.batch_sharding(mesh, {}).spec == P()
+    with pytest.raises(UsageError, match="the rules spread batch over data, but the mesh has x"):
+        sharding.batch_sharding(sharding.make_mesh(axes={"x": jax.device_count()}))
 
 
 def test_rows_of_this_process_become_the_global_batch():

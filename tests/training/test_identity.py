@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.leaves import declared
 from wsm_jax.config import OptimizerConfig
 from wsm_jax.core import schedules
 from wsm_jax.core.coefficients import checkpoint_weights, curve_update_weights
@@ -42,9 +43,13 @@ UPDATES = 96  # updates of the whole run
 SHAPES = {"blocks": {"kernel": (2, 4, 6)}, "embedding": (7, 4), "norm": (5,)}
 
 
+def zeros(shapes):
+    return jax.tree.map(np.zeros, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
 def ours(name):
     config = OptimizerConfig(name=name, weight_decay=0.0, clip_norm=1.0)
-    return functools.partial(optimizer_lib.make, config)
+    return lambda schedule: optimizer_lib.make(config, schedule, declared(zeros(SHAPES)))
 
 
 OPTIMIZERS = {
@@ -282,7 +287,8 @@ def adamw_interval():
 
 
 def adamw(schedule):
-    return optimizer_lib.make(OptimizerConfig(name="adamw", peak_lr=LR, weight_decay=DECAY), schedule)
+    config = OptimizerConfig(name="adamw", peak_lr=LR, weight_decay=DECAY)
+    return optimizer_lib.make(config, schedule, declared(zeros(ADAMW_SHAPES)))
 
 
 def adamw_runs(kind):
@@ -305,7 +311,7 @@ def adamw_runs(kind):
 @pytest.mark.parametrize(("kind", "bound"), [("noise", 2e-3), ("drift", 2e-3), ("constant", 1e-10)])
 def test_adamw_needs_the_aware_form_inside_its_decay_mask_and_the_plain_map_outside(kind, bound):
     saved, decayed = adamw_runs(kind)
-    mask = optimizer_lib.decay_mask(decayed)
+    mask = optimizer_lib.decay_mask(decayed, declared(decayed))
     assert jax.tree.leaves(mask) == [True, False, True, False]
 
     def check(masked, saved, decayed):

@@ -1,5 +1,7 @@
 """The update rules on a small real model: what is decayed, and the same numbers as optax's own optimizers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from wsm_jax.config import ModelConfig, OptimizerConfig
 from wsm_jax.errors import UsageError
+from wsm_jax.models import family
 from wsm_jax.models.model import build
 from wsm_jax.training.optimizer import NAMES, averaged_params, decay_mask, make
 
@@ -19,6 +22,8 @@ MATRICES = {
     ("blocks", "mlp", "up", "kernel"),
 }
 EMBEDDINGS = {("position_embedding",), ("token_embedding",)}
+LEAVES = family.of(ModelConfig()).leaves(ModelConfig())
+MASK = functools.partial(decay_mask, leaves=LEAVES)
 NORMS = {("blocks", "norm1", "scale"), ("blocks", "norm2", "scale"), ("final_norm", "scale")}
 
 
@@ -66,7 +71,7 @@ def trained(optimizer, params, gradients):
 
 def ours(schedule=None, **fields):
     config = OptimizerConfig(**{"peak_lr": LR, "weight_decay": DECAY, "clip_norm": 0.0, **fields})
-    return make(config, schedule or optax.constant_schedule(LR))
+    return make(config, schedule or optax.constant_schedule(LR), LEAVES)
 
 
 def assert_same(found, wanted):
@@ -79,14 +84,14 @@ def assert_same(found, wanted):
 
 
 def test_the_mask_holds_matrices_and_embeddings_but_no_norm_although_stacked_norms_have_two_axes(params):
-    mask = leaves(decay_mask(params))
+    mask = leaves(decay_mask(params, LEAVES))
     assert {path for path, decayed in mask.items() if decayed} == MATRICES | EMBEDDINGS
     assert {path for path, decayed in mask.items() if not decayed} == NORMS
     assert leaves(params)["blocks", "norm1", "scale"].ndim == 2
 
 
 def test_the_mask_needs_shapes_only(params):
-    assert decay_mask(jax.eval_shape(lambda: params)) == decay_mask(params)
+    assert MASK(jax.eval_shape(lambda: params)) == MASK(params)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -126,7 +131,7 @@ def schedule(count):
 
 
 def test_adamw_is_optaxs_adamw(params, gradients):
-    theirs = optax.adamw(schedule, b1=0.8, b2=0.9, eps=1e-6, weight_decay=DECAY, mask=decay_mask)
+    theirs = optax.adamw(schedule, b1=0.8, b2=0.9, eps=1e-6, weight_decay=DECAY, mask=MASK)
     assert_same(
         trained(ours(schedule, name="adamw", b1=0.8, b2=0.9, eps=1e-6), params, gradients),
         trained(theirs, params, gradients),
@@ -134,7 +139,7 @@ def test_adamw_is_optaxs_adamw(params, gradients):
 
 
 def test_lion_is_optaxs_lion(params, gradients):
-    theirs = optax.lion(schedule, b1=0.8, b2=0.9, weight_decay=DECAY, mask=decay_mask)
+    theirs = optax.lion(schedule, b1=0.8, b2=0.9, weight_decay=DECAY, mask=MASK)
     assert_same(
         trained(ours(schedule, name="lion", b1=0.8, b2=0.9), params, gradients), trained(theirs, params, gradients)
     )

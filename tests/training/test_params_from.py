@@ -34,7 +34,7 @@ def test_the_run_goes_on_from_the_merge_with_the_state_and_the_tokens_of_the_bra
     merge, run = fed_back
     config, corpus = run.config, tokens.prepare(run.config.data)
     model = model_lib.build(presets.with_vocabulary(config.model, corpus.vocab_size))
-    rule = optimizer.make(config.optimizer, run_schedule.from_config(config))
+    rule = optimizer.make(config.optimizer, run_schedule.from_config(config), model.leaves)
     state = train_state.abstract(model, rule, sharding.make_mesh())
     state["params"] = orbax.load_tree(merge, abstract=state["params"])
     origin = reference.resume_stream / str(BRANCH)

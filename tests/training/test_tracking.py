@@ -29,6 +29,7 @@ from wsm_jax.core import coefficients
 from wsm_jax.evaluation.evaluate import checkpoint_path, run_evaluator
 from wsm_jax.io import disk
 from wsm_jax.merging import selection, weighting
+from wsm_jax.models import family
 from wsm_jax.training import optimizer
 from wsm_jax.training.loop import train
 
@@ -121,7 +122,8 @@ def test_online_wsm_is_the_decay_with_the_weight_decay_of_the_run(averaged, afte
                 dec = dec + w[i] * (new - old) - w[i] * shrink * masked * (dec - old)
             return dec
 
-        mask = optimizer.decay_mask(saved(averaged, end, "params"))
+        shape = averaged.config.model
+        mask = optimizer.decay_mask(saved(averaged, end, "params"), family.of(shape).leaves(shape))
         close(saved(averaged, end, "wsm"), jax.tree.map(decayed, after_each_step, mask))
 
 

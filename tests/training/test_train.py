@@ -63,7 +63,7 @@ def test_the_saved_parameters_are_those_of_their_step(reference):
     config = reference.config
     corpus = tokens.prepare(config.data)
     model = model_lib.build(presets.with_vocabulary(config.model, corpus.vocab_size))
-    update = optimizer.make(config.optimizer, run_schedule.from_config(config))
+    update = optimizer.make(config.optimizer, run_schedule.from_config(config), model.leaves)
     step = jax.jit(make_train_step(model, update))
     state = train_state.initialise(model, update, config.seed, sharding.make_mesh())
     for done in range(1, STEPS + 1):

@@ -16,12 +16,12 @@ def origin_of(path: str | Path) -> Run | None:
     return next((Run(folder) for folder in folders), None)
 
 
-def check_heads(path: str | Path, origin: Run, config: Config) -> None:
-    """Raises UsageError for another number of attention heads, which the shapes of the leaves do not tell."""
-    if origin.config.model.heads != config.model.heads:
-        raise UsageError(
-            f"{path} is of a model with model.heads={origin.config.model.heads}, not {config.model.heads} as here"
-        )
+def check_unseen(path: str | Path, origin: Run, config: Config) -> None:
+    """Raises UsageError for another model in what the shapes of the leaves do not tell, e.g. its attention heads."""
+    for field in sorted(config.model.UNSEEN):
+        there, here = (getattr(model, field, None) for model in (origin.config.model, config.model))
+        if there != here:
+            raise UsageError(f"{path} is of a model with model.{field}={there}, not {here} as here")
 
 
 def check_params(path: str | Path, params: Any) -> None:

@@ -59,19 +59,16 @@ def context(mergeable: bool) -> Any:
 def _storage_options(key: Any, value: Any) -> Any:
     """Chunks that are ranges of the leaf, so that a merge reads raw bytes, any part of them.
 
-    Scanned layers are cut between layers, and one layer stays whole. A matrix is cut between rows; one so wide that
-    Orbax, which halves the longest side, would cut its columns too stays whole.
+    A leaf is cut along its first dimension, whatever its rank. Orbax halves the longest side: where that might not be
+    the first, each row (a layer of stacked ones, say) is a chunk; and where rows are tiny the leaf stays whole.
     """
     del key
-    size, rest = value.dtype.itemsize, math.prod(value.shape[1:])
-    layers = len(value.shape) > 2 and value.size * size > CHUNK_BYTES
-    if layers:
-        chunk = max(CHUNK_BYTES, rest * size)
-    else:
-        chunk = CHUNK_BYTES if len(value.shape) < 2 or rest**2 * size <= CHUNK_BYTES else value.size * size
-    return orbax().options.ArrayOptions.Saving.StorageOptions(
-        chunk_byte_size=max(chunk, size), shard_axes=(0,) if layers else ()
-    )
+    size, row = value.dtype.itemsize, math.prod(value.shape[1:]) * value.dtype.itemsize
+    chunk, rows = max(CHUNK_BYTES, size), ()
+    if value.size * size > CHUNK_BYTES and row * max(value.shape[1:], default=0) > CHUNK_BYTES:
+        rows = (0,) if row >= CHUNK_BYTES / 64 else ()
+        chunk = max(CHUNK_BYTES, row) if rows else value.size * size
+    return orbax().options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=chunk, shard_axes=rows)
 
 
 def complete_steps(directory: str | os.PathLike) -> list[int]:

@@ -25,6 +25,8 @@ from wsm_jax.errors import UsageError
 from wsm_jax.io import hashes
 from wsm_jax.io.files import read_json, read_jsonl, write_json
 
+FORMAT = 1  # of new runs; 0, those that do not say it, padded a vocabulary that was given
+
 
 class Run:
     """Paths and saved facts of a run directory.
@@ -46,6 +48,11 @@ class Run:
     def config_id(self) -> str:
         """Identifies what the run computes, see :func:`wsm_jax.config.config_id`; that of an old run is made now."""
         return self.facts.get("config_id") or config_lib.config_id(self.config)
+
+    @property
+    def format(self) -> int:
+        """Version of the conventions it was made by, see FORMAT."""
+        return self.facts.get("format", 0)
 
     @property
     def plan(self) -> Plan:
@@ -208,6 +215,13 @@ def begin(path: Path, config: Config, facts: dict[str, Any]) -> None:
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / "run.json", {**facts, "hashes": hashes.KIND})  # every checkpoint of this run has them
     write_json(path / "config.json", config_lib.to_dict(config))  # last: its presence makes the folder a run
+
+
+def format_of(path: Path, parent: Run | None) -> int:
+    """The format of the run at ``path``: its own, its parent's where it begins as a branch, else FORMAT."""
+    if _has_begun(path):
+        return Run(path).format
+    return parent.format if parent else FORMAT
 
 
 def check_config(path: Path, config: Config) -> None:

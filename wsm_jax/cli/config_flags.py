@@ -1,31 +1,58 @@
 """``--config=FILE --config.field=value``, read by ml_collections.config_flags into a :class:`Config`."""
 
 import contextlib
+import dataclasses
+import importlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wsm_jax.config import Config, check_values, flat_fields
+from wsm_jax.config import MODEL_FIELDS, Config, ModelFields, check_values, flat_fields
 from wsm_jax.errors import UsageError
 
 
 def load(arguments: Sequence[str]) -> Config:
     """The configuration that ``--config=...`` and ``--config.*=...`` arguments describe.
 
+    The fields of the model are those of its family, so they are looked at once that is known.
+
     Raises:
       UsageError: no ``--config``, a file that is missing or does not make a Config, an unknown field, a bad value.
     """
-    from absl import flags
     from ml_collections import config_flags
 
-    check_fields(arguments)
-    if not any(argument.lstrip("-").startswith("config=") for argument in arguments):
+    check_fields([argument for argument in arguments if not _name(argument).startswith(_MODEL)])
+    files = [argument for argument in arguments if _name(argument) == "config"]
+    if not files:
         raise UsageError("--config=FILE is missing; e.g. --config=configs/tiny.py")
+    config = _read(config_flags.DEFINE_config_file, None, files)
+    if not isinstance(config, Config):
+        raise UsageError(f"--config: get_config() must return a wsm_jax.Config, not {type(config).__name__}")
+    check_values(config)
+    _choose_family(config, arguments)
+    check_fields(arguments, config)
+    overrides = [argument for argument in arguments if _name(argument) != "config"]
+    config = _read(config_flags.DEFINE_config_dataclass, config, overrides)
+    check_values(config)
+    return config
+
+
+_MODEL = "config.model."
+
+
+def _name(argument: str) -> str:
+    return argument.lstrip("-").split("=", 1)[0]
+
+
+def _read(define: Any, default: Any, arguments: Sequence[str]) -> Any:
+    """The value of the flag ``config`` that ``define`` of ml_collections makes, after ``arguments``."""
+    from absl import flags
+
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["wsm", *arguments])
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # absl explains itself there at length; one line is ours
+            define("config", default, "", flag_values=values, sys_argv=["wsm", *arguments])
             values(["wsm", *arguments])
     except flags.Error as error:
         # An error of get_config comes with its traceback; the last line is what it says.
@@ -38,18 +65,25 @@ def load(arguments: Sequence[str]) -> Config:
         ) from error
     except Exception as error:  # the file is anybody's Python
         raise UsageError(f"--config: {type(error).__name__}: {_line(error)}") from error
-    config = values["config"].value
-    if not isinstance(config, Config):
-        raise UsageError(f"--config: get_config() must return a wsm_jax.Config, not {type(config).__name__}")
-    check_values(config)
-    return config
+    return values["config"].value
 
 
-def check_fields(arguments: Sequence[str]) -> None:
-    """Raises UsageError for a ``--config`` that is no file, or an unknown ``--config.field``."""
-    known = flat_fields(Config())
-    names = [argument.lstrip("-").split("=", 1)[0] for argument in arguments]
-    for name, argument in zip(names, arguments, strict=True):
+def _choose_family(config: Config, arguments: Sequence[str]) -> None:
+    """Gives ``config`` the fields of the family that an argument asks for, with the values that families share."""
+    asked = [argument.partition("=")[2] for argument in arguments if _name(argument) == f"{_MODEL}family"]
+    if not asked or asked[-1] == config.model.family:
+        return
+    importlib.import_module("wsm_jax.models.model")  # whose families register their fields
+    if asked[-1] in MODEL_FIELDS:
+        shared = {field.name: getattr(config.model, field.name) for field in dataclasses.fields(ModelFields)}
+        config.model = MODEL_FIELDS[asked[-1]](**{**shared, "family": asked[-1]})
+
+
+def check_fields(arguments: Sequence[str], config: Config | None = None) -> None:
+    """Raises UsageError for a ``--config`` that is no file, or a ``--config.field`` that ``config`` does not have."""
+    known = flat_fields(config or Config())
+    for argument in arguments:
+        name = _name(argument)
         if "=" not in argument:
             raise UsageError(f"{argument}: write {argument.split('=')[0]}=VALUE")
         if name == "config":

@@ -18,9 +18,11 @@ from wsm_jax.core.trees import named_leaves
 from wsm_jax.data.pipeline import evaluation_batches
 from wsm_jax.data.tokens import Corpus, TokenStore, prepare
 from wsm_jax.errors import NonFiniteError, UsageError
+from wsm_jax.models import family
 from wsm_jax.models.model import Model, build, loss_per_token
 from wsm_jax.models.presets import with_vocabulary
 from wsm_jax.parallel import sharding
+from wsm_jax.parallel.sharding import RULES, Rules
 
 Z95 = 1.959963984540054
 
@@ -124,22 +126,26 @@ def make_evaluator(
     *,
     batch_size: int,
     limit_tokens: int = 0,
+    rules: Rules = RULES,
 ) -> Evaluator:
     """params -> Evaluation on a split of some stores; the batches are read once and the step is compiled once.
 
+    Parameters that lie on the devices of the mesh stay as they are spread; others are put whole on every device.
+
     Args:
       model: what computes the loss.
-      mesh: rows are spread over its data axis where ``batch_size`` is a multiple of it.
+      mesh: the devices; its axes that carry the batch share the rows where ``batch_size`` is a multiple of them.
       stores: one after the other.
       split: ``validation``, ``test`` or ``train``.
       batch_size: sequences in one batch.
       limit_tokens: stop after the last document that ends within so many tokens of each store; 0 = all.
+      rules: which axes carry the batch.
 
     Raises:
       UsageError: an empty split or a batch size below 1. What is returned raises NonFiniteError for a loss that is
         not finite, naming the leaf.
     """
-    where = sharding.batch_sharding(mesh) if batch_size % mesh.size == 0 else sharding.replicated(mesh)
+    where = sharding.rows_sharding(mesh, batch_size, rules)
     step = _compiled_loss(model, mesh)
     batches, documents, counts, sizes = [], [], [], []
     for store in stores:
@@ -156,10 +162,11 @@ def make_evaluator(
     data_hash = "-".join([split, str(limit_tokens), *(store.hash[:16] for store in stores)])
 
     def evaluate(params: Any) -> Evaluation:
-        params = jax.device_put(params, sharding.replicated(mesh))
+        params = sharding.placed(mesh, params)
         nats = np.zeros(len(sizes))
-        # Every batch is dispatched before the first result is waited for.
-        losses = [step(params, batch) for batch in batches]
+        # Every batch is dispatched before the first result is waited for, where that is safe.
+        arrived = jax.block_until_ready if sharding.in_turn(mesh) else lambda loss: loss
+        losses = [arrived(step(params, batch)) for batch in batches]
         for loss, document in zip(losses, documents, strict=True):
             real = document >= 0
             nats += np.bincount(document[real], np.asarray(loss, np.float64).ravel()[real], minlength=len(sizes))
@@ -203,19 +210,21 @@ def model_and_data(run: Run) -> tuple[Model, Corpus]:
 
 
 def _model(run: Run) -> Model:
-    shape = with_vocabulary(run.config.model, run.facts["data"]["vocab_size"])
-    if shape.attention == "cudnn" and jax.default_backend() != "gpu":
-        shape = dataclasses.replace(shape, attention="xla")  # the same function
-    return build(shape)
+    shape = with_vocabulary(run.config.model, run.facts["data"]["vocab_size"], pad_given=not run.format)
+    return build(family.of(shape).portable(shape))
 
 
-def run_evaluator(run: Run, split: str, *, limit_tokens: int = 0) -> Evaluator:
+def run_evaluator(
+    run: Run, split: str, *, limit_tokens: int = 0, mesh: Mesh | None = None, rules: Rules = RULES
+) -> Evaluator:
     """params -> Evaluation on a split of the data a run was trained on.
 
     Args:
       run: says which data and which model.
       split: ``validation``, ``test`` or ``train``.
       limit_tokens: tokens of each store; 0 = all.
+      mesh: the devices; default: all, along one axis.
+      rules: which axes carry the batch.
 
     Raises:
       UsageError: the data are not those the run was trained on.
@@ -223,11 +232,12 @@ def run_evaluator(run: Run, split: str, *, limit_tokens: int = 0) -> Evaluator:
     model, corpus = model_and_data(run)
     return make_evaluator(
         model,
-        sharding.make_mesh(),
+        mesh or sharding.make_mesh(),
         held_out_stores(corpus, split),
         split,
         batch_size=run.config.evaluation.batch_size,
         limit_tokens=limit_tokens,
+        rules=rules,
     )
 
 
@@ -235,7 +245,7 @@ def check_fits(run: Run, path: Path) -> None:
     """Raises UsageError where the parameters at ``path``, which may lie elsewhere, are not of the model of ``run``."""
     compatibility.check_params(path, jax.eval_shape(_model(run).init, jax.random.key(0)))
     if origin := compatibility.origin_of(path):
-        compatibility.check_heads(path, origin, run.config)
+        compatibility.check_unseen(path, origin, run.config)
         if origin.facts["data"]["tokenizer_hash"] != run.facts["data"]["tokenizer_hash"]:
             raise UsageError(f"{path} is of {origin.path}, which has another tokenizer than {run.path}")
 

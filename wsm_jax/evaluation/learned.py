@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from wsm_jax.core import coefficients
 from wsm_jax.core.coefficients import Vector
@@ -211,11 +210,12 @@ def on_simplex(logits: Any, corners: Vector) -> Vector:
 def load(paths: Sequence[Path], mesh: Mesh, *, room: int | None = None) -> Any:
     """The checkpoints as one tree of float32 leaves [K, ...], oldest first, after a look at the memory that takes.
 
-    The checkpoints are spread over the devices where K is a multiple of their number; else each device holds all.
+    The checkpoints are spread over the devices that share a batch where K is a multiple of their number; else each of
+    them holds all.
 
     Args:
       paths: checkpoint folders.
-      mesh: one axis.
+      mesh: the devices.
       room: bytes that each device has; default: what is free on it, or on the host.
 
     Raises:
@@ -228,9 +228,9 @@ def load(paths: Sequence[Path], mesh: Mesh, *, room: int | None = None) -> Any:
         for leaf, policy in merges.policies.items():
             if policy != AVERAGE:
                 raise UsageError(f"leaf {leaf} of {paths[0]} is not floating, so its weights cannot be learned")
-        spread = count % mesh.size == 0
+        where = sharding.rows_sharding(mesh, count)
         one = merges.nbytes
-        needed = one * ((count // mesh.size if spread else count) + 3)
+        needed = one * (where.shard_shape((count,))[0] + 3)
         free = _room(mesh) if room is None else room
         if needed > free:
             raise UsageError(
@@ -238,7 +238,6 @@ def load(paths: Sequence[Path], mesh: Mesh, *, room: int | None = None) -> Any:
                 "on each device (the checkpoints, their merge, its gradient and one being read), but "
                 f"{free / 1e9:.3f} GB are free; take fewer, or --curve=search, which needs few merges at a time"
             )
-    where = jax.NamedSharding(mesh, P(sharding.DATA) if spread else P())
 
     @jax.jit(donate_argnums=0, out_shardings=where)
     def put(stacked: Any, tree: Any, place: Any) -> Any:

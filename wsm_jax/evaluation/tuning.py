@@ -116,7 +116,7 @@ def learn(
     model, corpus = evaluate.model_and_data(run)
     mesh = sharding.make_mesh()
     rows = run.config.batch_size // run.config.accumulate
-    where = sharding.batch_sharding(mesh) if rows % mesh.size == 0 else sharding.replicated(mesh)
+    where = sharding.rows_sharding(mesh, rows)
     batches = [
         jax.device_put({**batch, "document": batch["document"] >= 0}, where)
         for store in evaluate.held_out_stores(corpus, split)

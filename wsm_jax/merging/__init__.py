@@ -1,2 +1,4 @@
-"""Merging checkpoints: which ones (selection, steps, inputs), their weights (weighting), one merge as a value (spec), the
-sum (engine), to disk or in memory (offline), the record of it (provenance). Nothing here imports a model."""
+"""Merging checkpoints on disk: which ones, with what weights (a MergeSpec), their sum, and the record of it.
+
+Nothing here imports a model.
+"""

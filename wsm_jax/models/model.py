@@ -1,26 +1,20 @@
-"""A model as pure functions on a plain nested dictionary of arrays: ``init(key)`` and ``apply(params, tokens)``.
-
-``jax.jit`` on a plain dictionary dispatches about nine times faster on CPU than ``nnx.jit`` on a module (measured).
-"""
+"""A model as pure functions on a plain nested dictionary of arrays: ``init(key)`` and ``apply(params, tokens)``."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from wsm_jax.config import ModelConfig
+from wsm_jax.config import ModelFields
 from wsm_jax.errors import UsageError
-from wsm_jax.models.attention import IMPLEMENTATIONS
+from wsm_jax.models import (
+    family,
+    gpt2,  # noqa: F401  a family registers when its file is imported
+)
 from wsm_jax.models.cross_entropy import mean_cross_entropy
-from wsm_jax.models.gpt2 import GPT2
+from wsm_jax.models.family import Forward, Init, Leaves, Metrics, Params
 from wsm_jax.models.layers import matmul
-
-Params = Any
-
-FAMILIES: dict[str, type[nnx.Module]] = {"gpt2": GPT2}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,61 +22,44 @@ class Model:
     """Pure functions of one architecture; equal to nothing but itself, so that what is compiled for it can be kept.
 
     Attributes:
-      config: the shape.
+      config: the shape, fields of its family.
       init: PRNG key -> params, a nested dict of float32 arrays.
       hidden: (params, int tokens [B, T]) -> last hidden states [B, T, D] and output projection [D, V].
+      leaves: path -> what its family declares of a leaf of the parameters; None where no family does, as in tests.
     """
 
-    config: ModelConfig
-    init: Callable[[jax.Array], Params]
-    hidden: Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]
+    config: Any
+    init: Init
+    hidden: Forward
+    leaves: Leaves | None = None
 
     def apply(self, params: Params, tokens_BxT: jax.Array) -> jax.Array:
         """Logits, float32 [B, T, V]."""
         return matmul(*self.hidden(params, tokens_BxT), jnp.dtype("float32"))
 
 
-def build(config: ModelConfig) -> Model:
+def build(config: ModelFields) -> Model:
     """The model of ``config``.
 
     Raises:
       UsageError: a shape or dtype that cannot work, naming the field.
     """
     check(config)
-    family = FAMILIES[config.family]
-    abstract = nnx.eval_shape(lambda: family(config, nnx.Rngs(params=0)))  # pyright: ignore[reportCallIssue]
-    graphdef, abstract_state = nnx.split(abstract)
-
-    def init(key: jax.Array) -> Params:
-        return nnx.to_pure_dict(nnx.state(family(config, nnx.Rngs(params=key)), nnx.Param))  # pyright: ignore[reportCallIssue]
-
-    def hidden(params: Params, tokens_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state = jax.tree.map(lambda x: x, abstract_state)  # a fresh container: replacing must not touch the shared one
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graphdef, state)(tokens_BxT)
-
-    return Model(config, init, hidden)
+    kind = family.of(config)
+    return Model(config, *kind.network(config), leaves=kind.leaves(config))
 
 
-def check(config: ModelConfig) -> None:
+def check(config: ModelFields) -> None:
     """Raises UsageError where the fields of ``config`` cannot make a model."""
-    if config.family not in FAMILIES:
-        raise UsageError(f"unknown model.family {config.family!r}; known: {', '.join(FAMILIES)}")
-    for field in ("layers", "d_model", "heads", "context", "vocab_size", "scan_unroll"):
+    kind = family.of(config)
+    for field in ("context", "vocab_size"):
         if getattr(config, field) < 1:
             raise UsageError(f"model.{field} is {getattr(config, field)}; it must be at least 1")
-    if config.d_model % config.heads:
-        raise UsageError(f"model.d_model={config.d_model} is not a multiple of model.heads={config.heads}")
     if config.loss_blocks < 1 or config.context % config.loss_blocks:
         raise UsageError(f"model.loss_blocks={config.loss_blocks} does not divide model.context={config.context}")
     if config.compute_dtype not in ("float32", "bfloat16"):
         raise UsageError(f"model.compute_dtype is {config.compute_dtype!r}; choose float32 or bfloat16")
-    if config.attention not in IMPLEMENTATIONS:
-        raise UsageError(f"model.attention is {config.attention!r}; choose {', '.join(IMPLEMENTATIONS)}")
-    if config.attention == "cudnn" and jax.default_backend() != "gpu":
-        raise UsageError(f"model.attention=cudnn needs an NVIDIA GPU, this is {jax.default_backend()}; choose xla")
-    if config.attention == "cudnn" and config.compute_dtype != "bfloat16":
-        raise UsageError(f"model.attention=cudnn needs compute_dtype=bfloat16, not {config.compute_dtype}")
+    kind.check(config)
 
 
 def loss_per_token(model: Model, params: Params, inputs_BxT: jax.Array, targets_BxT: jax.Array) -> jax.Array:
@@ -103,10 +80,21 @@ def loss_per_token(model: Model, params: Params, inputs_BxT: jax.Array, targets_
 
 
 def mean_loss(model: Model, params: Params, inputs_BxT: jax.Array, targets_BxT: jax.Array) -> jax.Array:
-    """Mean cross-entropy in nats a token, float32 scalar; what training descends."""
+    """Mean cross-entropy in nats a token, float32 scalar."""
     if model.config.loss_blocks == 1:
         return loss_per_token(model, params, inputs_BxT, targets_BxT).mean()
     return mean_cross_entropy(*model.hidden(params, inputs_BxT), targets_BxT, model.config.loss_blocks)
+
+
+def training_loss(model: Model, params: Params, inputs_BxT: jax.Array, targets_BxT: jax.Array) -> tuple[Any, Metrics]:
+    """What training descends, float32 scalar, and scalars to record beside it.
+
+    The mean cross-entropy, or what the family makes of it (terms that balance experts, counts).
+    """
+    extended = family.of(model.config).loss if model.leaves is not None else None
+    if extended is not None:
+        return extended(model, params, inputs_BxT, targets_BxT)
+    return mean_loss(model, params, inputs_BxT, targets_BxT), {}
 
 
 def parameter_count(params: Params) -> int:
@@ -114,10 +102,11 @@ def parameter_count(params: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def flops_per_token(config: ModelConfig, parameters: int) -> float:
-    """Training FLOPs a token for MFU: 6 N + 12 layers d_model context (Chowdhery et al. 2022, appendix B).
+def active_parameters(config: ModelFields, parameters: int) -> int:
+    """Those of all ``parameters`` that one token passes through, as its family counts them."""
+    return family.of(config).active_parameters(config, parameters)
 
-    N leaves out the embedding look-ups but counts the output projection; with tied embeddings only the positions go.
-    """
-    positions = config.context * config.d_model
-    return 6.0 * (parameters - positions) + 12.0 * config.layers * config.d_model * config.context
+
+def flops_per_token(config: ModelFields, parameters: int) -> float:
+    """Training FLOPs a token for MFU, as its family counts them."""
+    return family.of(config).flops_per_token(config, parameters)

@@ -1,9 +1,13 @@
 """Named shapes with their parameter counts (tested): tiny for a laptop, nanoGPT-2 sizes of the LAWA paper."""
 
 import dataclasses
+from typing import TypeVar
 
-from wsm_jax.config import ModelConfig
+from wsm_jax.config import ModelConfig, ModelFields
 from wsm_jax.errors import UsageError
+from wsm_jax.models import family
+
+Fields = TypeVar("Fields", bound=ModelFields)
 
 GPT2_VOCABULARY = 50304  # 50,257 rounded up to a multiple of 128, as nanoGPT pads it
 
@@ -37,15 +41,16 @@ def gpt2_large() -> ModelConfig:
 PRESETS = {"tiny": tiny, "gpt2_small": gpt2_small, "gpt2_medium": gpt2_medium, "gpt2_large": gpt2_large}
 
 
-def preset(name: str) -> ModelConfig:
-    """The shape of that name.
+def preset(name: str) -> ModelFields:
+    """The shape of that name, of any family.
 
     Raises:
       UsageError: no preset of that name.
     """
-    if name not in PRESETS:
-        raise UsageError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
-    return PRESETS[name]()
+    known = PRESETS | {preset: make for kind in family.families().values() for preset, make in kind.presets.items()}
+    if name not in known:
+        raise UsageError(f"unknown preset {name!r}; known: {', '.join(known)}")
+    return known[name]()
 
 
 def pad_vocabulary(size: int) -> int:
@@ -53,12 +58,19 @@ def pad_vocabulary(size: int) -> int:
     return -(-size // 128) * 128
 
 
-def with_vocabulary(config: ModelConfig, vocab_size: int) -> ModelConfig:
-    """``config`` with its vocabulary set: the tokenizer's, padded, where it is 0.
+def with_vocabulary(config: Fields, vocab_size: int, *, pad_given: bool = False) -> Fields:
+    """``config`` with its vocabulary set: as it is given, or the tokenizer's, padded, where it is 0.
+
+    Args:
+      config: fields of a model.
+      vocab_size: the tokenizer's.
+      pad_given: pad a given size too, as runs without a format version did.
 
     Raises:
       UsageError: a given size that is smaller than the tokenizer's.
     """
-    if 0 < config.vocab_size < vocab_size:
-        raise UsageError(f"model.vocab_size={config.vocab_size} is smaller than the tokenizer's {vocab_size}")
-    return dataclasses.replace(config, vocab_size=pad_vocabulary(config.vocab_size or vocab_size))
+    given = config.vocab_size
+    if 0 < given < vocab_size:
+        raise UsageError(f"model.vocab_size={given} is smaller than the tokenizer's {vocab_size}")
+    size = given if given and not pad_given else pad_vocabulary(given or vocab_size)
+    return dataclasses.replace(config, vocab_size=size)

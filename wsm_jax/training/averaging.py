@@ -1,5 +1,6 @@
 """The averages that a configuration asks for."""
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from wsm_jax.core import averages, online
 from wsm_jax.core.averages import Average
 from wsm_jax.core.schedules import Schedule
 from wsm_jax.errors import UsageError
+from wsm_jax.models import family
 from wsm_jax.training import optimizer
 
 MEAN = "mean"  # the interval means of checkpoint.snapshot
@@ -117,7 +119,7 @@ def _wsm(config: Config, schedule: Schedule) -> dict[str, Average]:
         spacing=spacing,
         learning_rate=schedule,
         weight_decay=config.optimizer.weight_decay,
-        mask=optimizer.decay_mask,
+        mask=functools.partial(optimizer.decay_mask, leaves=family.of(config.model).leaves(config.model)),
         every=settings.every,
     )
     return {"wsm": made}

@@ -5,7 +5,7 @@ from pathlib import Path
 from wsm_jax import config as config_lib
 from wsm_jax.checkpoints import orbax
 from wsm_jax.checkpoints import plan as plan_lib
-from wsm_jax.checkpoints.compatibility import check_heads, origin_of
+from wsm_jax.checkpoints.compatibility import check_unseen, origin_of
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.config import Config
 from wsm_jax.data.tokens import Corpus
@@ -41,7 +41,6 @@ _SAME = ("model.", "optimizer.name")
 # What must be equal for a branch to read the tokens its parent would have read.
 _SAME_TOKENS = ("batch_size", "seed", "data.source", "data.switch_", "data.validation_fraction", "data.test_fraction")
 _SWITCH = "data.switch_at"
-_NUMERICS = ("model.compute_dtype", "model.attention", "model.scan_unroll", "model.remat", "model.loss_blocks")
 
 
 def check_branch(parent: Run, step: int, config: Config) -> list[str]:
@@ -52,16 +51,15 @@ def check_branch(parent: Run, step: int, config: Config) -> list[str]:
     """
     if step >= config.steps:
         raise UsageError(f"the branch starts at step {step}, but duration={config.duration!r} ends at {config.steps}")
-    old = config_lib.flat_fields(parent.config)
-    different = [name for name, (value, _) in config_lib.flat_fields(config).items() if old[name][0] != value]
+    old = {name: value for name, (value, _) in config_lib.flat_fields(parent.config).items()}
+    new = {name: value for name, (value, _) in config_lib.flat_fields(config).items()}
+    different = [name for name, value in new.items() if old.get(name) != value]
     for name in different:
-        if name.startswith(_SAME) and name not in _NUMERICS:
-            raise UsageError(
-                f"{name} differs from that of {Path(parent.path)} ({old[name][0]!r}): its state does not fit"
-            )
+        if name.startswith(_SAME) and name.removeprefix("model.") not in config.model.NUMERICS:
+            raise UsageError(f"{name} differs from that of {Path(parent.path)} ({old[name]!r}): its state does not fit")
     if optimizer.SCHEDULE_FREE == config.optimizer.name and "optimizer.b1" in different:
         raise UsageError(
-            f"optimizer.b1 differs from that of {Path(parent.path)} ({old['optimizer.b1'][0]!r}), which the state of "
+            f"optimizer.b1 differs from that of {Path(parent.path)} ({old['optimizer.b1']!r}), which the state of "
             f"{optimizer.SCHEDULE_FREE} is made with"
         )
     warmup = config.duration_steps("schedule.warmup", config.schedule.warmup)
@@ -91,7 +89,7 @@ def parse_params(path: str, config: Config) -> Run | None:
     orbax.choose_item(path)
     origin = origin_of(path)
     if origin is not None:
-        check_heads(path, origin, config)
+        check_unseen(path, origin, config)
     return origin
 
 

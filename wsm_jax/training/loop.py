@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from wsm_jax import config as config_lib
 from wsm_jax.checkpoints import run as run_lib
@@ -24,6 +25,7 @@ from wsm_jax.io import machine
 from wsm_jax.models import model as model_lib
 from wsm_jax.parallel import sharding
 from wsm_jax.parallel.processes import all_succeed
+from wsm_jax.parallel.sharding import RULES, Rules
 from wsm_jax.training import forecast, tracking, train_state
 from wsm_jax.training import metrics as metrics_lib
 from wsm_jax.training import optimizer as optimizer_lib
@@ -40,7 +42,14 @@ ReadAverages = Callable[[TrainState, int], dict[str, Any]]
 
 
 def train(
-    config: Config, directory: str | Path, *, branch_from: str = "", params_from: str = "", quiet: bool = False
+    config: Config,
+    directory: str | Path,
+    *,
+    branch_from: str = "",
+    params_from: str = "",
+    mesh: Mesh | None = None,
+    rules: Rules = RULES,
+    quiet: bool = False,
 ) -> Run:
     """Trains the run in ``directory`` to its end: from where it stopped, from a branch point, or from scratch.
 
@@ -54,6 +63,9 @@ def train(
       branch_from: ``RUN@STEP``: start from that run's parameters, optimizer state and step, e.g. with another schedule.
       params_from: a checkpoint, e.g. a merge, whose parameters take the place of the branch's or of random ones; the
         optimizer's state, the step and the tokens are as without it.
+      mesh: the devices; default: all, along one axis.
+      rules: logical axis -> axes of the mesh over which batches and parameters are spread; default: batches over
+        ``data``, parameters whole on every device.
       quiet: no progress bar and no messages.
 
     Returns:
@@ -65,7 +77,8 @@ def train(
       Preempted: SIGINT or SIGTERM came; the state is saved.
     """
     say = _silent if quiet or jax.process_index() else _say
-    setup = prepare(config, Path(directory), branch_from, params_from, say, progress=not quiet)
+    mesh = mesh or sharding.make_mesh()
+    setup = prepare(config, Path(directory), branch_from, params_from, mesh, rules, say, progress=not quiet)
     plan, first = setup.plan, jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         with all_succeed():
@@ -104,7 +117,8 @@ def _run(setup: Setup, state: TrainState, start: int, resume: Stream, merge: Str
     batch = next(batches)
     clock = time.perf_counter()
     # Compiled before the loop, so that no interval's tokens/s holds the compilation.
-    step = jit_train_step(setup.model, setup.optimizer, setup.mesh, setup.abstract, accumulate=setup.config.accumulate)
+    options = {"accumulate": setup.config.accumulate, "rules": setup.rules}
+    step = jit_train_step(setup.model, setup.optimizer, setup.mesh, setup.abstract, **options)
     step = step.lower(state, batch).compile()
     update = tracking.compile_update(setup.averages, setup.abstract["params"], setup.abstract["averages"])
     read = _reader(setup)
@@ -181,7 +195,7 @@ class _Saver:
         found = self._read(state, done) if done in self._merge_steps or looking else {}
         if done in self._merge_steps:
             read = {"tokens": run_lib.tokens_read(self._setup.facts, done)}
-            self._merge.save(done, merge_items(config, state["params"], found), read)
+            self._merge.save(done, sharding.by_rows(merge_items(config, state["params"], found)), read)
         if validating:  # before the save: a full state promises its records too
             self._evaluate(state["params"], done, found if looking else {})
         if full:
@@ -216,7 +230,7 @@ def _batches(setup: Setup, start: int) -> Batches:
         process_count=jax.process_count(),
         workers=setup.config.data.workers,
     )
-    return (sharding.global_batch(setup.mesh, rows) for rows in local)
+    return (sharding.global_batch(setup.mesh, rows, setup.rules) for rows in local)
 
 
 def _reader(setup: Setup) -> ReadAverages:
@@ -242,6 +256,7 @@ def _validator(setup: Setup) -> Evaluator | None:
         "validation",
         batch_size=setup.config.evaluation.batch_size,
         limit_tokens=setup.config.evaluation.tokens,
+        rules=setup.rules,
     )
 
 

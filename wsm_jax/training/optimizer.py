@@ -1,5 +1,6 @@
 """The update rules of the papers as optax chains: clip, direction, decoupled weight decay on matrices, rate."""
 
+import functools
 import math
 from typing import Any
 
@@ -7,27 +8,26 @@ import jax
 import optax
 
 from wsm_jax.config import OptimizerConfig
+from wsm_jax.core.trees import path_name
 from wsm_jax.errors import UsageError
+from wsm_jax.models.family import Leaves
 
 NAMES = ("adamw", "lion", "muon", "sgd")
 SCHEDULE_FREE = "schedule_free"
 
 
-def decay_mask(params: Any) -> Any:
-    """A tree of booleans: True for the matrices, which weight decay shrinks; False for norms and biases.
+def decay_mask(params: Any, leaves: Leaves) -> Any:
+    """A tree of booleans: True for what weight decay shrinks, the matrices; False for norms and biases.
 
-    The leading axis of the leaves under ``blocks`` counts layers and does not make a vector a matrix.
+    Args:
+      params: arrays or shapes.
+      leaves: path -> what the model's family declares of a leaf.
     """
-
-    def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
-        stacked = bool(path) and getattr(path[0], "key", None) == "blocks"
-        return leaf.ndim - stacked >= 2
-
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[path_name(path)].decayed, params)
 
 
-def make(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimizer of ``config`` with the given rate.
+def make(config: OptimizerConfig, schedule: optax.Schedule, leaves: Leaves) -> optax.GradientTransformation:
+    """The optimizer of ``config`` with the given rate, for parameters of which a family declares ``leaves``.
 
     Every rule of NAMES has the form theta <- theta - lr (u + wd theta), with ``u`` the direction of AdamW, Lion, Muon
     or momentum SGD, so one decay mask and one weight-decay-aware merge serve all of them. ``schedule_free``, a
@@ -47,8 +47,8 @@ def make(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTra
             raise UsageError(f"optimizer.{field} is {getattr(config, field)}; it must be at least 0 and below 1")
     rules = (
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        _direction(config),
-        _weight_decay(config.weight_decay),
+        _direction(config, leaves),
+        _weight_decay(config.weight_decay, leaves),
         optax.scale_by_learning_rate(schedule),
     )
     if config.name != SCHEDULE_FREE:
@@ -58,9 +58,10 @@ def make(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTra
     return optax.chain(rules[0], optax.contrib.schedule_free(optax.chain(*rules[1:]), schedule, b1=config.b1))
 
 
-def _weight_decay(rate: float) -> optax.GradientTransformation:
+def _weight_decay(rate: float, leaves: Leaves) -> optax.GradientTransformation:
     """Its state has one form whatever the rate is, so that a branch may decay where its parent does not."""
-    return optax.add_decayed_weights(rate, mask=decay_mask) if rate else optax.masked(optax.identity(), decay_mask)
+    mask = functools.partial(decay_mask, leaves=leaves)
+    return optax.add_decayed_weights(rate, mask=mask) if rate else optax.masked(optax.identity(), mask)
 
 
 def averaged_params(opt_state: Any, params: Any) -> Any | None:
@@ -75,7 +76,7 @@ def averaged_params(opt_state: Any, params: Any) -> Any | None:
     return None
 
 
-def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
+def _direction(config: OptimizerConfig, leaves: Leaves) -> optax.GradientTransformation:
     match config.name:
         case "adamw":
             return optax.scale_by_adam(config.b1, config.b2, config.eps)
@@ -92,19 +93,18 @@ def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
                 eps=config.eps,
                 adam_b1=config.b1,
                 adam_b2=config.b2,
-                muon_weight_dimension_numbers=_muon_dimensions,
+                muon_weight_dimension_numbers=functools.partial(_muon_dimensions, leaves=leaves),
                 consistent_rms=0.2,  # matches AdamW's update size, so rates carry over (Liu et al. 2025)
             )
             return optax.chain(muon, optax.scale(-1.0))  # back from a step to a direction
     raise UsageError(f"unknown optimizer.name {config.name!r}; known: {', '.join((*NAMES, SCHEDULE_FREE))}")
 
 
-def _muon_dimensions(params: Any) -> Any:
-    """Muon for the stacked matrices of the blocks (layer, in, out); Nesterov Adam, as in optax, for the rest."""
+def _muon_dimensions(params: Any, leaves: Leaves) -> Any:
+    """Muon for what the family declares so; Nesterov Adam, as in optax, for the rest."""
 
-    def dimensions(path: tuple[Any, ...], leaf: Any) -> Any:
-        if leaf.ndim == 3 and getattr(path[0], "key", None) == "blocks":
-            return optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
-        return None
+    def dimensions(path: tuple[Any, ...], _: Any) -> Any:
+        declared = leaves[path_name(path)].muon
+        return declared and optax.contrib.MuonDimensionNumbers(*declared)
 
     return jax.tree_util.tree_map_with_path(dimensions, params)

@@ -21,11 +21,12 @@ from wsm_jax.data import tokens
 from wsm_jax.data.tokens import Corpus
 from wsm_jax.errors import UsageError
 from wsm_jax.io import files, machine
+from wsm_jax.models import family, presets
 from wsm_jax.models import model as model_lib
-from wsm_jax.models import presets
 from wsm_jax.models.model import Model
 from wsm_jax.parallel import sharding
 from wsm_jax.parallel.processes import all_succeed
+from wsm_jax.parallel.sharding import Rules
 from wsm_jax.training import averaging, tracking, train_state
 from wsm_jax.training import branch as branch_lib
 from wsm_jax.training import metrics as metrics_lib
@@ -67,7 +68,7 @@ class Setup:
 
     Attributes:
       config, directory, plan, origin: what was asked for.
-      corpus, model, mesh, optimizer, schedule: what trains.
+      corpus, model, mesh, rules, optimizer, schedule: what trains, and where.
       averages: name -> average kept beside the parameters.
       previews: merges evaluated while it trains.
       abstract: shapes, dtypes and shardings of the train state.
@@ -82,6 +83,7 @@ class Setup:
     corpus: Corpus
     model: Model
     mesh: Mesh
+    rules: Rules
     optimizer: optax.GradientTransformation
     schedule: Schedule
     averages: dict[str, Average]
@@ -91,7 +93,16 @@ class Setup:
     facts: dict[str, Any]
 
 
-def prepare(config: Config, directory: Path, branch_from: str, params_from: str, say: Say, progress: bool) -> Setup:
+def prepare(
+    config: Config,
+    directory: Path,
+    branch_from: str,
+    params_from: str,
+    mesh: Mesh,
+    rules: Rules,
+    say: Say,
+    progress: bool,
+) -> Setup:
     """Checks all that :func:`wsm_jax.training.loop.train` was given, and reads or makes the tokens.
 
     Raises:
@@ -102,33 +113,34 @@ def prepare(config: Config, directory: Path, branch_from: str, params_from: str,
     metrics_lib.check_trackers(config.log)
     origin, params_run = _origin(config, directory, branch_from, params_from, say)
     schedule = run_schedule.from_config(config, origin.step)
-    optimizer = optimizer_lib.make(config.optimizer, schedule)
+    leaves = family.of(config.model).leaves(config.model)
+    optimizer = optimizer_lib.make(config.optimizer, schedule, leaves)
     averages = averaging.from_config(config, schedule)
     previews = preview_lib.windows(config, plan, origin.step)
-    mesh = sharding.make_mesh()
-    if config.batch_size % (config.accumulate * mesh.size):
+    if config.batch_size % (config.accumulate * (parts := sharding.batch_parts(mesh, rules))):
         raise UsageError(
-            f"batch_size={config.batch_size} is not a multiple of accumulate x devices = "
-            f"{config.accumulate} x {mesh.size}"
+            f"batch_size={config.batch_size} is not a multiple of accumulate x devices = {config.accumulate} x {parts}"
         )
     with all_succeed():
         run_lib.check_config(directory, config)
         run_lib.check_states(directory, config)
+        format = run_lib.format_of(directory, origin.parent)
         model_lib.check(presets.with_vocabulary(config.model, 1))  # of what is known before the tokenizer
         corpus = tokens.prepare(config.data, progress=progress)
     _check_corpus(origin, params_run, corpus, say)
-    model = model_lib.build(presets.with_vocabulary(config.model, corpus.vocab_size))
-    abstract = train_state.abstract(model, optimizer, mesh, averages, host_averages=config.averaging.host)
+    model = model_lib.build(presets.with_vocabulary(config.model, corpus.vocab_size, pad_given=not format))
+    where = {"host_averages": config.averaging.host, "rules": rules}
+    abstract = train_state.abstract(model, optimizer, mesh, averages, **where)
     if params_from and not origin.started:
         compatibility.check_params(params_from, abstract["params"])
     shapes = tracking.read_shapes(averages, abstract["params"])
     if config.optimizer.name == optimizer_lib.SCHEDULE_FREE:
         shapes[optimizer_lib.SCHEDULE_FREE] = abstract["params"]
     items = merge_items(config, abstract["params"], shapes)
-    facts = _facts(config, directory, plan, origin, corpus, abstract["params"])
+    facts = {"format": format, **_facts(config, directory, plan, origin, corpus, model, abstract["params"])}
     return Setup(
-        config, directory, plan, origin, corpus, model, mesh, optimizer, schedule, averages, previews, abstract, items,
-        facts,
+        config, directory, plan, origin, corpus, model, mesh, rules, optimizer, schedule, averages, previews, abstract,
+        items, facts,
     )  # fmt: skip
 
 
@@ -166,8 +178,11 @@ def merge_items(config: Config, params: Any, averages: Mapping[str, Any]) -> dic
     return {**kept, **averages}
 
 
-def _facts(config: Config, directory: Path, plan: Plan, origin: Origin, corpus: Corpus, params: Any) -> dict[str, Any]:
+def _facts(
+    config: Config, directory: Path, plan: Plan, origin: Origin, corpus: Corpus, model: Model, params: Any
+) -> dict[str, Any]:
     parent, step = origin.parent, origin.step
+    decayed = optimizer_lib.decay_mask(params, model.leaves or {})
     return {
         "parameters": model_lib.parameter_count(params),
         "steps": plan.steps,
@@ -184,6 +199,6 @@ def _facts(config: Config, directory: Path, plan: Plan, origin: Origin, corpus: 
         "config_hash": config_lib.config_hash(config),
         "config_id": config_lib.config_id(config),
         # A weight-decay-aware merge needs to know which leaves the optimizer shrinks.
-        "decay_mask": {name: bool(decayed) for name, decayed in named_leaves(optimizer_lib.decay_mask(params)).items()},
+        "decay_mask": {name: bool(value) for name, value in named_leaves(decayed).items()},
         **machine.environment(),
     }

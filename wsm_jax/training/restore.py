@@ -32,7 +32,7 @@ def restore(setup: Setup, resume: Stream, say: Say) -> TrainState:
             state = load(stream, origin.step, {**setup.abstract, "averages": {}})
         say(f"branching from {origin.parent.path} at step {origin.step}")
     else:
-        state = train_state.initialise(setup.model, setup.optimizer, setup.config.seed, setup.mesh)
+        state = train_state.initialise(setup.model, setup.optimizer, setup.config.seed, setup.mesh, rules=setup.rules)
     if origin.params_from:
         state["params"] = orbax.load_tree(origin.params_from, abstract=setup.abstract["params"])
         say(f"the parameters are those of {origin.params_from}")

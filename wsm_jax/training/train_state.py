@@ -13,8 +13,10 @@ import optax
 from jax.sharding import Mesh
 
 from wsm_jax.core.averages import Average
+from wsm_jax.models import family
 from wsm_jax.models.model import Model
 from wsm_jax.parallel import sharding
+from wsm_jax.parallel.sharding import RULES, Rules
 from wsm_jax.training import tracking
 
 TrainState = dict[str, Any]
@@ -33,23 +35,32 @@ def abstract(
     averages: Mapping[str, Average] | None = None,
     *,
     host_averages: bool = False,
+    rules: Rules = RULES,
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, without allocating it.
 
     ``host_averages`` keeps the accumulators of the averages in pinned host memory.
+
+    Raises:
+      UsageError: rules that do not fit the mesh or the model, or leaves that its family does not declare.
     """
     shapes = jax.eval_shape(lambda key: create(model, optimizer, key), jax.random.key(0))
+    if model.leaves is not None:
+        family.check_leaves(model.leaves, shapes["params"])
+    axes = {path: leaf.axes for path, leaf in (model.leaves or {}).items()}
     state = jax.tree.map(
         lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
         shapes,
-        sharding.tree_shardings(mesh, shapes),
+        sharding.tree_shardings(mesh, shapes, axes, rules),
     )
     return {**state, "averages": tracking.abstract(averages or {}, state["params"], host=host_averages)}
 
 
-def initialise(model: Model, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
+def initialise(
+    model: Model, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, *, rules: Rules = RULES
+) -> TrainState:
     """The state before the first update, created directly where :func:`abstract` says; without averages."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(model, optimizer, mesh))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(model, optimizer, mesh, rules=rules))
     made = jax.jit(lambda key: create(model, optimizer, key), out_shardings=shardings)
     return made(jax.random.key(seed))
 

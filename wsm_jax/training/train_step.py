@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from wsm_jax.models import model as model_lib
 from wsm_jax.models.model import Model
 from wsm_jax.parallel import sharding
+from wsm_jax.parallel.sharding import RULES, Rules
 from wsm_jax.training.train_state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -23,49 +24,58 @@ def make_train_step(
     """(state, batch) -> (state, metrics), not jitted.
 
     The batch holds ``inputs`` and ``targets``, int32 [batch_size, context]; metrics are float32 scalars ``loss`` (nats
-    a token, before the update) and ``grad_norm`` (before clipping). With ``accumulate`` > 1 the rows are cut into that
-    many micro-batches, whose gradients are averaged in float32. Averages of the state stay as they are: they are
-    updated apart (``wsm_jax.training.tracking``), so that keeping them does not change a bit of the parameters.
+    a token, before the update), ``grad_norm`` (before clipping) and what the model's family adds. With ``accumulate`` >
+    1 the rows are cut into that many micro-batches, whose gradients and metrics are averaged in float32. Averages of
+    the state stay as they are: they are updated apart (``wsm_jax.training.tracking``), so that keeping them does not
+    change a bit of the parameters.
     """
 
-    def mean_loss(params: Any, batch: Batch) -> jax.Array:
-        return model_lib.mean_loss(model, params, batch["inputs"], batch["targets"])
+    def loss_of(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+        return model_lib.training_loss(model, params, batch["inputs"], batch["targets"])
 
-    def gradient(params: Any, batch: Batch) -> tuple[jax.Array, Any]:
+    def gradient(params: Any, batch: Batch) -> tuple[tuple[jax.Array, Metrics], Any]:
         if accumulate == 1:
-            return jax.value_and_grad(mean_loss)(params, batch)
+            return jax.value_and_grad(loss_of, has_aux=True)(params, batch)
         # Micro-batch i takes rows i, i + accumulate, ...: every device keeps an equal share of each micro-batch.
         micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
         def add(total: Any, part: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(mean_loss)(params, part)), None
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of, has_aux=True)(params, part)), None
 
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        shapes = jax.eval_shape(loss_of, params, jax.tree.map(lambda x: x[0], micro))
+        zero = (jax.tree.map(jnp.zeros_like, shapes), jax.tree.map(jnp.zeros_like, params))
         total, _ = jax.lax.scan(add, zero, micro)
         return jax.tree.map(lambda x: x / accumulate, total)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        loss, grads = gradient(state["params"], batch)
+        (loss, found), grads = gradient(state["params"], batch)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **found}
         return {**state, "params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
 
     return train_step
 
 
 def jit_train_step(
-    model: Model, optimizer: optax.GradientTransformation, mesh: Mesh, state: TrainState, *, accumulate: int = 1
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    state: TrainState,
+    *,
+    accumulate: int = 1,
+    rules: Rules = RULES,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """:func:`make_train_step` compiled with in and out shardings; the old state's buffers are donated.
 
     Args:
       state: a state or its abstract form, whose shardings are kept.
+      rules: which axes of the mesh carry the batch.
     """
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(
         make_train_step(model, optimizer, accumulate=accumulate),
-        in_shardings=(state_shardings, sharding.batch_sharding(mesh)),
+        in_shardings=(state_shardings, sharding.batch_sharding(mesh, rules)),
         out_shardings=(state_shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )

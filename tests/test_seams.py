@@ -1,0 +1,63 @@
+"""Outside ``models`` nothing knows a family or its leaves; outside ``parallel`` nothing counts a mesh's devices."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from wsm_jax.config import ModelConfig
+from wsm_jax.models import family
+
+PACKAGE = Path(__file__).parent.parent / "wsm_jax"
+
+
+def programs(without: str) -> Iterator[tuple[str, ast.AST]]:
+    """(file, node) of all code but that of one folder; docstrings are no code."""
+    for file in sorted(PACKAGE.rglob("*.py")):
+        if file.relative_to(PACKAGE).parts[0] == without:
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                body[0].value = ast.Constant("")
+            yield f"{file.relative_to(PACKAGE)}:{getattr(node, 'lineno', 0)}", node
+
+
+def test_families_are_known_by_name_in_models_alone():
+    names = {*family.families(), "gpt2"}
+    found = [
+        place
+        for place, node in programs("models")
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and node.value.startswith((*names, "blocks/"))
+        )
+        or (isinstance(node, ast.Constant) and node.value == "blocks")
+        or (isinstance(node, ast.Attribute) and node.attr in ("heads", "layers", "d_model"))
+    ]
+    default = [place for place in found if place.startswith("config.py")]
+    assert found == default and len(default) == 1  # a configuration that names no family is of this one
+    assert ModelConfig().family == "gpt2"
+
+
+def test_meshes_are_counted_in_parallel_alone():
+    found = [
+        place
+        for place, node in programs("parallel")
+        if isinstance(node, ast.Attribute) and ast.unparse(node).endswith(("mesh.size", "mesh.devices", "mesh.shape"))
+    ]
+    assert found == []
+
+
+def test_the_families_that_are_built_in_declare_their_leaves():
+    import jax
+
+    from wsm_jax.models import model
+
+    for name, kind in family.families().items():
+        shapes = jax.eval_shape(model.build(kind.fields(vocab_size=128)).init, jax.random.key(0))
+        leaves = kind.leaves(kind.fields(vocab_size=128))
+        family.check_leaves(leaves, shapes)
+        assert {path for path, leaf in leaves.items() if leaf.stacked} == (
+            {path for path in leaves if path.startswith("blocks/")} if name == "gpt2" else set()
+        )
