@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.runs import ROOT, assert_same_bits
+from tests.two_processes import two_processes
 from wsm_jax import UsageError, cli, load_tree, merge_checkpoints
 from wsm_jax.checkpoints import inspection, integrity, orbax, storage
 from wsm_jax.checkpoints.stream import Stream
@@ -159,3 +160,41 @@ def test_what_no_process_holds_whole_is_read(tmp_path):
     units = integrity.units({"w": values})["w"]
     integrity.seal(tmp_path / "1", {"params": [{"w": {0: units[0]}}, {"w": {2: units[2]}}]})
     assert hashes.read(tmp_path / "1", "params") == {"w": [units[0], units[1], units[2]]}
+
+
+TOGETHER = """
+import faulthandler, sys, jax
+faulthandler.dump_traceback_later(240, exit=True)
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"localhost:{sys.argv[1]}", num_processes=2, process_id=int(sys.argv[2]))
+from tests.checkpoints.test_integrity import save_together
+save_together(sys.argv[3])
+"""
+
+
+def save_together(folder):
+    """Run by two processes of two devices; rows cut a unit, columns are no ranges, one leaf is whole everywhere."""
+    values = np.arange(96 * 2000, dtype=np.float32).reshape(96, 2000)
+    mesh = Mesh(np.asarray(jax.devices()), ("x",))
+    specs = {"rows": P("x"), "whole": P(), "columns": P(None, "x")}
+    place = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+    tree = {n: jax.make_array_from_callback(values.shape, where, lambda i: values[i]) for n, where in place.items()}
+    shapes = {n: jax.ShapeDtypeStruct(values.shape, values.dtype, sharding=where) for n, where in place.items()}
+    for name, mergeable in (("resume", False), ("merge", True)):
+        with Stream(pathlib.Path(folder) / name, mergeable=mergeable, keep=1) as stream:
+            for step in (1, 2):
+                stream.save(step, {"params": tree})
+            stream.wait()
+            assert stream.steps == [2] and (stream.directory / "2").is_dir()
+            for leaf in jax.tree.leaves(stream.load(2, {"params": shapes})):
+                assert all(np.array_equal(shard.data, values[shard.index]) for shard in leaf.addressable_shards)
+
+
+def test_two_processes_hash_each_its_own(tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    two_processes(TOGETHER, tmp_path, environment=environment)
+    values = np.arange(96 * 2000, dtype=np.float32)
+    for name, found in hashes.read(tmp_path / "merge" / "2", "params").items():
+        assert found == [digest for _, digest in hashes.Units({name: values.size}).add(name, 0, values)], name
+    for stream in ("resume", "merge"):
+        assert os.listdir(tmp_path / stream) == ["2"] and list(integrity.damages(tmp_path / stream / "2")) == []

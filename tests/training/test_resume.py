@@ -154,7 +154,9 @@ def test_a_state_that_cannot_be_loaded_costs_no_merge_checkpoint(tiny, reference
         if file.is_file() and file.stat().st_size > 1000:
             os.truncate(file, file.stat().st_size // 2)
     before = orbax.complete_steps(run.merge_stream)
-    with pytest.raises(UsageError, match=f"resume/{STEPS - RESUME} .*next older state is {BRANCH}: remove"):
+    with pytest.raises(
+        UsageError, match=rf"resume/{STEPS - RESUME}/\S+ is damaged; the next older state is {BRANCH}: remove"
+    ):
         tiny.run("damaged")
     assert orbax.complete_steps(run.merge_stream) == before
     assert run.metrics() == reference.metrics()
