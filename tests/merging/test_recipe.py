@@ -180,6 +180,11 @@ def test_an_end_point_that_is_nowhere_is_named(only, capsys):
         assert "checkpoint.snapshot=both" in message
 
 
+def test_an_end_point_that_comes_after_the_means_is_not_waited_for(only, capsys):
+    message = refused(capsys, only, "--curve=exponential", "--count=2", "--every=18", "--follow")
+    assert "exponential needs the parameters at the end of each window, and" in message
+
+
 # --- along the run, and many at once ---------------------------------------------------------------------------------
 
 

@@ -231,9 +231,13 @@ def test_steps_that_are_not_evenly_spaced(tmp_path, capsys):
         (["{in}:0.5", "--count=2"], "--count goes with --run=DIR or with one folder of checkpoints, without a weight"),
         (["{in}", "{in}", "--last_step=800"], "--last_step goes with --run=DIR or with one folder"),
         (["{in}/checkpoint-800", "--count=2"], "is itself a checkpoint and holds no steps"),
-        (["{in}", "--count=99999999999999999999"], "argument --count: invalid whole value: '99999999999999999999'"),
+        (
+            ["{in}", "--count=99999999999999999999"],
+            "argument --count: '99999999999999999999' is no whole number of at most 18 digits",
+        ),
         (["{in}"], "{in} is a folder of steps; it holds those of steps 800 to 1000: add --count=N"),
         (["nowhere", "--count=2"], "nowhere is no folder of checkpoints; nothing is there"),
+        (["gs://bucket/run", "--count=2"], "gs://bucket/run is no path of a file system; mount the bucket"),
         (["{in}", "--count=2", "--every=100"], "--every goes with --run"),
         (["{in}", "--count=2", "--follow"], "--follow goes with --run"),
         (["{in}/checkpoint-1000", "{in}/checkpoint-800", "--curve=cosine"], "give {in}/checkpoint-800 {in}/checkpoint"),
@@ -269,6 +273,18 @@ def test_two_checkpoints_of_one_step_or_in_one_folder(tmp_path):
     ):
         look_into(tmp_path / "b")
     assert look_into(tmp_path / "b", "ema").checkpoints == {5: tmp_path / "b" / "5" / "ema"}
+
+
+def test_an_item_chooses_among_the_folders_of_a_step(tmp_path, capsys):
+    """Whichever they are: folders of safetensors, checkpoints of Orbax, or items of one."""
+    for step in (1, 2):
+        orbax.save_tree(tmp_path / "a" / str(step) / "ema", {"w": jnp.full(3, float(step))})
+        orbax.save_tree(tmp_path / "a" / str(step) / "model", {"w": jnp.zeros(3)})
+        orbax.save_tree(tmp_path / "b" / str(step), {"w": jnp.full(3, float(step))}, item="ema")
+    for name in ("a", "b"):
+        arguments = [tmp_path / name, "--count=2", "--item=ema", f"--output={tmp_path / f'{name}-out'}"]
+        assert merge(capsys, *arguments) == (0, [])
+        np.testing.assert_array_equal(orbax.load_tree(tmp_path / f"{name}-out")["w"], np.full(3, 1.5))
 
 
 def test_a_path_that_ends_like_a_weight(tmp_path, capsys):

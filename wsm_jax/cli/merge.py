@@ -19,7 +19,13 @@ FIT_OPTIONS = ("fit_split", "fit_steps", "fit_seed", "fit_start", "monotone")
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Adds them to the parser of ``wsm merge``."""
+    """Adds the arguments of the verb."""
+    _add_checkpoints(sub)
+    _add_weights(sub)
+    _add_output(sub)
+
+
+def _add_checkpoints(sub: argparse.ArgumentParser) -> None:
     inputs = sub.add_argument_group("explicit inputs")
     inputs.add_argument(
         "inputs",
@@ -59,6 +65,9 @@ def add(sub: argparse.ArgumentParser) -> None:
         help="the checkpoints, or the means over the intervals that end at them (default: mean where nothing else is "
         "kept); a mean over several of the stream's intervals is exact",
     )
+
+
+def _add_weights(sub: argparse.ArgumentParser) -> None:
     rule = sub.add_argument_group("weights")
     which = rule.add_mutually_exclusive_group()
     which.add_argument(
@@ -90,6 +99,9 @@ def add(sub: argparse.ArgumentParser) -> None:
     fit.add_argument("--fit_seed", type=whole, metavar="N", help="of the order of the batches (default: 0)")
     fit.add_argument("--fit_start", metavar="C", help="the curve to start from (default: linear, the plain mean)")
     fit.add_argument("--monotone", action="store_true", default=None, help="older checkpoints never weigh more")
+
+
+def _add_output(sub: argparse.ArgumentParser) -> None:
     output = sub.add_argument_group("output")
     output.add_argument("--output", metavar="OUT", help="default RUN/merged/NAME; with --every a folder of NAMEs")
     output.add_argument("--name", help="default <curve>-<count>x<interval>-at-<step>")

@@ -37,9 +37,9 @@ def make_specs(options: argparse.Namespace) -> dict[str, MergeSpec]:
     rule = merge_request.changed(options, weighting.parse(options.curve or "mean"))
     given = [inputs.parse_input(text) for text in options.inputs]
     if any(getattr(options, flag) is not None for flag in _WINDOW_OPTIONS):
-        given, notes = _window_of_folder(options, given)
+        given, items, notes = _window_of_folder(options, given)
     else:
-        notes = _steps_beside(given)
+        items, notes = [options.item] * len(given), _steps_beside(given)
     paths = [path for path, _ in given]
     has_curve = options.curve is not None
     if has_curve and not rule.is_uniform:
@@ -58,13 +58,13 @@ def make_specs(options: argparse.Namespace) -> dict[str, MergeSpec]:
     merge_request.warn(inputs.negative(paths, weights))
     merge_request.warn(inputs.odd_sum(weight for _, weight in given if weight is not None))
     fields = {"output": output, "record": record, **merge_request.writing(options)}
-    return {output.name: MergeSpec.of(paths, weights, options.item, **fields)}
+    return {output.name: MergeSpec.of(list(map(Path, paths)), weights, items, **fields)}
 
 
 def _window_of_folder(
     options: argparse.Namespace, given: list[tuple[str, float | None]]
-) -> tuple[list[tuple[str, float | None]], list[str]]:
-    """The checkpoints of the window that the options ask for in the one folder given, and what is left out."""
+) -> tuple[list[tuple[str, float | None]], list[str | None], list[str]]:
+    """The checkpoints of the window that the options ask for in the one folder given, their items, what is left out."""
     flags = [f"--{flag}" for flag in _WINDOW_OPTIONS if getattr(options, flag) is not None]
     if len(given) > 1 or given[0][1] is not None:
         raise UsageError(f"{flags[0]} goes with --run=DIR or with one folder of checkpoints, without a weight")
@@ -75,19 +75,27 @@ def _window_of_folder(
     window = {flag: getattr(options, flag) for flag in _WINDOW_OPTIONS}
     chosen = steps_lib.choose(folder, **window)
     notes = [f"{path}/{name} is left out: it holds no complete checkpoint" for name in folder.left_out]
-    return [(str(folder.checkpoints[step]), None) for step in chosen], notes
+    paths = [folder.checkpoints[step] for step in chosen]
+    # Where the item's name has chosen one of several folders inside a step, it is not one inside that folder.
+    items = [None if path.parent != folder.path and path.name == options.item else options.item for path in paths]
+    return [(str(path), None) for path in paths], items, notes
 
 
 def _steps_beside(given: list[tuple[str, float | None]]) -> list[str]:
     """What to say of the steps inside one input that is itself a model; of one that is none, which is refused."""
     if len(given) != 1 or not Path(given[0][0]).is_dir():
         return []
-    path = given[0][0]
-    folder = steps_lib.look_into(path)
+    path, is_model = given[0][0], storage.is_checkpoint(given[0][0])
+    try:
+        folder = steps_lib.look_into(path)
+    except UsageError:
+        if is_model:
+            return []
+        raise
     if not folder.checkpoints:
         return []
     first, *_, last = [*folder.checkpoints.values()] * 2
-    if not storage.is_checkpoint(path):
+    if not is_model:
         raise UsageError(
             f"{path} is a folder of steps; it holds those of steps {min(folder.checkpoints)} to "
             f"{max(folder.checkpoints)}: add --count=N for the newest N, or name them, oldest first"

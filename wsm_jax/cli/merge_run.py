@@ -10,6 +10,7 @@ from wsm_jax.checkpoints import orbax, run_schedule, storage
 from wsm_jax.checkpoints.orbax import PARAMS
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.cli import merge_request
+from wsm_jax.core.decay import get_decay
 from wsm_jax.errors import UsageError
 from wsm_jax.merging import following, inputs, provenance, recipe, selection, weighting
 from wsm_jax.merging.selection import MEAN, Window
@@ -51,6 +52,12 @@ def follow(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
         raise UsageError("--follow goes with --every=K, and not with --explain")
     if rule.best:
         raise UsageError(f"--follow takes rules that need no losses, which come after the checkpoints; not {rule.name}")
+    keeps_means_only = merging.config.checkpoint.snapshot == MEAN
+    if keeps_means_only and rule.curve is not None and get_decay(rule.curve)(1.0) > 0:
+        raise UsageError(
+            f"{rule.name} needs the parameters at the end of each window, and {merging.path} keeps them in full states "
+            "only, which come later; follow with a curve that ends at 0, or merge with --every once they are there"
+        )
     first = _first_step(options, merging, rule)
     coming = following.follow(
         merging, count, options.every, first_step=first, last_step=options.last_step, say=_say, **bounds

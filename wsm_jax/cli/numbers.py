@@ -1,5 +1,6 @@
 """Numbers on the command line."""
 
+import argparse
 import re
 
 
@@ -7,8 +8,8 @@ def whole(text: str) -> int:
     """A whole number of at most 18 digits: longer ones are slips, with which a loop would not end.
 
     Raises:
-      ValueError: anything else; argparse names the option.
+      argparse.ArgumentTypeError: anything else; argparse names the option.
     """
-    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()):
-        raise ValueError(text)
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at most 18 digits")
     return int(text)

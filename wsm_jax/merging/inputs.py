@@ -4,7 +4,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -88,7 +88,7 @@ def uneven(steps: Sequence[int] | None, rule: Rule) -> str | None:
 
 def negative(paths: Sequence[str | os.PathLike], weights: Weights) -> str | None:
     """What to say of weights below zero, in one line; None where there are none."""
-    vectors = list(weights.values()) if isinstance(weights, dict) else [np.asarray(weights)]
+    vectors = list(weights.values()) if isinstance(weights, Mapping) else [np.asarray(weights)]
     lowest = np.min(vectors, axis=0)
     if not (below := np.flatnonzero(lowest < 0)).size:
         return None
