@@ -94,7 +94,7 @@ def test_explicit_inputs_make_a_merge(reference, tmp_path):
     paths = [str(reference.merge_stream / step) for step in ("3", "6", "9")]
     specs = merge_inputs.make_specs(asked(*paths, "--curve=wma", f"--output={tmp_path / 'out'}"))
     (merge,) = specs.values()
-    assert merge.paths == tuple(paths)
+    assert merge.paths == tuple(map(Path, paths))
     np.testing.assert_array_equal(merge.weights, wma_weights(3))
     assert merge.output == tmp_path / "out"
     assert merge.record["curve"] == "wma"
