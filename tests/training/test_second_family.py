@@ -151,10 +151,10 @@ def show(folder: Path) -> dict[str, Any]:
 
     paths = [run.merge_stream / str(STEPS - EVERY * i) for i in reversed(range(COUNT))]
     merge_checkpoints(paths, merge_weights("minus_sqrt", COUNT), folder / "merged")
-    abstract = jax.eval_shape(model.build(run.config.model).init, jax.random.key(0))
-    where = sharding.tree_shardings(
-        mesh, abstract, {path: leaf.axes for path, leaf in leaves(config.model).items()}, RULES
-    )
+    built = model.build(run.config.model)
+    abstract = jax.eval_shape(built.init, jax.random.key(0))
+    axes = {path: leaf.axes for path, leaf in (built.leaves or {}).items()}
+    where = sharding.tree_shardings(mesh, abstract, axes, RULES)
     spread = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), abstract, where)
     merged = load_tree(folder / "merged", abstract=spread)
     with storage.open_sources(paths, None) as sources:
@@ -249,11 +249,12 @@ def test_its_parameters_and_flops_are_counted(facts, folder):
 def test_its_fields_are_options_of_the_command_line(tmp_path):
     file = tmp_path / "own.py"
     file.write_text("from tests.training.test_second_family import get_config\n")
-    assert config_flags.load([f"--config={file}", "--config.model.groups=4"]).model.groups == 4
+    own: Any = config_flags.load([f"--config={file}", "--config.model.groups=4"]).model
+    assert own.groups == 4
     with pytest.raises(UsageError, match=r"unknown option --config\.model\.heads"):
         config_flags.load([f"--config={file}", "--config.model.heads=4"])
     tiny = f"--config={ROOT / 'configs' / 'tiny.py'}"
-    chosen = config_flags.load([tiny, "--config.model.taps=5", "--config.model.family=mixer"]).model
+    chosen: Any = config_flags.load([tiny, "--config.model.taps=5", "--config.model.family=mixer"]).model
     assert (type(chosen), chosen.taps, chosen.context) == (MixerFields, 5, 256)
     with pytest.raises(UsageError, match=r"unknown option --config\.model\.taps"):
         config_flags.load([tiny, "--config.model.taps=5"])
