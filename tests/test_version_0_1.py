@@ -56,6 +56,7 @@ def test_a_branch_starts_from_it(old_run, tmp_path):
     rates = {r["step"]: r["learning_rate"] for r in Run(tmp_path / "branch").metrics("train")}
     assert list(rates) == [10, 12]
     assert rates[12] < rates[10] < 1e-3
+    assert old_run.format == Run(tmp_path / "branch").format == 0  # a given vocabulary is padded there, as it was
 
 
 def test_it_is_merged_as_it_was_and_its_records_are_read(old_run, tmp_path, capsys):
