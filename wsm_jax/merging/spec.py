@@ -200,7 +200,7 @@ def spread(vector: np.ndarray, places: np.ndarray, length: int) -> np.ndarray:
 def _common(leaves: Sequence[Leaf]) -> Leaf:
     """A leaf of several inputs with a quantum and a dtype that suit all of them."""
     quantum = math.lcm(*(leaf.quantum for leaf in leaves))
-    dtype = lib.common_dtype([leaf.dtype for leaf in leaves])
+    dtype = lib.common_dtype(leaves)
     return dataclasses.replace(leaves[0], quantum=min(quantum, max(leaves[0].size, 1)), dtype=dtype)
 
 
