@@ -55,6 +55,9 @@ def units(tree: Any) -> Units:
 
 def _parts(leaf: Any) -> Iterator[tuple[int, np.ndarray]]:
     """(first element, elements) of the ranges of an array that this process saves; none where they are no ranges."""
+    if not isinstance(leaf, jax.Array):
+        yield 0, np.ascontiguousarray(leaf).reshape(-1)
+        return
     shards = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
     if all(shard.data.shape[1:] == leaf.shape[1:] for shard in shards):
         for shard in shards:

@@ -3,11 +3,19 @@
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _LOGGERS = ("absl", "")  # it logs through both
 _lock = threading.Lock()
 _held = 0
+
+
+_waiting: list[Callable[[], None]] = []
+
+
+def when_used(function: Callable[[], None]) -> None:
+    """Has ``function`` called once, before Orbax is first used: importing absl, whose logger it has, takes a while."""
+    _waiting.append(function)
 
 
 @contextlib.contextmanager
@@ -25,7 +33,12 @@ def quiet() -> Iterator[None]:
 
 def _hold(change: int) -> None:
     global _held
+    # A logger of that name which is made before absl is no logger of absl's, and does not know who called it.
+    from absl import logging as _  # noqa: F401
+
     with _lock:
+        while _waiting:
+            _waiting.pop()()
         before, _held = _held, _held + change
         for name in _LOGGERS:
             if not before:

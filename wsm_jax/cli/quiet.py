@@ -4,6 +4,7 @@ import logging
 import sys
 from typing import Any
 
+from wsm_jax.checkpoints.quiet import when_used
 from wsm_jax.io.disk import says_full
 
 _CLOSED = "Event loop is closed"  # what TensorStore meets where it would report to a save that has failed
@@ -12,9 +13,13 @@ _before = sys.unraisablehook
 
 def quiet() -> None:
     """Leaves out messages on a full disk; the error itself becomes one line where it ends the command."""
+    when_used(_filter)
+    sys.unraisablehook = _hook
+
+
+def _filter() -> None:
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_wanted)
-    sys.unraisablehook = _hook
 
 
 def _hook(unraisable: Any) -> None:
