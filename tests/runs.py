@@ -62,8 +62,8 @@ class Tiny:
 
     def run(self, name: str, *, branch_from: str = "", params_from: str | Path = "", **fields: Any) -> Run:
         """Trains in this process."""
-        origin = {"branch_from": branch_from, "params_from": str(params_from)}
-        return train(self.config(**fields), self.folder / name, **origin, quiet=True)
+        config, place = self.config(**fields), self.folder / name
+        return train(config, place, branch_from=branch_from, params_from=str(params_from), quiet=True)
 
     def start(self, name: str, *arguments: str, devices: int = 1, **fields: Any) -> subprocess.Popen[str]:
         """``wsm train`` as a process of its own."""

@@ -207,8 +207,8 @@ def test_a_whole_number_out_of_its_range_is_refused(name, value, words):
 
 def test_configurations_do_not_share_their_groups():
     first = Config()
-    first.model.layers += 1
-    assert Config().model.layers == first.model.layers - 1
+    first.model.context += 1
+    assert Config().model.context == first.model.context - 1
 
 
 # --- the hash and the fields -----------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def test_a_file_is_hashed_without_the_ranges_that_hold_elements(tmp_path):
 def test_every_flipped_bit_of_the_file_of_hashes_is_noticed(tmp_path):
     hashes.write(tmp_path, {"params": {"w": ["ab12"]}}, {"params/_METADATA": "cd34"})
     assert hashes.read(tmp_path, "params") == {"w": ["ab12"]} and hashes.read(tmp_path, "other") is None
-    assert hashes.load(tmp_path).files == {"params/_METADATA": "cd34"}
+    assert (hashes.load(tmp_path) or hashes.Hashes()).files == {"params/_METADATA": "cd34"}
     whole = (tmp_path / hashes.FILE).read_bytes()
     for bit in range(8 * len(whole)):
         damaged = bytearray(whole)

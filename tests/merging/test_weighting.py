@@ -41,7 +41,7 @@ def configured(folder, *, peak=1e-3, weight_decay=0.0, branch_step=None, **sched
         optimizer=OptimizerConfig(peak_lr=peak, weight_decay=weight_decay),
         schedule=ScheduleConfig(**{"warmup": "100steps", **schedule}),
     )
-    facts = {"branch_step": branch_step, "decay_mask": {"kernel": True, "bias": False}}
+    facts = {"branch_step": branch_step, "data_hash": "0" * 64, "decay_mask": {"kernel": True, "bias": False}}
     run_lib.begin(folder, config, facts)
     return Run(folder)
 

@@ -101,7 +101,8 @@ def flops_per_token(config: MixerFields, parameters: int) -> float:
 
 
 def loss(built: model.Model, params: Any, inputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, family.Metrics]:
-    size = sum(jnp.mean(jnp.square(params[f"mixer_{i}"]["bias"])) for i in range(built.config.depth))
+    sizes = [jnp.mean(jnp.square(params[f"mixer_{i}"]["bias"])) for i in range(built.config.depth)]
+    size = jnp.sum(jnp.stack(sizes))
     return model.mean_loss(built, params, inputs, targets) + 0.01 * size, {"bias_size": size}
 
 
@@ -153,7 +154,7 @@ def show(folder: Path) -> dict[str, Any]:
     merge_checkpoints(paths, merge_weights("minus_sqrt", COUNT), folder / "merged")
     built = model.build(run.config.model)
     abstract = jax.eval_shape(built.init, jax.random.key(0))
-    axes = {path: leaf.axes for path, leaf in (built.leaves or {}).items()}
+    axes = {path: leaf.axes for path, leaf in built.leaves.items()}
     where = sharding.tree_shardings(mesh, abstract, axes, RULES)
     spread = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), abstract, where)
     merged = load_tree(folder / "merged", abstract=spread)

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 Units = dict[str, dict[int, str]]  # leaf path -> number of a unit -> digest
 Held = dict[Path, list[tuple[int, int]]]  # file -> ranges of bytes that hold hashed elements
-In, Out = TypeVar("In"), TypeVar("Out")
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 WORKERS = 4  # threads that read and hash
 _TOGETHER = 256  # units that one of them does at a time: 64 MB of float32

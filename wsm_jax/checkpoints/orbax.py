@@ -148,7 +148,7 @@ def abstract_tree(path: str | os.PathLike, item: str | None = None) -> Any:
 
     root, name = _require(path), choose_item(path, item)
     try:
-        metadata: Any = PyTreeCheckpointHandler().metadata(root / name if name else root)
+        metadata: Any = PyTreeCheckpointHandler().metadata(root / name if name else root)  # pyright: ignore[reportArgumentType]
         return jax.tree.map(_abstract, metadata.tree)
     except Exception as error:
         raise UsageError(f"{path}: unreadable checkpoint metadata ({type(error).__name__}: {error})") from error

@@ -58,7 +58,7 @@ def make_specs(options: argparse.Namespace) -> dict[str, MergeSpec]:
     merge_request.warn(inputs.negative(paths, weights))
     merge_request.warn(inputs.odd_sum(weight for _, weight in given if weight is not None))
     fields = {"output": output, "record": record, **merge_request.writing(options)}
-    return {output.name: MergeSpec.of(list(map(Path, paths)), weights, items, **fields)}
+    return {output.name: MergeSpec.of(paths, weights, items, **fields)}
 
 
 def _window_of_folder(

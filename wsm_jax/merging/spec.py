@@ -34,7 +34,7 @@ class Input:
       step: of the run that wrote it, where it is known.
     """
 
-    path: str | os.PathLike
+    path: Path
     item: str | None = None
     step: int | None = None
 
@@ -87,10 +87,10 @@ class MergeSpec:
           UsageError: items that do not fit the paths; as the class.
         """
         named = zip(paths, storage.items_of(items, len(paths)), strict=True)
-        return cls(tuple(Input(path, item) for path, item in named), weights, **fields)
+        return cls(tuple(Input(Path(path), item) for path, item in named), weights, **fields)
 
     @property
-    def paths(self) -> tuple[str | os.PathLike, ...]:
+    def paths(self) -> tuple[Path, ...]:
         """The folder of each input."""
         return tuple(one.path for one in self.inputs)
 

@@ -25,13 +25,13 @@ class Model:
       config: the shape, fields of its family.
       init: PRNG key -> params, a nested dict of float32 arrays.
       hidden: (params, int tokens [B, T]) -> last hidden states [B, T, D] and output projection [D, V].
-      leaves: path -> what its family declares of a leaf of the parameters; None where no family does, as in tests.
+      leaves: path -> what its family declares of a leaf of the parameters; empty where no family does, as in tests.
     """
 
     config: Any
     init: Init
     hidden: Forward
-    leaves: Leaves | None = None
+    leaves: Leaves = dataclasses.field(default_factory=dict)
 
     def apply(self, params: Params, tokens_BxT: jax.Array) -> jax.Array:
         """Logits, float32 [B, T, V]."""
@@ -91,7 +91,7 @@ def training_loss(model: Model, params: Params, inputs_BxT: jax.Array, targets_B
 
     The mean cross-entropy, or what the family makes of it (terms that balance experts, counts).
     """
-    extended = family.of(model.config).loss if model.leaves is not None else None
+    extended = family.of(model.config).loss if model.leaves else None
     if extended is not None:
         return extended(model, params, inputs_BxT, targets_BxT)
     return mean_loss(model, params, inputs_BxT, targets_BxT), {}

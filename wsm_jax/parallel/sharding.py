@@ -149,7 +149,7 @@ def by_rows(tree: Any) -> Any:
     """
 
     def one(leaf: Any) -> Any:
-        where = leaf.sharding if isinstance(leaf, jax.Array) else None
+        where: Any = leaf.sharding if isinstance(leaf, jax.Array) else None
         if not isinstance(where, NamedSharding) or not any(where.spec[1:]):
             return leaf
         names = [name for part in where.spec for name in ((part,) if isinstance(part, str) else part or ())]

@@ -182,7 +182,7 @@ def _facts(
     config: Config, directory: Path, plan: Plan, origin: Origin, corpus: Corpus, model: Model, params: Any
 ) -> dict[str, Any]:
     parent, step = origin.parent, origin.step
-    decayed = optimizer_lib.decay_mask(params, model.leaves or {})
+    decayed = optimizer_lib.decay_mask(params, model.leaves)
     return {
         "parameters": model_lib.parameter_count(params),
         "steps": plan.steps,

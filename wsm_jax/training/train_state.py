@@ -45,9 +45,9 @@ def abstract(
       UsageError: rules that do not fit the mesh or the model, or leaves that its family does not declare.
     """
     shapes = jax.eval_shape(lambda key: create(model, optimizer, key), jax.random.key(0))
-    if model.leaves is not None:
+    if model.leaves:
         family.check_leaves(model.leaves, shapes["params"])
-    axes = {path: leaf.axes for path, leaf in (model.leaves or {}).items()}
+    axes = {path: leaf.axes for path, leaf in model.leaves.items()}
     state = jax.tree.map(
         lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
         shapes,
