@@ -23,10 +23,11 @@ from wsm_jax.config import (
     to_dict,
 )
 from wsm_jax.errors import UsageError
-from wsm_jax.io import machine, memory
+from wsm_jax.io import hashes, machine, memory
 from wsm_jax.io.files import write_json, write_jsonl
 
 FACTS = {"branch_from": None, "branch_step": None, "branch_points": [], "data_hash": "abc"}
+BEGUN = {**FACTS, "hashes": hashes.KIND}  # run.json of a run that is begun today
 
 
 def settings(**fields) -> Config:
@@ -200,7 +201,7 @@ def folder(tmp_path):
 def test_a_new_run_holds_its_configuration_and_facts(folder):
     run = Run(folder)
     assert run.config == settings()
-    assert run.facts == FACTS
+    assert run.facts == BEGUN
     assert run.plan == plan(settings())
     assert run.resume_stream == folder / "checkpoints" / "resume"
     assert run.merge_stream == folder / "checkpoints" / "merge"
@@ -269,12 +270,12 @@ def test_a_crash_between_the_two_files_leaves_no_run_and_the_next_start_makes_on
     monkeypatch.undo()
     begin(tmp_path, settings(seed=1), FACTS)
     assert Run(tmp_path).config.seed == 1
-    assert Run(tmp_path).facts == FACTS
+    assert Run(tmp_path).facts == BEGUN
 
 
 def test_starting_again_with_the_same_configuration_keeps_the_facts(folder):
     begin(folder, settings(), {**FACTS, "command": "another"})
-    assert Run(folder).facts == FACTS
+    assert Run(folder).facts == BEGUN
 
 
 def test_a_run_that_saved_nothing_is_begun_anew_with_whatever_configuration(tmp_path):
@@ -365,7 +366,7 @@ def test_a_setting_that_may_change_is_kept_as_it_is_now(folder):
     config = settings(evaluation=EvaluationConfig(tokens=77))
     begin(folder, config, FACTS)
     assert run_lib.Run(folder).config.evaluation.tokens == 77
-    assert run_lib.Run(folder).facts == FACTS
+    assert run_lib.Run(folder).facts == BEGUN
 
 
 @pytest.mark.parametrize("what", ["merge", "records"])

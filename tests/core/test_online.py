@@ -91,7 +91,9 @@ def reads(made, dtype=jnp.float64, first=0):
 def errors(found, wanted, start):
     """path -> error relative to the wanted displacement from ``start``."""
     return jax.tree.map(
-        lambda f, w, s: float(np.linalg.norm(f - w) / np.linalg.norm(np.asarray(w, np.float64) - s)),
+        lambda f, w, s: float(
+            np.linalg.norm(np.asarray(f) - w) / np.linalg.norm(np.asarray(w, np.float64) - np.asarray(s))
+        ),
         found,
         wanted,
         start,

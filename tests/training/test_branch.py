@@ -249,7 +249,7 @@ def test_a_branch_may_change_what_its_state_does_not_depend_on(tiny, reference, 
 
 
 def test_a_state_of_another_form_is_one_line(tiny, reference):
-    """As of a version that kept the optimizer's state otherwise."""
+    """Another form of the optimizer's state in the place of what was saved."""
     copy = shutil.copytree(reference.path, tiny.folder / "other-form")
     shutil.rmtree(copy / "checkpoints" / "resume" / str(STEPS))
     state = copy / "checkpoints" / "resume" / "36"
@@ -257,7 +257,7 @@ def test_a_state_of_another_form_is_one_line(tiny, reference):
     tree = {"something": np.zeros(3, np.float32)}
     orbax.save_tree(tiny.folder / "form", tree, item="opt_state")
     shutil.copytree(tiny.folder / "form" / "opt_state", state / "opt_state")
-    with pytest.raises(UsageError, match=r"resume/36 cannot be loaded as a state of this run") as caught:
+    with pytest.raises(UsageError, match=r"resume/36/opt_state/_METADATA is damaged; the next older state") as caught:
         tiny.run("other-form")
     assert "\n" not in str(caught.value)
 

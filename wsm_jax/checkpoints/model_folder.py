@@ -84,7 +84,8 @@ def copy(folder: Path, out: Path, *, besides: Sequence[str]) -> None:
         (out / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, out / place)
     folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."]
-    left = [f"{path.name}/" for path in folders if not _is_kept(path)] + left
+    # Of steps beside the model the command says what takes them.
+    left = [f"{path.name}/" for path in folders if not (_is_kept(path) or _STEP.fullmatch(path.name))] + left
     if left:
         warn(f"left out of the merge, as it does not go with the merged weights: {_few(left)}")
 

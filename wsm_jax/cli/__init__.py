@@ -59,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     # --config.field=value belongs to ml_collections; argparse sees the rest.
     arguments = _joined(arguments)
-    if (empty := next((a for a in arguments if re.fullmatch("(--[a-z_]+=)?", a)), None)) is not None:
-        raise UsageError(f"{empty or 'an argument'} is empty; give it a value, or leave it out")
+    if (empty := next((a for a in arguments if re.fullmatch(r"(--[a-z_]+=)?\s*", a)), None)) is not None:
+        raise UsageError(f"{empty.strip() or 'an argument'} is empty; give it a value, or leave it out")
     settings = [a for a in arguments if a.split("=")[0].split(".")[0] == "--config"]
     options, unknown = _parser().parse_known_args([a for a in arguments if a not in settings])
     if unknown:

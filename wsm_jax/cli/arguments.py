@@ -4,17 +4,6 @@ import argparse
 import re
 
 
-def filled(text: str) -> str:
-    """An argument that is given and not empty, as ``--run=$RUN`` is where the shell knows no RUN.
-
-    Raises:
-      argparse.ArgumentTypeError: nothing but spaces.
-    """
-    if not text.strip():
-        raise argparse.ArgumentTypeError("it is empty; give a value, or leave the option out")
-    return text
-
-
 def whole(text: str) -> int:
     """A whole number of at most 18 digits: longer ones are slips, with which a loop would not end.
 

@@ -3,22 +3,19 @@
 import argparse
 import json
 
-from wsm_jax.cli.arguments import filled, whole
+from wsm_jax.cli.arguments import whole
 from wsm_jax.errors import NonFiniteError, UsageError
 from wsm_jax.reporting.tables import print_table, text
 
 
 def add(sub: argparse.ArgumentParser) -> None:
     """Adds the arguments of the verb."""
-    sub.add_argument("--run", type=filled, required=True, dest="directory", metavar="DIR", help="the run directory")
+    sub.add_argument("--run", required=True, dest="directory", metavar="DIR", help="the run directory")
     which = sub.add_mutually_exclusive_group()
     which.add_argument("--step", type=whole, metavar="S", help="a saved step (default: the newest)")
-    which.add_argument(
-        "--merged", type=filled, metavar="NAME|PATH", help="a merge of the run, or one that lies elsewhere"
-    )
+    which.add_argument("--merged", metavar="NAME|PATH", help="a merge of the run, or one that lies elsewhere")
     sub.add_argument(
         "--average",
-        type=filled,
         metavar="NAME",
         help="an average that the run keeps instead of its parameters: ema, ...",
     )

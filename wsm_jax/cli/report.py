@@ -5,7 +5,6 @@ import json
 import sys
 from pathlib import Path
 
-from wsm_jax.cli.arguments import filled
 from wsm_jax.errors import UsageError
 from wsm_jax.reporting.tables import print_table
 
@@ -14,12 +13,11 @@ def add(sub: argparse.ArgumentParser) -> None:
     """Adds the arguments of the verb."""
     sub.add_argument(
         "runs",
-        type=filled,
         nargs="+",
         metavar="RUN|RESULTS",
         help="the constant run first, then runs branched from it; or a folder of pages: writes RESULTS/REPORT.md",
     )
-    sub.add_argument("--output", type=filled, metavar="DIR", help="default: RUN/report of the first run")
+    sub.add_argument("--output", metavar="DIR", help="default: RUN/report of the first run")
     sub.add_argument("--learned", action="store_true", help="add a merge whose weights are learned on validation")
     sub.add_argument("--json", action="store_true", help="print the table as JSON")
 

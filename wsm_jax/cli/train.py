@@ -3,22 +3,19 @@
 import argparse
 
 from wsm_jax.cli import config_flags
-from wsm_jax.cli.arguments import filled
 from wsm_jax.errors import UsageError
 
 
 def add(sub: argparse.ArgumentParser) -> None:
     """Adds the arguments of the verb."""
-    sub.add_argument("--run", type=filled, required=True, dest="directory", metavar="DIR", help="the run directory")
+    sub.add_argument("--run", required=True, dest="directory", metavar="DIR", help="the run directory")
     sub.add_argument(
         "--branch_from",
-        type=filled,
         metavar="RUN@STEP",
         help="start from this full state, e.g. to decay",
     )
     sub.add_argument(
         "--params_from",
-        type=filled,
         metavar="PATH",
         help="start with these parameters, e.g. a merge's; the rest as without",
     )

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from wsm_jax.errors import UsageError
 
 
 def tree_bytes(tree: Any) -> int:
     """Bytes of a tree of arrays or shapes when stored uncompressed."""
+    import jax  # only here: what publishes files need not wait for it
+
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 

@@ -153,7 +153,7 @@ def by_rows(tree: Any) -> Any:
         if not isinstance(where, NamedSharding) or not any(where.spec[1:]):
             return leaf
         names = [name for part in where.spec for name in ((part,) if isinstance(part, str) else part or ())]
-        while leaf.shape[0] % _count(where.mesh, names):
+        while leaf.shape[0] % _count(where.mesh, names):  # pyright: ignore[reportArgumentType]
             names.pop()
         return jax.device_put(leaf, NamedSharding(where.mesh, _spec(tuple(names))))
 
