@@ -90,14 +90,12 @@ def reads(made, dtype=jnp.float64, first=0):
 
 def errors(found, wanted, start):
     """path -> error relative to the wanted displacement from ``start``."""
-    return jax.tree.map(
-        lambda f, w, s: float(
-            np.linalg.norm(np.asarray(f) - w) / np.linalg.norm(np.asarray(w, np.float64) - np.asarray(s))
-        ),
-        found,
-        wanted,
-        start,
-    )
+
+    def one(f, w, s):
+        w = np.asarray(w, np.float64)
+        return float(np.linalg.norm(np.asarray(f) - w) / np.linalg.norm(w - np.asarray(s)))
+
+    return jax.tree.map(one, found, wanted, start)
 
 
 def worst(found, wanted, start):

@@ -151,7 +151,9 @@ def abstract_tree(path: str | os.PathLike, item: str | None = None) -> Any:
         metadata: Any = PyTreeCheckpointHandler().metadata(root / name if name else root)  # pyright: ignore[reportArgumentType]
         return jax.tree.map(_abstract, metadata.tree)
     except Exception as error:
-        raise UsageError(f"{path}: unreadable checkpoint metadata ({type(error).__name__}: {error})") from error
+        raise UsageError(
+            f"{path}: unreadable checkpoint metadata ({type(error).__name__}: {_in_one_line(error)})"
+        ) from error
 
 
 def _abstract(leaf: Any) -> Any:

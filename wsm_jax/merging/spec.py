@@ -19,6 +19,7 @@ from wsm_jax.checkpoints.storage import Source
 from wsm_jax.core import leaves as lib
 from wsm_jax.core.leaves import AVERAGE, SKIP, Leaf, Rules, Weights
 from wsm_jax.errors import UsageError
+from wsm_jax.io import files
 
 MEMORY = 256 * 2**20  # bytes of all workers together, by default
 SAME, *_ = DTYPES = ("same", "float32", "bfloat16", "float16")
@@ -86,6 +87,8 @@ class MergeSpec:
         Raises:
           UsageError: items that do not fit the paths; as the class.
         """
+        for path in paths:
+            files.check_local(path)
         named = zip(paths, storage.items_of(items, len(paths)), strict=True)
         return cls(tuple(Input(Path(path), item) for path, item in named), weights, **fields)
 
