@@ -52,18 +52,10 @@ def online_wsm(
         unknown, leaves [0, 1] or increases.
     """
     spacing = window if spacing is None else spacing
-    if min(window, spacing, every) < 1 or window % spacing or spacing % every:
-        raise UsageError(
-            f"an online window of {window} steps needs a spacing that divides it, got {spacing}, "
-            f"and updates every so many steps that divide the spacing, got {every}"
-        )
-    windows = _Windows(
-        _scales(curve, window // every, every),
-        np.arange(window // spacing, dtype=np.int32) * spacing,
-        every,
-        learning_rate if callable(learning_rate) else lambda step: learning_rate,
-        weight_decay,
-    )
+    _check(window, spacing, every)
+    rate = learning_rate if callable(learning_rate) else lambda step: learning_rate
+    offsets = np.arange(window // spacing, dtype=np.int32) * spacing
+    windows = _Windows(_scales(curve, window // every, every), offsets, every, rate, weight_decay)
 
     def leafwise(function: Callable[..., Any], params: Params, state: State) -> Params:
         decayed = jax.tree.map(lambda _: True, params) if mask is None else mask(params)
@@ -98,6 +90,14 @@ def online_wsm(
         return leafwise(one, params, state)
 
     return Average(init, update, read, every)
+
+
+def _check(window: int, spacing: int, every: int) -> None:
+    if min(window, spacing, every) < 1 or window % spacing or spacing % every:
+        raise UsageError(
+            f"an online window of {window} steps needs a spacing that divides it, got {spacing}, "
+            f"and updates every so many steps that divide the spacing, got {every}"
+        )
 
 
 class _Windows(NamedTuple):

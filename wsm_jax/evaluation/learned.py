@@ -133,15 +133,9 @@ def fit(
         not finite.
     """
     check_settings(steps, seed)
-    if checks < 1:
-        raise UsageError(f"checks={checks} must be at least 1")
-    if not batches:
-        raise UsageError("there is nothing to fit to: no batch was given")
     start = np.asarray(start, np.float64)
-    coefficients.update_weights(start)  # complains about weights that are not on the simplex
+    _check_fit(stacked, batches, start, checks)
     count = len(start)
-    if any(leaf.shape[:1] != (count,) for leaf in jax.tree.leaves(stacked)):
-        raise UsageError(f"the start has {count} weights, but the leaves do not hold {count} checkpoints each")
     corners = vertices(count, monotone)
     logits = jnp.asarray(np.log((1 - _SPREAD) * mixture(start, corners) + _SPREAD / count), jnp.float32)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
@@ -150,18 +144,7 @@ def fit(
         (logits, optimizer.init(logits), jnp.asarray(corners, jnp.float32)), where or jax.local_devices()[0]
     )
 
-    merged = jax.jit(combine)
-    evaluate = jax.jit(loss)
-
-    def whole(weights: Vector) -> tuple[float, float]:
-        params = merged(stacked, jnp.asarray(weights, jnp.float32))
-        # One batch after the other: programs that run at once on several devices may wait for one another for ever.
-        parts = [jax.device_get(evaluate(params, batch)) for batch in batches]
-        total, number = np.sum(np.asarray(parts, np.float64), axis=0)
-        if not np.isfinite(total):
-            raise UsageError(f"the loss of a merge with the weights {np.round(weights, 4).tolist()} is {total}")
-        return float(total / number), float(number)
-
+    whole = _whole_loss(stacked, loss, batches)
     before, number = whole(start)
     # So scaled, the gradient averaged over an epoch is that of the whole loss, however full the batches are.
     scale = len(batches) / number
@@ -189,6 +172,32 @@ def fit(
             best = min(best, (losses[-1][1], step, weights), key=lambda entry: entry[0])
             say(f"update {step} of {steps}: loss {losses[-1][1]:.5f}")
     return Fit(best[2], best[1], losses)
+
+
+def _whole_loss(stacked: Any, loss: Loss, batches: Sequence[Any]) -> Callable[[Vector], tuple[float, float]]:
+    """weights -> the loss of their merge over all batches, and the number of summands."""
+    merged, evaluate = jax.jit(combine), jax.jit(loss)
+
+    def whole(weights: Vector) -> tuple[float, float]:
+        params = merged(stacked, jnp.asarray(weights, jnp.float32))
+        # One batch after the other: programs that run at once on several devices may wait for one another for ever.
+        parts = [jax.device_get(evaluate(params, batch)) for batch in batches]
+        total, number = np.sum(np.asarray(parts, np.float64), axis=0)
+        if not np.isfinite(total):
+            raise UsageError(f"the loss of a merge with the weights {np.round(weights, 4).tolist()} is {total}")
+        return float(total / number), float(number)
+
+    return whole
+
+
+def _check_fit(stacked: Any, batches: Sequence[Any], start: Vector, checks: int) -> None:
+    if checks < 1:
+        raise UsageError(f"checks={checks} must be at least 1")
+    if not batches:
+        raise UsageError("there is nothing to fit to: no batch was given")
+    coefficients.update_weights(start)  # complains about weights that are not on the simplex
+    if any(leaf.shape[:1] != start.shape for leaf in jax.tree.leaves(stacked)):
+        raise UsageError(f"the start has {len(start)} weights, but the leaves do not hold as many checkpoints each")
 
 
 def check_settings(steps: int, seed: int) -> None:
