@@ -105,10 +105,11 @@ def model_fields(values: dict[str, Any]) -> type[ModelFields]:
         return known
     shared, own = {field.name for field in dataclasses.fields(ModelFields)}, []
     for name, value in values.items():
+        if name in shared:
+            continue
         if not isinstance(value, (str, int, float)) or not name.isidentifier():
-            raise UsageError(f"config.model.{name} is {value!r}; it must be a text, a number or a boolean")
-        if name not in shared:
-            own.append((name, type(value), setting(value, "as saved")))
+            raise UsageError(f"config.model.{name} is {_shown(value)}; it must be a text, a number or a boolean")
+        own.append((name, type(value), setting(value, "as saved")))
     return dataclasses.make_dataclass("PlainModelFields", own, bases=(ModelFields,))
 
 
