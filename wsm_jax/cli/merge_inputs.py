@@ -82,22 +82,29 @@ def _window_of_folder(
 
 
 def _steps_beside(given: list[tuple[str, float | None]]) -> list[str]:
-    """What to say of the steps inside one input that is itself a model; of one that is none, which is refused."""
-    if len(given) != 1 or not Path(given[0][0]).is_dir():
-        return []
-    path, is_model = given[0][0], storage.is_checkpoint(given[0][0])
+    """What to say of the steps inside inputs that are themselves models, in a line; inputs of steps alone are refused."""
+    notes = [note for note in (_steps_inside(path) for path, _ in given) if note]
+    more = f"; so are those of {len(notes) - 1} more inputs" if len(notes) > 1 else ""
+    return [notes[0] + more] if notes else []
+
+
+def _steps_inside(path: str) -> str | None:
+    """What to say of the steps inside a folder that is itself a model; of one that is none, which is refused."""
+    if not Path(path).is_dir():
+        return None
+    is_model = storage.is_checkpoint(path)
     try:
         folder = steps_lib.look_into(path)
     except UsageError:
         if is_model:
-            return []
+            return None
         raise
     if not folder.checkpoints:
-        return []
+        return None
     first, *_, last = [*folder.checkpoints.values()] * 2
     if not is_model:
         raise UsageError(
             f"{path} is a folder of steps; it holds those of steps {min(folder.checkpoints)} to "
             f"{max(folder.checkpoints)}: add --count=N for the newest N, or name them, oldest first"
         )
-    return [f"{path} is merged itself; its steps, {first.name} to {last.name}, are left out (--count=N takes them)"]
+    return f"{path} is merged itself; its steps, {first.name} to {last.name}, are left out (--count=N takes them)"
