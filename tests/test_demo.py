@@ -23,7 +23,7 @@ from wsm_jax.evaluation.evaluate import Difference, checkpoint_path, paired_diff
 from wsm_jax.reporting import comparison, report
 
 pytest_plugins = ["tests.disks"]
-pytestmark = pytest.mark.xdist_group("demo")
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("demo")]
 ROOT = Path(__file__).parent.parent
 
 

@@ -17,7 +17,7 @@ from wsm_jax.checkpoints.stream import Stream
 from wsm_jax.config import to_dict
 
 pytest_plugins = ["tests.runs", "tests.disks"]
-pytestmark = pytest.mark.xdist_group("train")
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("train")]
 
 
 def wsm(*arguments, environment=os.environ):

@@ -18,6 +18,8 @@ from wsm_jax import UsageError
 from wsm_jax.checkpoints import orbax, storage
 from wsm_jax.checkpoints import output as output_lib
 
+pytestmark = pytest.mark.integration
+
 
 def test_two_merges_cannot_write_the_same_output(tmp_path):
     paths = save_all(tmp_path, [tree(0)])

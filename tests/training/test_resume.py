@@ -53,7 +53,7 @@ def reference_8(tiny):
     return tiny.finish("reference-8", devices=8)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.integration)])
 def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tiny, request, devices):
     uninterrupted = request.getfixturevalue("reference" if devices == 1 else "reference_8")
     name = f"killed-{devices}"
@@ -84,6 +84,7 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tiny, request, devices)
     assert leftovers == []
 
 
+@pytest.mark.integration
 def test_eight_devices_train_as_one_does(reference, reference_8):
     """Sums over eight parts round otherwise, and Adam makes that grow; so close, then less close."""
     first, last = ([r.metrics("train")[i]["loss"] for r in (reference, reference_8)] for i in (0, -1))
@@ -95,6 +96,7 @@ def test_eight_devices_train_as_one_does(reference, reference_8):
             np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
 
 
+@pytest.mark.integration
 def test_sigterm_and_sigint_save_at_once_and_the_same_command_goes_on(tiny, reference):
     directory = tiny.folder / "stopped"
     stops = [0]
@@ -130,6 +132,7 @@ def test_the_same_command_on_a_run_that_is_done_changes_nothing(tiny, reference)
     assert {path: path.stat().st_mtime_ns for path in reference.path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.integration
 def test_a_run_that_keeps_few_merge_checkpoints_goes_on_after_a_kill(tiny, reference):
     """A kill finds one more than are kept, and the first that is saved then pushes it out, to be saved again itself."""
     run = tiny.run("few", checkpoint__merge_keep=2)
@@ -162,6 +165,7 @@ def test_a_state_that_cannot_be_loaded_costs_no_merge_checkpoint(tiny, reference
     assert run.metrics() == reference.metrics()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("field", ["resume_interval", "branch_points"])
 def test_other_states_are_asked_for_after_a_kill_and_it_is_killed_again_at_once(tiny, reference, field):
     """So a run is left: merge checkpoints up to the next state of before, and the new settings in config.json."""
