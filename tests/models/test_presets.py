@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from wsm_jax.models import model, presets
+from wsm_jax.models import llama, model, neox, presets
 
 # Of all parameters: the elements in the files that transformers loads, as the Hub counts them, a tied head once
 # (Qwen3-0.6B has its head stored besides: 751,632,384). Pythia's are the table of its model cards.
@@ -29,6 +29,10 @@ PUBLISHED = {
     "smollm2_1_7b": 1_711_376_384,
     "qwen3_0_6b": 751_632_384 - 151_936 * 1024,
 }
+
+
+def test_every_public_shape_is_checked():
+    assert {*neox.PRESETS, *llama.PRESETS} <= {*PUBLISHED}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
