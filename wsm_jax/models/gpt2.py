@@ -17,6 +17,8 @@ from wsm_jax.models import family, presets
 from wsm_jax.models.attention import IMPLEMENTATIONS
 from wsm_jax.models.family import Family, Leaf, Leaves
 from wsm_jax.models.layers import INIT_STD, CausalAttention, GeluMLP, LayerNorm, normal
+from wsm_jax.parallel.activations import spread
+from wsm_jax.parallel.sharding import BATCH
 
 
 class Block(nnx.Module):
@@ -50,15 +52,15 @@ class GPT2(nnx.Module):
     def __call__(self, tokens_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
         dtype = jnp.dtype(self.config.compute_dtype)
         T = tokens_BxT.shape[1]
-        x_BxTxD = self.token_embedding[...][tokens_BxT] + self.position_embedding[...][None, :T]
+        x_BxTxD = spread(self.token_embedding[...], "vocab")[tokens_BxT] + self.position_embedding[...][None, :T]
         graphdef, stacked = nnx.split(self.blocks)
 
         def layer(x_BxTxD: jax.Array, block_state: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graphdef, block_state)(x_BxTxD), None
+            return spread(nnx.merge(graphdef, block_state)(x_BxTxD), BATCH), None
 
         if self.config.remat:
             layer = jax.checkpoint(layer, prevent_cse=False)
-        x_BxTxD, _ = jax.lax.scan(layer, x_BxTxD.astype(dtype), stacked, unroll=self.config.scan_unroll)
+        x_BxTxD, _ = jax.lax.scan(layer, spread(x_BxTxD.astype(dtype), BATCH), stacked, unroll=self.config.scan_unroll)
         return self.final_norm(x_BxTxD), self.token_embedding[...].astype(dtype).T
 
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from wsm_jax.models import model as model_lib
 from wsm_jax.models.model import Model
-from wsm_jax.parallel import sharding
+from wsm_jax.parallel import activations, sharding
 from wsm_jax.parallel.sharding import RULES, Rules
 from wsm_jax.training.train_state import TrainState
 
@@ -73,8 +73,14 @@ def jit_train_step(
       rules: which axes of the mesh carry the batch.
     """
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = make_train_step(model, optimizer, accumulate=accumulate)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with activations.on(mesh, rules):
+            return step(state, batch)
+
     return jax.jit(
-        make_train_step(model, optimizer, accumulate=accumulate),
+        train_step,
         in_shardings=(state_shardings, sharding.batch_sharding(mesh, rules)),
         out_shardings=(state_shardings, sharding.replicated(mesh)),
         donate_argnums=0,

@@ -1,0 +1,155 @@
+"""One model on many meshes: the same losses, equal shares of the state, and checkpoints that any mesh can read."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from tests.runs import ROOT, SIX_STEPS
+from wsm_jax import Run, load_tree, merge_checkpoints, named_leaves
+from wsm_jax.checkpoints import storage
+from wsm_jax.config import ModelConfig, from_dict, to_dict
+from wsm_jax.evaluation import evaluate
+from wsm_jax.merging import offline
+from wsm_jax.models import model as model_lib
+from wsm_jax.parallel import sharding
+from wsm_jax.training import train_state
+from wsm_jax.training.loop import train
+from wsm_jax.training.train_step import jit_train_step
+
+pytest_plugins = ["tests.runs"]
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("meshes")]
+
+UPDATES = 3
+ONE_AXIS = [{axis: count} for count in (2, 4, 8) for axis in sharding.AXES]
+TOGETHER = [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4, "expert": 2}]
+FIELDS = {**SIX_STEPS, "checkpoint__resume_interval": "3steps", "log__interval": "1steps", "averaging__names": "ema"}
+
+
+def mesh_of(axes: dict[str, int]) -> Any:
+    sizes = {**dict.fromkeys(sharding.AXES, 1), **axes}
+    return sharding.make_mesh(jax.devices()[: int(np.prod(list(sizes.values())))], sizes)
+
+
+def losses(axes: dict[str, int]) -> dict[str, Any]:
+    """Three updates of a tiny model by AdamW, with what the first device holds of the state."""
+    mesh, optimizer = mesh_of(axes), optax.adamw(1e-2)
+    model = model_lib.build(ModelConfig(layers=2, d_model=16, heads=2, context=16, vocab_size=256, loss_blocks=2))
+    state = train_state.initialise(model, optimizer, 0, mesh)
+    step, found = jit_train_step(model, optimizer, mesh, state), []
+    for number in range(UPDATES):
+        rows = np.random.default_rng(number).integers(0, 256, (8, 17), dtype=np.int32)
+        batch = sharding.global_batch(mesh, {"inputs": rows[:, :-1], "targets": rows[:, 1:]})
+        state, metrics = step(state, batch)
+        found.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+    held = [
+        shard.data.nbytes
+        for leaf in jax.tree.leaves(state)
+        for shard in leaf.addressable_shards
+        if shard.device == jax.devices()[0]
+    ]
+    whole = {path for path, leaf in named_leaves(state["params"]).items() if leaf.sharding.is_fully_replicated}
+    return {
+        "losses": found,
+        "bytes": sum(held),
+        "whole": sorted(whole),
+        "parameters": model_lib.parameter_count(state["params"]),
+    }
+
+
+def show(settings: str, folder: Path) -> dict[str, Any]:
+    """Everything that takes eight devices; what is asserted of it."""
+    config = from_dict(json.loads(settings))
+    config.mesh.fsdp = 4
+    run = train(config, folder / "run", quiet=True)
+    for stream in (run.resume_stream, run.merge_stream):
+        (stream / "6").rename(folder / f"{stream.name}-6")
+    records = run.metrics("train")
+    config.mesh.fsdp, config.mesh.tensor, config.mesh.expert = 2, 2, 2
+    train(config, folder / "run", quiet=True)  # goes on from step 3
+    paths = [run.merge_stream / str(step) for step in (3, 6)]
+    ((_, merged),) = offline.merge_many(paths, {"merged": [0.25, 0.75]}, shardings=evaluate.shardings(run))
+    return {
+        "meshes": [{"axes": axes, **losses(axes)} for axes in [{"data": 1}, *ONE_AXIS, *TOGETHER]],
+        "records": records,
+        "specs": {path: str(leaf.sharding.spec) for path, leaf in named_leaves(merged).items()},
+        "merged": evaluate.run_evaluator(run, "validation")(merged).loss,
+        "loaded": evaluate.run_evaluator(run, "validation")(evaluate.load(run, paths[1])).loss,
+    }
+
+
+@pytest.fixture(scope="module")
+def facts(tiny) -> dict[str, Any]:
+    folder = tiny.folder / "meshes"
+    folder.mkdir()
+    code = "import json, sys; from pathlib import Path; from tests.training import test_meshes as it; "
+    code += "print(json.dumps(it.show(sys.argv[1], Path(sys.argv[2]))))"
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(to_dict(tiny.config(**FIELDS))), str(folder)],
+        cwd=ROOT, env=tiny.environment | flags, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return {**json.loads(done.stdout.splitlines()[-1]), "folder": folder}
+
+
+def test_every_mesh_has_the_losses_of_one_device(facts):
+    """Sums are cut elsewhere, so the last bits of float32 differ: 1e-6 at first; three updates make 1e-5 of it."""
+    one, *others = facts["meshes"]
+    assert one["losses"][0][0] > one["losses"][-1][0] + 0.01
+    for other in others:
+        np.testing.assert_allclose(other["losses"][0], one["losses"][0], rtol=2e-6, err_msg=str(other["axes"]))
+        np.testing.assert_allclose(other["losses"], one["losses"], rtol=2e-5, err_msg=str(other["axes"]))
+
+
+def test_each_device_holds_its_share_of_the_state(facts):
+    """Parameters and two moments in float32; the counts are beside them."""
+    for found in facts["meshes"]:
+        cut = found["axes"].get("fsdp", 1)
+        if "tensor" in found["axes"]:
+            assert set(found["whole"]) == (
+                set()
+                if cut > 1
+                else {f"blocks/norm{i}/scale" for i in (1, 2)} | {"final_norm/scale", "position_embedding"}
+            )
+        else:
+            counts = found["bytes"] - found["parameters"] * 12 // cut
+            assert 0 < counts <= 16, found["axes"]
+
+
+def test_a_run_goes_on_on_another_mesh(facts):
+    before, run = facts["records"], Run(facts["folder"] / "run")
+    assert [record["step"] for record in run.metrics("start")] == [0, 3]
+    after = run.metrics("train")[6:]
+    assert [record["step"] for record in after] == [4, 5, 6]
+    np.testing.assert_allclose([r["loss"] for r in after], [r["loss"] for r in before[3:]], rtol=1e-5)
+    assert run.config.mesh.expert == 2
+    for item in ("params", "ema"):
+        one, other = (load_tree(place, item) for place in (facts["folder"] / "merge-6", run.merge_stream / "6"))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), one, other)
+
+
+def test_the_merge_stream_keeps_raw_ranges_whatever_is_cut(facts):
+    run = Run(facts["folder"] / "run")
+    paths = [run.merge_stream / str(step) for step in (3, 6)]  # of fsdp=4, and of fsdp=2, tensor=2
+    with storage.open_sources(paths, None) as sources:
+        for source in sources:
+            assert {leaf.quantum for leaf in source.leaves.values()} == {1}
+            assert len(source.held()) > 3 * len(source.leaves)  # several files a leaf
+
+
+def test_merges_in_memory_lie_on_the_mesh_and_are_those_of_one_device(facts):
+    run = Run(facts["folder"] / "run")
+    assert facts["specs"]["blocks/mlp/up/kernel"] == "PartitionSpec(None, 'fsdp', 'tensor')"
+    validate = evaluate.run_evaluator(run, "validation")
+    merged = merge_checkpoints([run.merge_stream / str(step) for step in (3, 6)], [0.25, 0.75])
+    assert facts["merged"] == pytest.approx(validate(merged).loss, rel=1e-6)
+    assert facts["loaded"] == pytest.approx(validate(load_tree(run.merge_stream / "6")).loss, rel=1e-6)
+    assert os.environ.get("XLA_FLAGS", "") == "" or jax.device_count() == 1

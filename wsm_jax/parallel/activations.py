@@ -1,0 +1,46 @@
+"""Where the activations of a step lie, told to layers that know nothing of a mesh.
+
+Parameters alone do not decide it: cut along ``embed`` they would draw the residual stream with them, every device would
+have all rows of the batch and exchange activations where it should fetch parameters. So a layer says which logical axes
+its activations have, and a step says, while it is traced, on which mesh they are.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import TypeVar
+
+import jax
+from jax.sharding import Mesh
+
+from wsm_jax.parallel import sharding
+from wsm_jax.parallel.sharding import Rules
+
+Array = TypeVar("Array", bound=jax.Array)
+
+_traced: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.ContextVar("traced", default=None)
+
+
+@contextlib.contextmanager
+def on(mesh: Mesh, rules: Rules) -> Iterator[None]:
+    """While a step for this mesh is traced."""
+    token = _traced.set((mesh, rules))
+    try:
+        yield
+    finally:
+        _traced.reset(token)
+
+
+def spread(x: Array, *axes: str | None) -> Array:
+    """``x`` with its dimensions spread as the rules say; as it is where none but the batch is spread over anything.
+
+    Args:
+      x: an activation, or a parameter as a layer wants it.
+      axes: logical axes of its first dimensions, e.g. BATCH, None for one that is whole; the rest are whole. One that
+        the devices cannot share equally is whole, too.
+    """
+    traced = _traced.get()
+    if traced is None or sharding.is_data_alone(traced[0]):
+        return x
+    mesh, rules = traced
+    return jax.lax.with_sharding_constraint(x, sharding.array_sharding(mesh, x.shape, axes, rules))
