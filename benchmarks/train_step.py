@@ -1,19 +1,22 @@
-"""Training steps per second on CPU: ours beside transformers' GPT-2 in PyTorch, eager and compiled.
+"""Training steps per second on CPU: ours beside the same model of transformers in PyTorch, eager and compiled.
 
-    python benchmarks/train_step.py --peer_python=/path/to/peer/bin/python
+    python benchmarks/train_step.py --peer_python=/path/to/peer/bin/python --family=gpt2
 
 The peer has an interpreter of its own (without --peer_python only ours is measured):
 
     python -m venv peer && peer/bin/python -m pip install "torch==2.13.*" transformers
 
-GPT of 6 layers, width 256, 8 heads, context 256, batch 16, vocabulary 8,192, float32, AdamW (0.9, 0.95, decay 0.1),
-clip 1.0, synthetic tokens, 2 threads. Every variant is a process of its own; after its warm-up the variants take turns,
-a few steps each, so that a disturbance of the machine meets all of them. Ours runs plain (``attention=xla``), and then
-with one setting for CPUs after the other: query blocks (``attention=blocks``), a glibc tunable against page faults (the
-kept heap), layers unrolled (``scan_unroll``), the loss in blocks (``loss_blocks``).
+6 layers, width 256, 8 heads, context 256, batch 16, vocabulary 8,192, float32, AdamW (0.9, 0.95, decay 0.1), clip 1.0,
+synthetic tokens, 2 threads. ``neox`` is a small Pythia; ``llama`` has a fourth as many heads of keys, a feed-forward
+layer three times as wide as the stream and a tied head.
 
-Hardware: any x86-64 with 2 cores to spare and 8 GB of memory. Time: about 8 minutes.
-Writes benchmarks/results/train_step.{jsonl,png,svg}.
+Every variant is a process of its own; after its warm-up the variants take turns, a few steps each, so that what
+disturbs the machine meets all of them. Ours runs plain (``attention=xla``), and then with one setting for CPUs after
+the other: query blocks (``attention=blocks``), a glibc tunable against page faults (the kept heap), layers unrolled
+(``scan_unroll``), the loss in blocks (``loss_blocks``).
+
+Hardware: any x86-64 with 2 cores to spare and 8 GB of memory. Time: about 8 minutes a family.
+Writes benchmarks/results/train_step.{jsonl,png,svg}; train_step_neox and train_step_llama for these families.
 """
 
 import dataclasses
@@ -40,7 +43,8 @@ ROUNDS = flags.DEFINE_integer("rounds", 7, "rounds; in each, every variant runs 
 STEPS = flags.DEFINE_integer("steps", 4, "steps of a variant in a round", lower_bound=1)
 SHAPE = flags.DEFINE_string("shape", "6,256,8,256,16,8192", "layers,width,heads,context,batch,vocabulary")
 THREADS = flags.DEFINE_integer("threads", 2, "cores and threads of every process", lower_bound=1)
-OUTPUT = flags.DEFINE_string("output", "benchmarks/results/train_step", "where results go, without suffix")
+FAMILY = flags.DEFINE_enum("family", "gpt2", ["gpt2", "neox", "llama"], "architecture on both sides")
+OUTPUT = flags.DEFINE_string("output", "", "where results go, without suffix; empty = benchmarks/results/train_step*")
 WORKER = flags.DEFINE_string("worker", "", "internal: shape and attention of one of our processes, as JSON")
 
 HERE = Path(__file__).resolve().parent
@@ -97,7 +101,15 @@ class Worker:
         sys.exit(f"{self.variant.name} ended early; run it by hand: {shlex.join(self.variant.command)}")
 
 
-def variants(shape: dict[str, int], peer_python: str) -> list[Variant]:
+def shape_of(family: str, text: str) -> dict[str, Any]:
+    """What both sides build, of the numbers of ``--shape``."""
+    shape: dict[str, Any] = dict(zip(FIELDS, (int(x) for x in text.split(",")), strict=True)) | {"family": family}
+    if family == "llama":
+        shape |= {"kv_heads": max(1, shape["heads"] // 4), "d_ff": 3 * shape["d_model"], "tied": True}
+    return shape
+
+
+def variants(shape: dict[str, Any], peer_python: str) -> list[Variant]:
     """What is measured, in the order of a round."""
 
     def ours(name: str, environment: dict[str, str], **settings: Any) -> Variant:
@@ -126,14 +138,15 @@ def run_worker(settings: dict[str, Any]) -> None:
     import numpy as np
     from train_step_torch import answer, timed  # beside this file; imports torch only when it runs
 
-    from wsm_jax.config import ModelConfig, OptimizerConfig
+    from wsm_jax.config import MODEL_FIELDS, OptimizerConfig
     from wsm_jax.core import schedules
     from wsm_jax.models import model
     from wsm_jax.parallel import sharding
     from wsm_jax.training import optimizer, train_state, train_step
 
-    names = {field.name for field in dataclasses.fields(ModelConfig)}
-    config = ModelConfig(**{k: v for k, v in settings.items() if k in names})
+    fields = MODEL_FIELDS[settings["family"]]
+    names = {field.name for field in dataclasses.fields(fields)}
+    config: Any = fields(**{k: v for k, v in settings.items() if k in names})
     built, mesh = model.build(config), sharding.make_mesh(jax.devices()[:1])
     rule = optimizer.make(OptimizerConfig(), schedules.constant(1e-3, 10), built.leaves)
     state = train_state.initialise(built, rule, 0, mesh)
@@ -192,7 +205,8 @@ def main(argv: list[str]) -> None:
     if WORKER.value:
         run_worker(json.loads(WORKER.value))
         return
-    shape = dict(zip(FIELDS, (int(x) for x in SHAPE.value.split(",")), strict=True)) | {"threads": THREADS.value}
+    shape = shape_of(FAMILY.value, SHAPE.value) | {"threads": THREADS.value}
+    output = OUTPUT.value or f"benchmarks/results/train_step{'' if FAMILY.value == 'gpt2' else f'_{FAMILY.value}'}"
     facts = {"cpu": machine.cpu_name(), "cores": os.cpu_count(), "system": platform.platform()}
     facts |= {"load_before": os.getloadavg()[0]}
     if not PEER_PYTHON.value:
@@ -226,8 +240,8 @@ def main(argv: list[str]) -> None:
             }
         )
     print_summary(records)
-    results_file.write(Path(f"{OUTPUT.value}.jsonl"), records)
-    plot_style.save(figure(records), OUTPUT.value)
+    results_file.write(Path(f"{output}.jsonl"), records)
+    plot_style.save(figure(records), output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The peer of ``benchmarks/train_step.py``: transformers' GPT-2 in PyTorch. Needs nothing of ours.
+"""The peer of ``benchmarks/train_step.py``: the model of transformers in PyTorch. Needs nothing of ours.
 
 Started by the benchmark as ``python train_step_torch.py eager|compile SHAPE_JSON``; for every line N on standard input
 it runs N steps and prints one JSON line.
@@ -23,20 +23,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(shape["threads"])
     torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        vocab_size=shape["vocab_size"],
-        n_positions=shape["context"],
-        n_embd=shape["d_model"],
-        n_layer=shape["layers"],
-        n_head=shape["heads"],
-        activation_function="gelu",  # exact like ours, and faster in eager mode than the default, gelu_new
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    model = transformers.GPT2LMHeadModel(config)
+    model = transformers.AutoModelForCausalLM.from_config(configuration(transformers, shape))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     tokens = torch.randint(0, shape["vocab_size"], (shape["batch_size"], shape["context"] + 1))
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
@@ -62,6 +49,27 @@ def main() -> None:
     answer({"versions": versions, "parameters": parameters, "first_loss": first})
     for line in sys.stdin:
         answer(timed(step, int(line)))
+
+
+def configuration(transformers, shape: dict):
+    """The model of ``shape``, without dropout."""
+    common = {
+        "vocab_size": shape["vocab_size"],
+        "max_position_embeddings": shape["context"],
+        "hidden_size": shape["d_model"],
+        "num_hidden_layers": shape["layers"],
+        "num_attention_heads": shape["heads"],
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    if shape["family"] == "gpt2":
+        # Exact GELU like ours, and faster in eager mode than the default, gelu_new.
+        none = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        return transformers.GPT2Config(**common, **none, activation_function="gelu")
+    if shape["family"] == "neox":
+        return transformers.GPTNeoXConfig(**common, intermediate_size=4 * shape["d_model"])
+    own = {"num_key_value_heads": shape["kv_heads"], "intermediate_size": shape["d_ff"]}
+    return transformers.LlamaConfig(**common, **own, tie_word_embeddings=shape["tied"])
 
 
 def timed(step, count: int) -> dict:

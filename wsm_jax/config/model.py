@@ -34,19 +34,29 @@ class ModelFields:
 
 
 @dataclasses.dataclass
-class ModelConfig(ModelFields):
-    """Shape and numerics of the default family; counts and presets are in ``wsm_jax.models.presets``."""
+class TransformerFields(ModelFields):
+    """What the dense transformers have besides; counts and presets are in ``wsm_jax.models``."""
 
     NUMERICS = ModelFields.NUMERICS | {"attention", "scan_unroll", "remat"}
     UNSEEN = ModelFields.UNSEEN | {"heads"}
 
-    family: str = setting("gpt2", "architecture, one of wsm_jax.models")
     layers: int = setting(4, "transformer blocks")
     d_model: int = setting(128, "width of the residual stream")
     heads: int = setting(4, "attention heads; d_model must be a multiple of it")
     attention: str = setting("xla", "jax.nn.dot_product_attention with xla or cudnn; blocks: query blocks, for CPUs")
     scan_unroll: int = setting(1, "layers unrolled in one iteration of the layer scan")
     remat: bool = setting(False, "recompute each block in the backward pass to save memory")
+
+
+@dataclasses.dataclass
+class ModelConfig(TransformerFields):
+    """Shape and numerics of the default family."""
+
+    UNSEEN = TransformerFields.UNSEEN | {"activation"}
+
+    family: str = setting("gpt2", "architecture, one of wsm_jax.models")
+    bias: bool = setting(False, "biases in projections and norms, as OpenAI's GPT-2 has them", later=True)
+    activation: str = setting("gelu", "gelu (exact) | gelu_new (with tanh, as OpenAI's GPT-2)", later=True)
 
 
 # Name of a family -> the dataclass of its fields; wsm_jax.models fills it, a family at a time.

@@ -135,6 +135,16 @@ def check_leaves(leaves: Leaves, params: Params) -> None:
             raise UsageError(f"leaf {path} is of shape {found[path].shape}, its declared axes are {leaves[path].axes}")
 
 
+def biases(leaves: Leaves) -> Leaves:
+    """The biases that belong to every norm (``…/scale``) and matrix (``…/kernel``) of ``leaves``: its last axis."""
+    found = {}
+    for path, leaf in leaves.items():
+        name, _, last = path.rpartition("/")
+        if last in ("scale", "kernel"):
+            found[f"{name}/bias"] = Leaf((*(axis for axis in leaf.axes[:1] if leaf.stacked), leaf.axes[-1]))
+    return found
+
+
 def dense_flops_per_token(parameters: int, layers: int, d_model: int, context: int) -> float:
     """Training FLOPs a token of a dense transformer: 6 N + 12 layers d_model context (Chowdhery et al. 2022, app. B).
 

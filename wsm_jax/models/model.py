@@ -8,9 +8,11 @@ import jax.numpy as jnp
 
 from wsm_jax.config import ModelFields
 from wsm_jax.errors import UsageError
-from wsm_jax.models import (
+from wsm_jax.models import (  # a family registers when its file is imported
     family,
-    gpt2,  # noqa: F401  a family registers when its file is imported
+    gpt2,  # noqa: F401
+    llama,  # noqa: F401
+    neox,  # noqa: F401
 )
 from wsm_jax.models.cross_entropy import mean_cross_entropy
 from wsm_jax.models.family import Forward, Init, Leaves, Metrics, Params

@@ -1,6 +1,11 @@
-"""Named shapes with their parameter counts (tested): tiny for a laptop, nanoGPT-2 sizes of the LAWA paper."""
+"""Named shapes of the default family with their parameter counts (tested), and the shape of any name.
+
+Tiny for a laptop, the nanoGPT-2 sizes of the LAWA paper, and OpenAI's GPT-2.
+"""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import TypeVar
 
 from wsm_jax.config import ModelConfig, ModelFields
@@ -38,7 +43,22 @@ def gpt2_large() -> ModelConfig:
     )
 
 
-PRESETS = {"tiny": tiny, "gpt2_small": gpt2_small, "gpt2_medium": gpt2_medium, "gpt2_large": gpt2_large}
+def openai_gpt2(layers: int, d_model: int, heads: int) -> Callable[[], ModelConfig]:
+    """A GPT-2 as OpenAI published it: with biases, the approximate GELU and the vocabulary as it is."""
+    own = {"bias": True, "activation": "gelu_new", "vocab_size": 50257, "context": 1024, "compute_dtype": "bfloat16"}
+    return functools.partial(ModelConfig, layers=layers, d_model=d_model, heads=heads, **own)
+
+
+PRESETS: dict[str, Callable[[], ModelConfig]] = {
+    "tiny": tiny,
+    "gpt2_small": gpt2_small,
+    "gpt2_medium": gpt2_medium,
+    "gpt2_large": gpt2_large,
+    "openai_gpt2_small": openai_gpt2(12, 768, 12),
+    "openai_gpt2_medium": openai_gpt2(24, 1024, 16),
+    "openai_gpt2_large": openai_gpt2(36, 1280, 20),
+    "openai_gpt2_xl": openai_gpt2(48, 1600, 25),
+}
 
 
 def preset(name: str) -> ModelFields:

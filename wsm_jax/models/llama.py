@@ -1,0 +1,182 @@
+"""Llama and what is built like it (SmolLM2, Qwen2, Qwen3): RMSNorm, rotary positions, SwiGLU, grouped heads of keys.
+
+The arithmetic is that of transformers' ``LlamaForCausalLM``, ``Qwen2ForCausalLM`` (``qkv_bias``) and
+``Qwen3ForCausalLM`` (``qk_norm``), so that their weights mean the same here.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from wsm_jax.config import setting
+from wsm_jax.config.model import TransformerFields
+from wsm_jax.errors import UsageError
+from wsm_jax.models import family, rotary, transformer
+from wsm_jax.models.family import Family, Leaf, Leaves
+from wsm_jax.models.layers import Linear, RMSNorm, RotaryAttention, SwiGLU, normal
+
+
+@dataclasses.dataclass
+class LlamaFields(TransformerFields):
+    """Shape and numerics of the family."""
+
+    UNSEEN = TransformerFields.UNSEEN | {
+        "kv_heads", "head_dim", "rope_theta", "rope_factor", "rope_low", "rope_high", "rope_context", "norm_eps"
+    }  # fmt: skip
+
+    family: str = setting("llama", "architecture, one of wsm_jax.models")
+    heads: int = setting(4, "attention heads")
+    kv_heads: int = setting(0, "heads of keys and values, a divisor of heads; 0 = as many")
+    head_dim: int = setting(0, "features of a head; 0 = d_model / heads")
+    d_ff: int = setting(0, "width of the feed-forward layer; 0 = 8/3 of d_model, rounded up to a multiple of 64")
+    tied: bool = setting(False, "the embedding is the output projection too")
+    qkv_bias: bool = setting(False, "biases of queries, keys and values (Qwen2)")
+    qk_norm: bool = setting(False, "RMSNorm over each head's queries and keys (Qwen3)")
+    rope_theta: float = setting(10000.0, "base of the wavelengths of the rotations")
+    rope_factor: float = setting(1.0, "Llama 3.1: how much longer the slow rotations become; 1 = none")
+    rope_low: float = setting(1.0, "rope_factor counts whole for rotations of fewer turns in rope_context tokens")
+    rope_high: float = setting(4.0, "rope_factor does not count for rotations of more turns in rope_context tokens")
+    rope_context: int = setting(8192, "context before rope_factor", least=1)
+    norm_eps: float = setting(1e-5, "added to the mean square in norms")
+
+    @property
+    def head_width(self) -> int:
+        """Features of a head."""
+        return self.head_dim or self.d_model // self.heads
+
+
+class Block(nnx.Module):
+    """Attention, then gated feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: LlamaFields, rngs: nnx.Rngs):
+        D, H, out_std = config.d_model, config.heads, transformer.out_std(config)
+        self.norm1 = RMSNorm(D, config.norm_eps)
+        self.attention = RotaryAttention(
+            D, H, config.kv_heads or H, config.head_width, config.attention, out_std, rngs,
+            qkv_bias=config.qkv_bias, qk_norm=config.norm_eps if config.qk_norm else None,
+        )  # fmt: skip
+        self.norm2 = RMSNorm(D, config.norm_eps)
+        self.mlp = SwiGLU(D, config.d_ff or -(-8 * D // (3 * 64)) * 64, out_std, rngs)
+
+    def __call__(self, x_BxTxD: jax.Array, rotation: rotary.Tables, segments: jax.Array | None) -> jax.Array:
+        x_BxTxD = x_BxTxD + self.attention(self.norm1(x_BxTxD), rotation, segments)
+        return x_BxTxD + self.mlp(self.norm2(x_BxTxD))
+
+
+class Llama(nnx.Module):
+    """Decoder-only language model; ``__call__`` is a :class:`family.Forward`."""
+
+    def __init__(self, config: LlamaFields, rngs: nnx.Rngs):
+        self.config = config
+        self.token_embedding = normal(rngs.params(), (config.vocab_size, config.d_model))
+        self.blocks = transformer.stacked_blocks(functools.partial(Block, config), config.layers, rngs)
+        self.final_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.head = None if config.tied else Linear(config.d_model, config.vocab_size, rngs)
+
+    def __call__(
+        self, tokens_BxT: jax.Array, positions: jax.Array | None = None, segments: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        stretched = rotary.Llama3Scaling(config.rope_factor, config.rope_low, config.rope_high, config.rope_context)
+        angles = rotary.frequencies(
+            config.head_width, config.rope_theta, stretched if config.rope_factor != 1 else None
+        )
+        rotation = rotary.tables(rotary.places(tokens_BxT, positions), angles, dtype)
+        x_BxTxD = transformer.look_up(self.token_embedding, tokens_BxT).astype(dtype)
+        x_BxTxD = transformer.scan_layers(self.blocks, x_BxTxD, rotation, segments, config=config)
+        output = self.token_embedding[...].T if self.head is None else self.head.kernel[...]
+        return self.final_norm(x_BxTxD), output.astype(dtype)
+
+
+def check(config: LlamaFields) -> None:
+    """Raises UsageError where the fields cannot make a network."""
+    transformer.check(config)
+    for field in ("kv_heads", "head_dim", "d_ff"):
+        if getattr(config, field) < 0:
+            raise UsageError(f"model.{field} is {getattr(config, field)}; it must not be negative")
+    if config.kv_heads and config.heads % config.kv_heads:
+        raise UsageError(f"model.heads={config.heads} is not a multiple of model.kv_heads={config.kv_heads}")
+    if not config.head_dim:
+        transformer.check_whole_heads(config)
+    if config.head_width % 2:
+        raise UsageError(
+            f"a head has {config.head_width} features; positions rotate pairs: choose an even model.head_dim"
+        )
+    transformer.check_positive(config, "rope_theta", "norm_eps", "rope_factor")
+    if not config.rope_low < config.rope_high:
+        raise UsageError(f"model.rope_low={config.rope_low} must be below model.rope_high={config.rope_high}")
+
+
+def leaves(config: LlamaFields) -> Leaves:
+    """Every leaf that the options ask for, whatever the sizes are."""
+    norm, vector = Leaf(("layer", "embed")), Leaf(("layer", "head_dim"))
+    matrix = functools.partial(Leaf, decayed=True, muon=(1, 2))
+    projections = {
+        "blocks/attention/q/kernel": matrix(("layer", "embed", "heads")),
+        "blocks/attention/k/kernel": matrix(("layer", "embed", "kv")),
+        "blocks/attention/v/kernel": matrix(("layer", "embed", "kv")),
+    }
+    return {
+        "token_embedding": Leaf(("vocab", "embed"), decayed=True),
+        "blocks/norm1/scale": norm,
+        **projections,
+        **(family.biases(projections) if config.qkv_bias else {}),
+        **({f"blocks/attention/{name}_norm/scale": vector for name in "qk"} if config.qk_norm else {}),
+        "blocks/attention/out/kernel": matrix(("layer", "heads", "embed")),
+        "blocks/norm2/scale": norm,
+        "blocks/mlp/gate/kernel": matrix(("layer", "embed", "ff")),
+        "blocks/mlp/up/kernel": matrix(("layer", "embed", "ff")),
+        "blocks/mlp/down/kernel": matrix(("layer", "ff", "embed")),
+        "final_norm/scale": Leaf(("embed",)),
+        **({} if config.tied else {"head/kernel": Leaf(("embed", "vocab"), decayed=True)}),
+    }
+
+
+def flops_per_token(config: LlamaFields, parameters: int) -> float:
+    """Training FLOPs a token; an embedding that is not the output projection too is looked up and no more."""
+    looked_up = 0 if config.tied else config.vocab_size * config.d_model
+    width = config.heads * config.head_width
+    return family.dense_flops_per_token(parameters - looked_up, config.layers, width, config.context)
+
+
+def network(config: LlamaFields) -> tuple[family.Init, family.Forward]:
+    """``init`` and ``forward`` on plain nested dictionaries."""
+    return transformer.as_functions(functools.partial(Llama, config))
+
+
+def preset(layers: int, d_model: int, heads: int, kv_heads: int, d_ff: int, **more: Any) -> Callable[[], LlamaFields]:
+    """A public model, as its configuration on the Hub has it; ``context`` is what most of its pre-training had."""
+    shape = {"layers": layers, "d_model": d_model, "heads": heads, "kv_heads": kv_heads, "d_ff": d_ff}
+    return functools.partial(LlamaFields, **shape, compute_dtype="bfloat16", **more)
+
+
+_LLAMA_3 = {"vocab_size": 128256, "context": 8192, "rope_theta": 500000.0}
+_SMOLLM2 = {"vocab_size": 49152, "context": 2048, "tied": True}
+_QWEN3 = {"vocab_size": 151936, "context": 4096, "rope_theta": 1e6, "qk_norm": True, "norm_eps": 1e-6}
+
+PRESETS = {
+    "llama_3_2_1b": preset(16, 2048, 32, 8, 8192, **_LLAMA_3, rope_factor=32.0, tied=True),
+    "llama_3_2_3b": preset(28, 3072, 24, 8, 8192, **_LLAMA_3, rope_factor=32.0, tied=True),
+    "llama_3_1_8b": preset(32, 4096, 32, 8, 14336, **_LLAMA_3, rope_factor=8.0),
+    "smollm2_135m": preset(30, 576, 9, 3, 1536, **_SMOLLM2, rope_theta=100000.0),
+    "smollm2_360m": preset(32, 960, 15, 5, 2560, **_SMOLLM2, rope_theta=100000.0),
+    "smollm2_1_7b": preset(24, 2048, 32, 32, 8192, **_SMOLLM2, rope_theta=130000.0),
+    "qwen3_0_6b": preset(28, 1024, 16, 8, 3072, **_QWEN3, head_dim=128, tied=True),
+}
+
+family.register(
+    Family(
+        fields=LlamaFields,
+        network=network,
+        leaves=leaves,
+        flops_per_token=flops_per_token,
+        check=check,
+        portable=transformer.portable,
+        presets=PRESETS,
+    )
+)

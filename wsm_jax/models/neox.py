@@ -1,0 +1,158 @@
+"""GPT-NeoX, the architecture of Pythia: rotary positions on a share of each head, parallel residual, biases, own head.
+
+The arithmetic is that of transformers' ``GPTNeoXForCausalLM``, so that its weights mean the same here. Its fused
+projection is three here, so that each can be cut by heads.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from wsm_jax.config import setting
+from wsm_jax.config.model import TransformerFields
+from wsm_jax.errors import UsageError
+from wsm_jax.models import family, rotary, transformer
+from wsm_jax.models.family import Family, Leaf, Leaves
+from wsm_jax.models.layers import GeluMLP, LayerNorm, Linear, RotaryAttention, normal
+
+
+@dataclasses.dataclass
+class NeoxFields(TransformerFields):
+    """Shape and numerics of the family."""
+
+    UNSEEN = TransformerFields.UNSEEN | {"rotary_pct", "rope_theta", "parallel_residual", "norm_eps"}
+
+    family: str = setting("neox", "architecture, one of wsm_jax.models")
+    rotary_pct: float = setting(0.25, "share of each head's features that positions rotate")
+    rope_theta: float = setting(10000.0, "base of the wavelengths of the rotations")
+    parallel_residual: bool = setting(
+        True, "attention and feed-forward read the same stream; false = one after the other"
+    )
+    norm_eps: float = setting(1e-5, "added to the variance in norms")
+
+    @property
+    def rotated(self) -> int:
+        """Features of a head that are rotated."""
+        return int(self.d_model // self.heads * self.rotary_pct)
+
+
+class Block(nnx.Module):
+    """Attention and feed-forward, each with a norm of its own, side by side or one after the other."""
+
+    def __init__(self, config: NeoxFields, rngs: nnx.Rngs):
+        D, H, out_std = config.d_model, config.heads, transformer.out_std(config)
+        self.norm1 = LayerNorm(D, config.norm_eps, bias=True)
+        self.attention = RotaryAttention(D, H, H, D // H, config.attention, out_std, rngs, qkv_bias=True, out_bias=True)
+        self.norm2 = LayerNorm(D, config.norm_eps, bias=True)
+        self.mlp = GeluMLP(D, out_std, rngs, bias=True)
+        self.parallel = config.parallel_residual
+
+    def __call__(self, x_BxTxD: jax.Array, rotation: rotary.Tables, segments: jax.Array | None) -> jax.Array:
+        attended = self.attention(self.norm1(x_BxTxD), rotation, segments)
+        if self.parallel:
+            return self.mlp(self.norm2(x_BxTxD)) + attended + x_BxTxD
+        x_BxTxD = attended + x_BxTxD
+        return self.mlp(self.norm2(x_BxTxD)) + x_BxTxD
+
+
+class Neox(nnx.Module):
+    """Decoder-only language model; ``__call__`` is a :class:`family.Forward`."""
+
+    def __init__(self, config: NeoxFields, rngs: nnx.Rngs):
+        self.config = config
+        self.token_embedding = normal(rngs.params(), (config.vocab_size, config.d_model))
+        self.blocks = transformer.stacked_blocks(functools.partial(Block, config), config.layers, rngs)
+        self.final_norm = LayerNorm(config.d_model, config.norm_eps, bias=True)
+        self.head = Linear(config.d_model, config.vocab_size, rngs)
+
+    def __call__(
+        self, tokens_BxT: jax.Array, positions: jax.Array | None = None, segments: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        angles = rotary.frequencies(config.rotated, config.rope_theta)
+        rotation = rotary.tables(rotary.places(tokens_BxT, positions), angles, dtype)
+        x_BxTxD = transformer.look_up(self.token_embedding, tokens_BxT).astype(dtype)
+        x_BxTxD = transformer.scan_layers(self.blocks, x_BxTxD, rotation, segments, config=config)
+        return self.final_norm(x_BxTxD), self.head.kernel[...].astype(dtype)
+
+
+def check(config: NeoxFields) -> None:
+    """Raises UsageError where the fields cannot make a network."""
+    transformer.check(config)
+    transformer.check_whole_heads(config)
+    transformer.check_positive(config, "rope_theta", "norm_eps")
+    width, rotated = config.d_model // config.heads, config.rotated
+    if not 0 < rotated <= width or rotated % 2:
+        raise UsageError(
+            f"model.rotary_pct={config.rotary_pct} rotates {rotated} of the {width} features of a head; it must be an "
+            f"even number from 2 to {width}"
+        )
+
+
+def leaves(config: NeoxFields) -> Leaves:
+    """Every leaf, whatever the sizes are."""
+    del config
+    norm = Leaf(("layer", "embed"))
+    matrix = functools.partial(Leaf, decayed=True, muon=(1, 2))
+    found = {
+        "blocks/norm1/scale": norm,
+        "blocks/attention/q/kernel": matrix(("layer", "embed", "heads")),
+        "blocks/attention/k/kernel": matrix(("layer", "embed", "kv")),
+        "blocks/attention/v/kernel": matrix(("layer", "embed", "kv")),
+        "blocks/attention/out/kernel": matrix(("layer", "heads", "embed")),
+        "blocks/norm2/scale": norm,
+        "blocks/mlp/up/kernel": matrix(("layer", "embed", "ff")),
+        "blocks/mlp/down/kernel": matrix(("layer", "ff", "embed")),
+        "final_norm/scale": Leaf(("embed",)),
+    }
+    return {
+        "token_embedding": Leaf(("vocab", "embed"), decayed=True),
+        **found,
+        **family.biases(found),
+        "head/kernel": Leaf(("embed", "vocab"), decayed=True),
+    }
+
+
+def flops_per_token(config: NeoxFields, parameters: int) -> float:
+    """Training FLOPs a token; the embedding is looked up and no more."""
+    looked_up = config.vocab_size * config.d_model
+    return family.dense_flops_per_token(parameters - looked_up, config.layers, config.d_model, config.context)
+
+
+def network(config: NeoxFields) -> tuple[family.Init, family.Forward]:
+    """``init`` and ``forward`` on plain nested dictionaries."""
+    return transformer.as_functions(functools.partial(Neox, config))
+
+
+def pythia(layers: int, d_model: int, heads: int, vocab_size: int = 50304) -> functools.partial[NeoxFields]:
+    """A preset of the Pythia suite (Biderman et al. 2023), as its configurations on the Hub have it."""
+    shape = {"layers": layers, "d_model": d_model, "heads": heads, "vocab_size": vocab_size}
+    return functools.partial(NeoxFields, **shape, context=2048, compute_dtype="bfloat16")
+
+
+PRESETS = {
+    "pythia_14m": pythia(6, 128, 4),
+    "pythia_70m": pythia(6, 512, 8),
+    "pythia_160m": pythia(12, 768, 12),
+    "pythia_410m": pythia(24, 1024, 16),
+    "pythia_1b": pythia(16, 2048, 8),
+    "pythia_1_4b": pythia(24, 2048, 16),
+    "pythia_2_8b": pythia(32, 2560, 32),
+    "pythia_6_9b": pythia(32, 4096, 32, 50432),
+    "pythia_12b": pythia(36, 5120, 40, 50688),
+}
+
+family.register(
+    Family(
+        fields=NeoxFields,
+        network=network,
+        leaves=leaves,
+        flops_per_token=flops_per_token,
+        check=check,
+        portable=transformer.portable,
+        presets=PRESETS,
+    )
+)
