@@ -1,7 +1,7 @@
 """One model on many meshes: the same losses, equal shares of the state, and checkpoints that any mesh can read."""
 
+import functools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,14 +38,22 @@ def mesh_of(axes: dict[str, int]) -> Any:
     return sharding.make_mesh(jax.devices()[: int(np.prod(list(sizes.values())))], sizes)
 
 
+@functools.cache
+def start() -> tuple[Any, Any, Any]:
+    """A model, an optimizer and their state on one device."""
+    model = model_lib.build(ModelConfig(layers=2, d_model=16, heads=2, context=16, vocab_size=256, loss_blocks=2))
+    optimizer = optax.adamw(1e-2)
+    return model, optimizer, train_state.initialise(model, optimizer, 0, mesh_of({}))
+
+
 def losses(axes: dict[str, int]) -> dict[str, Any]:
     """Three updates of a tiny model by AdamW, with what the first device holds of the state."""
-    mesh, optimizer = mesh_of(axes), optax.adamw(1e-2)
-    model = model_lib.build(ModelConfig(layers=2, d_model=16, heads=2, context=16, vocab_size=256, loss_blocks=2))
-    state = train_state.initialise(model, optimizer, 0, mesh)
+    mesh, (model, optimizer, state) = mesh_of(axes), start()
+    abstract = train_state.abstract(model, optimizer, mesh)
+    state = jax.tree.map(lambda leaf, like: jax.device_put(np.asarray(leaf), like.sharding), state, abstract)
     step, found = jit_train_step(model, optimizer, mesh, state), []
-    for number in range(UPDATES):
-        rows = np.random.default_rng(number).integers(0, 256, (8, 17), dtype=np.int32)
+    for _ in range(UPDATES):
+        rows = np.random.default_rng(0).integers(0, 256, (8, 17), dtype=np.int32)
         batch = sharding.global_batch(mesh, {"inputs": rows[:, :-1], "targets": rows[:, 1:]})
         state, metrics = step(state, batch)
         found.append([float(metrics["loss"]), float(metrics["grad_norm"])])
@@ -73,7 +81,7 @@ def show(settings: str, folder: Path) -> dict[str, Any]:
         (stream / "6").rename(folder / f"{stream.name}-6")
     records = run.metrics("train")
     config.mesh.fsdp, config.mesh.tensor, config.mesh.expert = 2, 2, 2
-    train(config, folder / "run", quiet=True)  # goes on from step 3
+    run = train(config, folder / "run", quiet=True)  # goes on from step 3
     paths = [run.merge_stream / str(step) for step in (3, 6)]
     ((_, merged),) = offline.merge_many(paths, {"merged": [0.25, 0.75]}, shardings=evaluate.shardings(run))
     return {
@@ -91,7 +99,9 @@ def facts(tiny) -> dict[str, Any]:
     folder.mkdir()
     code = "import json, sys; from pathlib import Path; from tests.training import test_meshes as it; "
     code += "print(json.dumps(it.show(sys.argv[1], Path(sys.argv[2]))))"
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    # Nothing here runs long enough to be worth optimising; compiling is what takes time.
+    cheap = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {cheap}"}
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(to_dict(tiny.config(**FIELDS))), str(folder)],
         cwd=ROOT, env=tiny.environment | flags, capture_output=True, text=True, check=False,
@@ -110,7 +120,7 @@ def test_every_mesh_has_the_losses_of_one_device(facts):
 
 
 def test_each_device_holds_its_share_of_the_state(facts):
-    """Parameters and two moments in float32; the counts are beside them."""
+    """Parameters and two moments in float32, and a few counts."""
     for found in facts["meshes"]:
         cut = found["axes"].get("fsdp", 1)
         if "tensor" in found["axes"]:
@@ -127,7 +137,7 @@ def test_each_device_holds_its_share_of_the_state(facts):
 def test_a_run_goes_on_on_another_mesh(facts):
     before, run = facts["records"], Run(facts["folder"] / "run")
     assert [record["step"] for record in run.metrics("start")] == [0, 3]
-    after = run.metrics("train")[6:]
+    after = run.metrics("train")[3:]
     assert [record["step"] for record in after] == [4, 5, 6]
     np.testing.assert_allclose([r["loss"] for r in after], [r["loss"] for r in before[3:]], rtol=1e-5)
     assert run.config.mesh.expert == 2
@@ -147,9 +157,8 @@ def test_the_merge_stream_keeps_raw_ranges_whatever_is_cut(facts):
 
 def test_merges_in_memory_lie_on_the_mesh_and_are_those_of_one_device(facts):
     run = Run(facts["folder"] / "run")
-    assert facts["specs"]["blocks/mlp/up/kernel"] == "PartitionSpec(None, 'fsdp', 'tensor')"
+    assert facts["specs"]["blocks/mlp/up/kernel"] == "P(None, 'fsdp', 'tensor')"
     validate = evaluate.run_evaluator(run, "validation")
     merged = merge_checkpoints([run.merge_stream / str(step) for step in (3, 6)], [0.25, 0.75])
     assert facts["merged"] == pytest.approx(validate(merged).loss, rel=1e-6)
     assert facts["loaded"] == pytest.approx(validate(load_tree(run.merge_stream / "6")).loss, rel=1e-6)
-    assert os.environ.get("XLA_FLAGS", "") == "" or jax.device_count() == 1

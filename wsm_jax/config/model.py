@@ -45,7 +45,16 @@ class TransformerFields(ModelFields):
     heads: int = setting(4, "attention heads; d_model must be a multiple of it")
     attention: str = setting("xla", "jax.nn.dot_product_attention with xla or cudnn; blocks: query blocks, for CPUs")
     scan_unroll: int = setting(1, "layers unrolled in one iteration of the layer scan")
-    remat: bool = setting(False, "recompute each block in the backward pass to save memory")
+    remat: str = setting(
+        "none",
+        "recompute blocks in the backward pass to save memory: none | full | dots (all but matrix products) | "
+        "offload (full, and what is kept goes to the host)",
+        before={"none": False, "full": True},
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.remat, bool):  # as earlier versions saved it
+            self.remat = "full" if self.remat else "none"
 
 
 @dataclasses.dataclass

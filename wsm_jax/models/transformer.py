@@ -7,16 +7,33 @@ from typing import Any, TypeVar
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from wsm_jax.config.model import TransformerFields
 from wsm_jax.errors import UsageError
 from wsm_jax.models import family
 from wsm_jax.models.attention import IMPLEMENTATIONS
-from wsm_jax.models.layers import INIT_STD
+from wsm_jax.models.layers import INIT_STD, PRODUCT
 from wsm_jax.parallel.activations import spread
 from wsm_jax.parallel.sharding import BATCH
 
+STREAM = "stream"  # the residual stream between blocks
+
 Fields = TypeVar("Fields", bound=TransformerFields)
+
+
+# What of a block is kept for the backward pass; matrix products have a rule of their own, so they are named.
+REMAT: dict[str, Any] = {
+    "none": None,
+    "full": None,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[STREAM],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
 
 
 def out_std(config: TransformerFields) -> float:
@@ -41,10 +58,11 @@ def scan_layers(blocks: Any, x_BxTxD: jax.Array, *shared: Any, config: Transform
     graphdef, stacked = nnx.split(blocks)
 
     def layer(x_BxTxD: jax.Array, block_state: nnx.State) -> tuple[jax.Array, None]:
+        x_BxTxD = checkpoint_name(x_BxTxD, STREAM)
         return spread(nnx.merge(graphdef, block_state)(x_BxTxD, *shared), BATCH), None
 
-    if config.remat:
-        layer = jax.checkpoint(layer, prevent_cse=False)
+    if config.remat != "none":
+        layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[config.remat])
     return jax.lax.scan(layer, spread(x_BxTxD, BATCH), stacked, unroll=config.scan_unroll)[0]
 
 
@@ -76,6 +94,9 @@ def check(config: TransformerFields) -> None:
     for field in ("layers", "d_model", "heads", "scan_unroll"):
         if getattr(config, field) < 1:
             raise UsageError(f"model.{field} is {getattr(config, field)}; it must be at least 1")
+    if config.remat not in REMAT:
+        known = f"{', '.join(REMAT)}; what was true is full now, what was false is none"
+        raise UsageError(f"model.remat is {config.remat!r}; choose {known}")
     if config.attention not in IMPLEMENTATIONS:
         raise UsageError(f"model.attention is {config.attention!r}; choose {', '.join(IMPLEMENTATIONS)}")
     if config.attention == "cudnn" and jax.default_backend() != "gpu":
