@@ -72,7 +72,7 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tiny, request, kind):
     directory = tiny.folder / name
     resume = directory / "checkpoints" / "resume"
     anywhere = random.Random(devices).randint(15, 30)
-    # While a full state is being saved; but on eight devices, also before the first one (all over again) and at any time.
+    # While a full state is being saved and, save on eight devices, before the first one and at any time.
     moments = [lambda: bool(saves_under_way(resume)) and newest_state(directory) >= BRANCH]
     if kind != 8:
         moments[:0] = [

@@ -43,7 +43,11 @@ class TransformerFields(ModelFields):
     layers: int = setting(4, "transformer blocks")
     d_model: int = setting(128, "width of the residual stream")
     heads: int = setting(4, "attention heads; d_model must be a multiple of it")
-    attention: str = setting("xla", "jax.nn.dot_product_attention with xla or cudnn; blocks: query blocks, for CPUs")
+    attention: str = setting(
+        "xla",
+        "jax.nn.dot_product_attention with xla or cudnn; splash, for TPUs; blocks: query blocks, for CPUs; "
+        "auto: cudnn on GPUs, splash on TPUs, else xla",
+    )
     scan_unroll: int = setting(1, "layers unrolled in one iteration of the layer scan")
     remat: str = setting(
         "none",

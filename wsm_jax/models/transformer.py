@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from wsm_jax.config.model import TransformerFields
 from wsm_jax.errors import UsageError
 from wsm_jax.models import family
-from wsm_jax.models.attention import IMPLEMENTATIONS
+from wsm_jax.models.attention import BACKENDS, IMPLEMENTATIONS
 from wsm_jax.models.layers import INIT_STD, PRODUCT
 from wsm_jax.parallel.activations import spread
 from wsm_jax.parallel.sharding import BATCH
@@ -99,8 +99,11 @@ def check(config: TransformerFields) -> None:
         raise UsageError(f"model.remat is {config.remat!r}; choose {known}")
     if config.attention not in IMPLEMENTATIONS:
         raise UsageError(f"model.attention is {config.attention!r}; choose {', '.join(IMPLEMENTATIONS)}")
-    if config.attention == "cudnn" and jax.default_backend() != "gpu":
-        raise UsageError(f"model.attention=cudnn needs an NVIDIA GPU, this is {jax.default_backend()}; choose xla")
+    if (backend := BACKENDS.get(config.attention, jax.default_backend())) != jax.default_backend():
+        needs = {"gpu": "an NVIDIA GPU", "tpu": "a TPU"}[backend]
+        raise UsageError(
+            f"model.attention={config.attention} needs {needs}, this is {jax.default_backend()}; choose xla"
+        )
     if config.attention == "cudnn" and config.compute_dtype != "bfloat16":
         raise UsageError(f"model.attention=cudnn needs compute_dtype=bfloat16, not {config.compute_dtype}")
 
@@ -119,7 +122,7 @@ def check_positive(config: TransformerFields, *fields: str) -> None:
 
 
 def portable(config: Fields) -> Fields:
-    """The same function where there is no NVIDIA GPU."""
-    if config.attention == "cudnn" and jax.default_backend() != "gpu":
+    """The same function where the kernel that was asked for does not run."""
+    if BACKENDS.get(config.attention, jax.default_backend()) != jax.default_backend():
         return dataclasses.replace(config, attention="xla")
     return config

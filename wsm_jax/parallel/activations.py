@@ -7,11 +7,12 @@ its activations have, and a step says, while it is traced, on which mesh they ar
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from wsm_jax.parallel import sharding
 from wsm_jax.parallel.sharding import Rules
@@ -44,3 +45,21 @@ def spread(x: Array, *axes: str | None) -> Array:
         return x
     mesh, rules = traced
     return jax.lax.with_sharding_constraint(x, sharding.array_sharding(mesh, x.shape, axes, rules))
+
+
+def by_device(f: Callable[..., Any], *arrays: Any, like: jax.Array, axes: Sequence[str | None]) -> Any:
+    """``f`` of the parts of ``arrays`` that each device holds, for kernels that the compiler cannot partition.
+
+    Args:
+      f: (*arrays) -> array; it treats indices of the dimensions that are cut alike.
+      arrays: of at most the dimensions of ``axes`` and more, or None.
+      like: the one of them with the fewest indices along what may be cut: what its shape allows is cut in all.
+      axes: logical axes of the first dimensions.
+    """
+    traced = _traced.get()
+    if traced is None or traced[0].size == 1:
+        return f(*arrays)
+    mesh, rules = traced
+    where = sharding.array_sharding(mesh, like.shape, axes, rules).spec
+    specs = tuple(None if array is None else P(*where[: array.ndim]) for array in arrays)
+    return jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=where, check_vma=False)(*arrays)

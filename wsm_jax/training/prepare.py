@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
 from jax.sharding import Mesh
 
@@ -21,7 +22,7 @@ from wsm_jax.data import tokens
 from wsm_jax.data.tokens import Corpus
 from wsm_jax.errors import UsageError
 from wsm_jax.io import files, machine
-from wsm_jax.models import family, presets
+from wsm_jax.models import attention, family, presets
 from wsm_jax.models import model as model_lib
 from wsm_jax.models.model import Model
 from wsm_jax.parallel import chips, sharding
@@ -132,6 +133,9 @@ def prepare(
         corpus = tokens.prepare(config.data, progress=progress)
     _check_corpus(origin, params_run, corpus, say)
     model = model_lib.build(presets.with_vocabulary(config.model, corpus.vocab_size, pad_given=not format))
+    if getattr(config.model, "attention", "") == attention.AUTO:
+        chosen = attention.chosen(attention.AUTO, config.model.context, config.model.compute_dtype)
+        say(f"attention: {chosen}, the fastest on {jax.default_backend()}")
     where = {"host_averages": config.averaging.host, "rules": rules}
     abstract = train_state.abstract(model, optimizer, mesh, averages, **where)
     if line := sharding.check_spread(abstract["params"]):
