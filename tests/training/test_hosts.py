@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("train")]
 # The first signal comes after update 4, to the second process alone; the second one when a state of step 24 is there.
 PROCESS = """
 import faulthandler, json, os, signal, sys, time
-faulthandler.dump_traceback_later(400, exit=True)
+faulthandler.dump_traceback_later(900, exit=True)
 import jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{sys.argv[1]}", num_processes=2, process_id=int(sys.argv[2]))

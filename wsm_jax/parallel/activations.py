@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from wsm_jax.parallel import sharding
-from wsm_jax.parallel.sharding import Rules
+from wsm_jax.parallel.sharding import LeafAxes, Rules
 
 Array = TypeVar("Array", bound=jax.Array)
 
@@ -45,6 +45,20 @@ def spread(x: Array, *axes: str | None) -> Array:
         return x
     mesh, rules = traced
     return jax.lax.with_sharding_constraint(x, sharding.array_sharding(mesh, x.shape, axes, rules))
+
+
+def spread_as_leaves(tree: Any, leaves: LeafAxes | None) -> Any:
+    """A tree like the parameters, e.g. their gradients, spread as these are; see :func:`spread` for when.
+
+    Args:
+      tree: of arrays.
+      leaves: path -> logical axes of a leaf, as the model's family declares them.
+    """
+    traced = _traced.get()
+    if traced is None or leaves is None or sharding.is_data_alone(traced[0]):
+        return tree
+    mesh, rules = traced
+    return jax.lax.with_sharding_constraint(tree, sharding.tree_shardings(mesh, tree, leaves, rules))
 
 
 def by_device(f: Callable[..., Any], *arrays: Any, like: jax.Array, axes: Sequence[str | None]) -> Any:
