@@ -55,26 +55,27 @@ def test_packed_documents_answer_as_each_alone(config):
 
 
 @every_family
-def test_it_learns_in_bfloat16_from_where_float32_begins(config):
-    half, batch = model.build(dataclasses.replace(config, compute_dtype="bfloat16")), tokens(8)
-    params = jax.jit(half.init)(jax.random.key(0))
+def test_it_learns_and_bfloat16_begins_where_it_begins(config):
+    half, batch, params = dataclasses.replace(config, compute_dtype="bfloat16"), tokens(8), parameters(config)
 
-    def loss(built: model.Model, params: Any) -> jax.Array:
-        return model.mean_loss(built, params, batch[:, :-1], batch[:, 1:])
+    def losses(config: Any, params: Any) -> jax.Array:
+        return model.loss_per_token(model.build(config), params, batch[:, :-1], batch[:, 1:])
+
+    def mean(params: Any) -> tuple[jax.Array, jax.Array]:
+        each = losses(config, params)
+        return each.mean(), each
 
     @jax.jit
-    def step(params: Any) -> tuple[Any, jax.Array]:
-        value, gradients = jax.value_and_grad(lambda params: loss(half, params))(params)
-        return jax.tree.map(lambda leaf, slope: leaf - slope, params, gradients), value
+    def step(params: Any) -> tuple[Any, np.ndarray]:
+        (_, each), gradients = jax.value_and_grad(mean, has_aux=True)(params)
+        return jax.tree.map(lambda leaf, slope: leaf - 0.01 * jnp.sign(slope), params, gradients), each
 
-    exact = jax.jit(lambda params: loss(model.build(config), params))(params)
-    losses = []
-    for _ in range(12):
-        params, value = step(params)
-        losses.append(float(value))
-    assert losses[0] == pytest.approx(float(exact), rel=2e-3) and exact == pytest.approx(np.log(VOCABULARY), abs=0.1)
-    assert losses[-1] < losses[0] - 0.5
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    rounded, found = np.asarray(jax.jit(lambda params: losses(half, params))(params)), []
+    for _ in range(10):
+        params, each = step(params)
+        found.append(np.asarray(each))
+    assert 0 < np.abs(rounded - found[0]).mean() < 0.05 < np.std(found[0])
+    assert found[-1].mean() < found[0].mean() - 0.5
 
 
 @pytest.mark.parametrize(
