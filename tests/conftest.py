@@ -1,13 +1,20 @@
-"""What all tests share: CPU, strict shapes, repeatable hypothesis examples, a throw-away token store."""
+"""What all tests share: CPU, strict shapes, repeatable examples, what is compiled, a throw-away token store."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all workers and for the processes that tests start
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="wsm-compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import gzip
 import json
 import pathlib
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator

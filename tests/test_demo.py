@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import demo
+from tests.disks import FULL, fill
 from wsm_jax import DECAYS, Run, UsageError, cli, merge_checkpoints, merge_weights
 from wsm_jax.checkpoints import orbax
 from wsm_jax.config import with_fields
@@ -21,7 +22,8 @@ from wsm_jax.evaluation import tuning
 from wsm_jax.evaluation.evaluate import Difference, checkpoint_path, paired_difference, run_evaluator
 from wsm_jax.reporting import comparison, report
 
-pytestmark = pytest.mark.xdist_group("demo")
+pytest_plugins = ["tests.disks"]
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("demo")]
 ROOT = Path(__file__).parent.parent
 
 
@@ -298,6 +300,18 @@ def test_a_report_with_learned_weights(demo_run, store, tmp_path, capsys, monkey
     assert (row["window"], row["extra_tokens"]) == (10, 0) and np.isfinite(row["difference"])
     assert "merge learned on validation" in (tmp_path / "report" / "report.md").read_text()
     assert (tmp_path / "report" / "gains.png").is_file()
+
+
+def test_a_report_on_a_full_disk_leaves_the_one_that_is_there(demo_run, store, disk, linear, capsys):
+    place = disk(8)
+    report.write(linear, place / "report")
+    before = {file.name: file.read_bytes() for file in (place / "report").iterdir()}
+    fill(place, 100_000)
+    runs = [str(demo_run / name) for name in ("constant", "decay-linear")]
+    assert cli.main(["report", *runs, f"--output={place / 'report'}"]) == 2
+    assert re.match(FULL, capsys.readouterr().err.splitlines()[-1])
+    assert {file.name: file.read_bytes() for file in (place / "report").iterdir()} == before
+    assert sorted(path.name for path in place.iterdir()) == ["ballast", "report"]
 
 
 def test_two_decays_of_one_curve_are_told_apart(demo_run, store, tmp_path):

@@ -15,6 +15,8 @@ from tests.runs import ended, recorded_step, stop_when
 from wsm_jax import Run
 from wsm_jax.checkpoints import orbax
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -22,7 +22,10 @@ from wsm_jax.errors import UsageError, ended
 from wsm_jax.evaluation.evaluate import run_evaluator
 from wsm_jax.io import files
 
-pytestmark = pytest.mark.xdist_group("experiments")  # one short run of each serves the whole file
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.xdist_group("experiments"),
+]  # one short run of each serves the whole file
 ROOT = Path(__file__).parent.parent
 
 

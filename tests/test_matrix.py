@@ -37,7 +37,7 @@ from wsm_jax.checkpoints import orbax
 from wsm_jax.checkpoints import plan as plan_lib
 from wsm_jax.models import model, presets
 
-pytestmark = pytest.mark.xdist_group("matrix")  # the runs are shared
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("matrix")]  # the runs are shared
 RATE = 8e-3
 
 

@@ -6,7 +6,7 @@ import nbclient
 import nbformat
 import pytest
 
-pytestmark = pytest.mark.xdist_group("demo")  # one demo run serves several files
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("demo")]  # one demo run serves several files
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "merging.ipynb"
 
 

@@ -13,7 +13,7 @@ import pytest
 from experiments import readme
 from wsm_jax import cli
 
-pytestmark = pytest.mark.xdist_group("demo")  # one demo run serves several files
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("demo")]  # one demo run serves several files
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 

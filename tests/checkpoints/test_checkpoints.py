@@ -249,6 +249,7 @@ with Stream({folder!r}, mergeable=False, keep=1) as stream:
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("files", [1, 6])
 def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_half_of_it(tmp_path, files):
     program = textwrap.dedent(KILLED_WHILE_REMOVING).format(folder=str(tmp_path), files=files)

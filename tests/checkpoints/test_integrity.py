@@ -61,6 +61,7 @@ def read(place):
     return load_tree(place) if orbax.is_checkpoint(place) else None
 
 
+@pytest.mark.integration
 def test_a_hundred_flipped_bits_are_all_found(saved):
     """Each reader refuses, or it gives what it gave before, for it does not read that byte."""
     chance, files = random.Random(0), everything(saved)

@@ -1,5 +1,6 @@
 """A disk without room: one line that names the file and the room it takes, nothing half-made, and on it goes."""
 
+import json
 import os
 import re
 import shutil
@@ -9,44 +10,14 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from tests.runs import ROOT, SIX_STEPS
+from tests.disks import FULL, fill
+from tests.runs import ROOT, SIX_STEPS, STEPS
 from wsm_jax.checkpoints import inspection, orbax, storage
 from wsm_jax.checkpoints.stream import Stream
 from wsm_jax.config import to_dict
 
-pytest_plugins = ["tests.runs"]
-pytestmark = pytest.mark.xdist_group("train")
-LINE = r"wsm: \S+ (cannot be written: the disk is full, it takes (more than )?[\d.]+ MB and|needs [\d.]+ GB more but)"
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """(megabytes) -> a file system of that size."""
-    mounted = []
-
-    def mount(megabytes):
-        place = tmp_path / f"disk-{len(mounted)}"
-        place.mkdir()
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)], capture_output=True, text=True
-        )
-        if done.returncode:
-            pytest.skip(f"a small file system cannot be mounted: {done.stderr.strip()}")
-        mounted.append(place)
-        return place
-
-    if shutil.which("mount") is None:
-        pytest.skip("there is no mount here")
-    yield mount
-    for place in mounted:
-        subprocess.run(["umount", str(place)], check=True)
-
-
-def fill(place, spare=0):
-    """Takes the room of a file system but for some bytes."""
-    free = shutil.disk_usage(place).free - spare
-    with (place / "ballast").open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(free, 1))
+pytest_plugins = ["tests.runs", "tests.disks"]
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("train")]
 
 
 def wsm(*arguments, environment=os.environ):
@@ -57,13 +28,13 @@ def wsm(*arguments, environment=os.environ):
 
 def refused(*arguments, **options):
     status, lines = wsm(*arguments, **options)
-    assert status == 2 and re.match(LINE, lines[-1]), lines
+    assert status == 2 and re.match(FULL, lines[-1]), lines
     return lines
 
 
 FILLED = """
 import pathlib, shutil, sys
-from tests.cli.test_full_disk import fill
+from tests.disks import fill
 from wsm_jax import cli
 from wsm_jax.checkpoints.stream import Stream
 from wsm_jax.io import disk
@@ -95,7 +66,7 @@ def test_train(tiny, disk, when):
     done = subprocess.run(filled, cwd=ROOT, env=tiny.environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
-    assert re.match(LINE, line) and "/run/checkpoints/merge/6" in line
+    assert re.match(FULL, line) and "/run/checkpoints/merge/6" in line
     assert os.listdir(place / "run" / "checkpoints" / "merge") == ["3"]
     assert os.listdir(place / "run" / "checkpoints" / "resume") == []
     (place / "ballast").unlink()
@@ -137,3 +108,17 @@ def test_prepare(tiny, disk):
     assert [path for path in (place / "store").rglob("*") if path.is_file()] == []
     (place / "ballast").unlink()
     assert wsm("prepare", f"--config={config}", environment=tiny.environment)[0] == 0
+
+
+def test_eval_where_the_tokens_must_be_made_again(tiny, reference, disk):
+    place = disk(4)
+    run = shutil.copytree(reference.path, place / "run", ignore=shutil.ignore_patterns("resume"))
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["store"] = str(place / "store")
+    (run / "config.json").write_text(json.dumps(config))
+    command = ["eval", f"--run={run}", "--json", f"--step={STEPS}"]
+    fill(place, 20000)
+    refused(*command, environment=tiny.environment)
+    assert [path for path in (place / "store").rglob("*") if path.is_file()] == []
+    (place / "ballast").unlink()
+    assert wsm(*command, environment=tiny.environment)[0] == 0

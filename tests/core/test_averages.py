@@ -286,6 +286,7 @@ print(json.dumps(facts))
 """
 
 
+@pytest.mark.integration
 def test_eight_devices_and_host_memory_average_as_one_device_does():
     environment = {
         **os.environ,

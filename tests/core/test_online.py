@@ -106,6 +106,7 @@ def worst(found, wanted, start):
 QUICK = ("linear", "minus_sqrt", "inverse_sqrt")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("curve", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CURVES])
 def test_every_window_ends_where_the_run_with_the_real_decay_ends(curve):
     window, spacing = 24, 8

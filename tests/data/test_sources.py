@@ -321,4 +321,4 @@ def test_hf_without_the_extra_names_it():
             print(error)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == 'hf:owner/name needs the extra `hf`: pip install -e ".[hf]"', done.stderr
+    assert done.stdout.strip() == 'hf:owner/name needs the extra `hf`: pip install "wsm-jax[hf]"', done.stderr

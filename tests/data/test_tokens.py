@@ -308,6 +308,7 @@ def _go(process: subprocess.Popen) -> None:
     process.stdin.flush()
 
 
+@pytest.mark.integration
 def test_two_processes_at_once_both_end_well(config, corpus, tmp_path):
     twins = [_start(dataclasses.replace(config, store=str(tmp_path))) for _ in range(2)]
     for twin in twins:
@@ -317,6 +318,7 @@ def test_two_processes_at_once_both_end_well(config, corpus, tmp_path):
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("moment", ["arrayrecord/.tmp-*", "tokens/.tmp-*/train"])
 def test_killed_prepare_leaves_nothing_that_looks_whole(config, corpus, tmp_path, moment):
     # A source large enough that the kill falls in the middle of the work.
@@ -336,6 +338,7 @@ def test_killed_prepare_leaves_nothing_that_looks_whole(config, corpus, tmp_path
     assert not list(tmp_path.glob("tokens/*/manifest.json")) and not (tmp_path / "index").exists()
 
 
+@pytest.mark.integration
 def test_after_a_kill_the_next_prepare_ends_well(config, corpus, tmp_path):
     process = _start(dataclasses.replace(config, store=str(tmp_path)))
     _go(process)

@@ -108,6 +108,7 @@ def own(reference, tmp_path):
     return folder
 
 
+@pytest.mark.integration
 def test_a_learned_merge_from_the_command_line_to_the_test_split(own, capsys):
     options = ["merge", f"--run={own}", "--curve=learned", "--count=8", "--fit_steps=20", "--fit_seed=3", "--json"]
     status, out, err = wsm(capsys, *options, "--monotone", "--fit_start=square", "--name=mine", "--verify")
@@ -247,6 +248,7 @@ print(json.dumps({"held": held, "weights": fit.weights.tolist(), "losses": fit.l
 """
 
 
+@pytest.mark.integration
 def test_eight_devices_learn_what_one_learns(tiny, reference):
     environment = {**tiny.environment, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     done = subprocess.run(
@@ -265,6 +267,7 @@ def test_eight_devices_learn_what_one_learns(tiny, reference):
     np.testing.assert_allclose(eight["losses"], one.losses, rtol=1e-5)
 
 
+@pytest.mark.integration
 def test_a_search_over_interval_means_alone(tiny, capsys):
     """Nothing but means is in the merge stream; the end of the run is there as a full state."""
     fields = {"duration": "12steps", "checkpoint__snapshot": "mean", "checkpoint__branch_points": ""}

@@ -1,6 +1,9 @@
 """What appears whole or not at all."""
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -33,6 +36,37 @@ def test_a_folder_that_fails_leaves_the_old_one(tmp_path):
         raise RuntimeError
     assert names(tmp_path) == ["report", "report/table"]
     assert (tmp_path / "report" / "table").read_text() == "old"
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_kill_between_any_two_steps_loses_neither(tmp_path, renames):
+    """Killed after so many renames; the next call begins with the newest that was whole."""
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "notes").write_text("mine")
+    killed = """
+import os, pathlib, signal, sys
+from wsm_jax.io import publish
+done = 0
+def kill_after(rename):
+    def killing(*places, **options):
+        global done
+        if done == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        done += 1
+        return rename(*places, **options)
+    return killing
+os.rename, os.replace, publish.shutil.rmtree = map(kill_after, (os.rename, os.replace, publish.shutil.rmtree))
+with publish.replaced(pathlib.Path(sys.argv[1])) as made:
+    (made / "table").write_text("half")
+"""
+    done = subprocess.run([sys.executable, "-c", killed, str(tmp_path / "report"), str(renames)])
+    assert done.returncode == -signal.SIGKILL
+    with publish.replaced(tmp_path / "report") as made:
+        assert (made / "notes").read_text() == "mine" and (made / "table").exists() == (renames == 2)
+        (made / "table").write_text("new")
+    assert names(tmp_path / "report") == ["notes", "table"]
+    assert (tmp_path / "report" / "table").read_text() == "new"
+    assert not (tmp_path / ".old-report").exists()
 
 
 def test_all_is_synced_before_the_name_appears(tmp_path, monkeypatch):

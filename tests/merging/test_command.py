@@ -266,6 +266,7 @@ def test_the_record_of_weights_by_rule_has_them_by_leaf(reference, tmp_path):
 # --- one merge at every so many steps --------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("more", "ends"),
     [

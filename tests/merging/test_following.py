@@ -17,7 +17,7 @@ from wsm_jax.checkpoints import run as run_lib
 from wsm_jax.merging import following
 
 pytest_plugins = ["tests.runs"]
-pytestmark = pytest.mark.xdist_group("train")
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("train")]
 
 
 @pytest.fixture(autouse=True)

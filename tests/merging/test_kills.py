@@ -16,11 +16,14 @@ import wsm_jax
 from tests.merging.trees import bits, save_all, tree
 from wsm_jax import UsageError
 from wsm_jax.checkpoints import orbax, storage
+from wsm_jax.checkpoints import output as output_lib
+
+pytestmark = pytest.mark.integration
 
 
 def test_two_merges_cannot_write_the_same_output(tmp_path):
     paths = save_all(tmp_path, [tree(0)])
-    with storage.unfinished(tmp_path / "out") as place:
+    with output_lib.unfinished(tmp_path / "out") as place:
         with pytest.raises(UsageError, match="out is being written by another merge"):
             wsm_jax.merge_checkpoints(paths, [1.0], tmp_path / "out")
         orbax.save_tree(place, tree(5))
@@ -55,7 +58,7 @@ def test_links_among_the_leftovers_of_a_killed_merge_are_not_followed(tmp_path):
     (tmp_path / "victim" / "keep").touch()
     place = tmp_path / ".out.merging"
     place.mkdir()
-    (place / storage.MARK).touch()
+    (place / output_lib.MARK).touch()
     (place / "out").symlink_to(tmp_path / "victim")
     wsm_jax.merge_checkpoints(paths, [1.0], tmp_path / "out")
     assert (tmp_path / "victim" / "keep").exists()
@@ -89,7 +92,7 @@ def test_a_killed_merge_leaves_nothing_that_looks_whole_and_can_be_repeated(tmp_
         """A merge that has just claimed its folder, which removes what an earlier one left in it."""
         shutil.rmtree(out, ignore_errors=True)
         place.mkdir(parents=True, exist_ok=True)
-        (place / storage.MARK).touch()
+        (place / output_lib.MARK).touch()
         (place / "leftover").touch()
         process = subprocess.Popen(command)
         while (place / "leftover").exists():

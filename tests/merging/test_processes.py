@@ -14,6 +14,8 @@ from tests.merging.trees import bits, save_all
 from tests.two_processes import two_processes
 from wsm_jax.checkpoints import orbax
 
+pytestmark = pytest.mark.integration
+
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
 

@@ -72,6 +72,7 @@ ROOTS = np.sqrt(np.arange(5) / 4)
 POWERS = 0.1 ** (np.arange(5) / 4)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("curve", "weights", "words"),
     [
@@ -188,6 +189,7 @@ def test_an_end_point_that_comes_after_the_means_is_not_waited_for(only, capsys)
 # --- along the run, and many at once ---------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("curve", ["linear", "exponential"])
 def test_every_is_one_merge_after_the_other(both, tmp_path, capsys, curve):
     folder = tmp_path / "series"
@@ -297,6 +299,7 @@ def test_rules_that_weigh_checkpoints(only, both, tmp_path, capsys, rule):
         assert "weighs point checkpoints; interval means take a decay curve (linear, cosine," in message
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("kept", "arguments", "words"),
     [

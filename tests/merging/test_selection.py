@@ -162,6 +162,7 @@ def test_a_series_that_never_fits(reference, arguments, message):
 # --- a run that is still being written -------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_merging_while_the_run_trains_and_lets_old_checkpoints_go(tiny, tmp_path, capsys):
     """Each merge is, bit for bit, that of the same steps of an undisturbed run that kept everything."""
     keep = 10

@@ -92,6 +92,7 @@ def test_loss_and_gradients_equal_a_plain_reference(attention):
     assert_close(grads, expected, 1e-4)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "change",
     [
@@ -174,6 +175,7 @@ def test_blocks_of_the_loss_keep_no_logits_of_the_whole_batch():
     assert held(config) < 0.8 * logits < held(dataclasses.replace(config, loss_blocks=1))
 
 
+@pytest.mark.integration
 def test_gradients_do_not_depend_on_the_number_of_devices():
     program = "from tests.models import test_model as t; [t.compare_devices(*a) for a in (('xla', 1), ('blocks', 4))]"
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

@@ -108,6 +108,7 @@ def test_a_branch_goes_on_although_its_parent_let_go_of_the_state(tiny, referenc
         tiny.run("too-late", branch_from=origin)
 
 
+@pytest.mark.integration
 def test_a_decayed_run_is_warmed_up_again(tiny, decayed):
     fields = {"duration": f"{END + 18}steps", "schedule__name": "rewarm", "evaluation__interval": ""}
     run = tiny.run("rewarmed", branch_from=f"{decayed.path}@{END}", log__interval="1steps", **fields)
@@ -123,6 +124,7 @@ def test_a_decayed_run_is_warmed_up_again(tiny, decayed):
     assert min(int(path.name.split("-at-")[1]) for path in run.merged("x").parent.iterdir()) == END + 9
 
 
+@pytest.mark.integration
 def test_the_tokens_of_a_branch_with_larger_batches(tiny, reference):
     """They are those of the parent up to the branch, and its own after it; also in a branch of the branch."""
     asked = {"checkpoint__merge_interval": "1steps", "checkpoint__resume_interval": "2steps", "log__interval": "2steps"}
@@ -233,6 +235,7 @@ def test_documents_that_have_changed_since_are_a_note(tiny, reference, capsys):
     assert "note: the documents have changed since" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "fields", [{"optimizer__weight_decay": 0.0}, {"optimizer__clip_norm": 0.0}, {"model__loss_blocks": 2}]
 )

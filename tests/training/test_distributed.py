@@ -13,7 +13,7 @@ from wsm_jax.checkpoints import orbax
 from wsm_jax.config import to_dict
 
 pytest_plugins = ["tests.runs"]
-pytestmark = pytest.mark.xdist_group("train")
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("train")]
 
 PROCESS = """
 import faulthandler, json, sys, jax

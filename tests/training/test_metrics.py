@@ -136,7 +136,7 @@ def test_a_run_with_tensorboard(tiny):
 )
 def test_a_tracker_that_is_not_installed(tiny, monkeypatch, log, module, extra):
     monkeypatch.setitem(sys.modules, module, None)  # makes its import fail
-    message = rf'log\.{extra} needs {module}: pip install -e "\.\[{extra}\]"'
+    message = rf'log\.{extra} needs {module}: pip install "wsm-jax\[{extra}\]"'
     with pytest.raises(UsageError, match=message):
         check_trackers(LogConfig(**log))
     with pytest.raises(UsageError, match=message):

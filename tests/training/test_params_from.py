@@ -29,6 +29,7 @@ def fed_back(tiny, reference):
     return merge, run
 
 
+@pytest.mark.integration
 def test_the_run_goes_on_from_the_merge_with_the_state_and_the_tokens_of_the_branch(fed_back, reference):
     """Computed again with nothing of the trainer but its step."""
     merge, run = fed_back
@@ -51,6 +52,7 @@ def test_the_run_goes_on_from_the_merge_with_the_state_and_the_tokens_of_the_bra
     assert run.facts["params_from"] == str(merge.absolute()) and reference.facts["params_from"] is None
 
 
+@pytest.mark.integration
 def test_a_run_may_begin_with_the_parameters_of_another(tiny, reference):
     start = reference.merge_stream / str(STEPS)
     run = tiny.run("begun", params_from=start, **SIX_STEPS, log__interval="1steps", averaging__names="running_mean")

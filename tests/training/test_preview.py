@@ -16,7 +16,7 @@ from wsm_jax.reporting import report
 from wsm_jax.training import preview
 
 pytest_plugins = ["tests.runs"]
-pytestmark = pytest.mark.xdist_group("averages")
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("averages")]
 
 FIELDS = {
     "preview__curves": "linear, exponential",

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.xdist_group("resume")
 
 # Devices, and how they are laid out.
 MESHES = {1: (1, {}), 8: (8, {}), "sharded": (4, {"mesh__fsdp": 2, "mesh__tensor": 2})}
-SHARDED = pytest.param("sharded", marks=pytest.mark.integration)
+EIGHT, SHARDED = (pytest.param(kind, marks=pytest.mark.integration) for kind in (8, "sharded"))
 
 
 def newest_state(directory):
@@ -64,7 +64,7 @@ def reference_sharded(tiny):
     return tiny.finish("reference-sharded", devices=devices, **fields)
 
 
-@pytest.mark.parametrize("kind", [1, 8, SHARDED])
+@pytest.mark.parametrize("kind", [1, EIGHT, SHARDED])
 def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tiny, request, kind):
     uninterrupted = request.getfixturevalue("reference" if kind == 1 else f"reference_{kind}")
     devices, fields = MESHES[kind]
@@ -96,6 +96,7 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tiny, request, kind):
     assert leftovers == []
 
 
+@pytest.mark.integration
 def test_eight_devices_train_as_one_does(reference, reference_8):
     """Sums over eight parts round otherwise, and Adam makes that grow; so close, then less close."""
     first, last = ([r.metrics("train")[i]["loss"] for r in (reference, reference_8)] for i in (0, -1))
@@ -107,6 +108,7 @@ def test_eight_devices_train_as_one_does(reference, reference_8):
             np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
 
 
+@pytest.mark.integration
 def test_sigterm_and_sigint_save_at_once_and_the_same_command_goes_on(tiny, reference):
     directory = tiny.folder / "stopped"
     stops = [0]
@@ -142,6 +144,7 @@ def test_the_same_command_on_a_run_that_is_done_changes_nothing(tiny, reference)
     assert {path: path.stat().st_mtime_ns for path in reference.path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.integration
 def test_a_run_that_keeps_few_merge_checkpoints_goes_on_after_a_kill(tiny, reference):
     """A kill finds one more than are kept, and the first that is saved then pushes it out, to be saved again itself."""
     run = tiny.run("few", checkpoint__merge_keep=2)
@@ -174,6 +177,7 @@ def test_a_state_that_cannot_be_loaded_costs_no_merge_checkpoint(tiny, reference
     assert run.metrics() == reference.metrics()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("field", ["resume_interval", "branch_points"])
 def test_other_states_are_asked_for_after_a_kill_and_it_is_killed_again_at_once(tiny, reference, field):
     """So a run is left: merge checkpoints up to the next state of before, and the new settings in config.json."""

@@ -40,6 +40,8 @@ from wsm_jax.parallel import sharding
 from wsm_jax.training import optimizer
 from wsm_jax.training.loop import train
 
+pytestmark = pytest.mark.integration
+
 STEPS, BRANCH, EVERY, COUNT = 16, 12, 2, 4
 AXES = {"data": 2, "tensor": 2}
 RULES = {"batch": "data", "embed": "tensor", "into": "tensor"}

@@ -146,6 +146,7 @@ def test_merged_interval_means_are_the_merge_of_every_step(averaged, after_each_
             close(merged, jax.tree.map(lambda x: x[first + 1 : last + 1].mean(axis=0), after_each_step))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "option", [pytest.param({"averaging__host": True}, marks=pytest.mark.slow), {"averaging__every": 5}]
 )
@@ -176,6 +177,7 @@ def averaged_8(tiny):
     return tiny.finish("averaged-8", devices=8, **ALL, preview__averages=True)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_killed_inside_its_windows_and_resumed_is_uninterrupted_bit_for_bit(tiny, request, devices):
     uninterrupted = request.getfixturevalue("averaged" if devices == 1 else "averaged_8")
@@ -196,6 +198,7 @@ def test_killed_inside_its_windows_and_resumed_is_uninterrupted_bit_for_bit(tiny
     assert records(run) == records(uninterrupted)
 
 
+@pytest.mark.integration
 def test_a_run_from_before_there_were_averages_goes_on(tiny, reference):
     """Its configuration lacks the fields and its full states the item."""
     copy = shutil.copytree(reference.path, tiny.folder / "before")
@@ -226,6 +229,7 @@ def test_a_full_state_without_its_averages_is_an_error(tiny, averaged):
         tiny.run("robbed", **ALL)
 
 
+@pytest.mark.integration
 def test_averages_of_a_branch_begin_there(tiny, averaged, after_each_step):
     """From a parent with averages or without; here the parent's own schedule, so the parameters are the same."""
     run = tiny.run("averaged-branch", branch_from=f"{averaged.path}@{BRANCH}", **ALL, evaluation__interval="")
@@ -297,6 +301,7 @@ def test_an_average_is_merged_in_another_dtype_and_format(averaged, tmp_path):
     np.testing.assert_array_equal(found["final_norm.scale"], wanted["final_norm"]["scale"])
 
 
+@pytest.mark.integration
 def test_a_schedule_free_run_saves_and_evaluates_its_average(tiny):
     run = tiny.run("schedule-free", **SIX_STEPS, optimizer__name="schedule_free", preview__averages=True)
     averages, params = (saved(run, 6, item) for item in ("schedule_free", "params"))

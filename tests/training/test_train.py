@@ -196,6 +196,7 @@ def test_a_state_that_was_to_be_kept_stays_when_a_later_command_forgets_it(tiny,
     assert orbax.complete_steps(run.resume_stream) == [BRANCH, 40, STEPS]  # also the one that was still to come
 
 
+@pytest.mark.integration
 def test_two_processes_do_not_write_one_run(tiny):
     process = tiny.start("twice", duration="4000steps", checkpoint__resume_interval="4000steps")
     while not (tiny.folder / "twice" / "metrics.jsonl").exists() and process.poll() is None:
@@ -210,6 +211,7 @@ def test_two_processes_do_not_write_one_run(tiny):
     assert status == 75, output  # and it was not disturbed
 
 
+@pytest.mark.integration
 def test_a_start_that_fails_late_does_not_lock_the_folder(tiny):
     with pytest.raises(UsageError, match="too few for one window"):
         tiny.run("corrected", model__context=100_000)
@@ -232,6 +234,7 @@ DIVERGING = {
 }
 
 
+@pytest.mark.integration
 def test_a_run_that_diverges_stops_and_keeps_what_was_good(tiny):
     process = tiny.start("diverging", **DIVERGING)
     status, output = ended(process)
@@ -301,6 +304,7 @@ def test_a_bucket_is_no_folder(tiny, tmp_path, monkeypatch):
 # --- as a library ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_quiet_means_quiet(tiny):
     """Nothing on either stream, from a fresh process, also from the libraries; and from a thread, where Python allows
     no signal handlers."""

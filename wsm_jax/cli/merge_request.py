@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wsm_jax.checkpoints import storage
+from wsm_jax.checkpoints import output as output_lib
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.core.leaves import parse_rule
 from wsm_jax.errors import UsageError
@@ -95,5 +95,5 @@ def output_path(options: argparse.Namespace, merging: Run, name: str, *, check: 
 def unused(options: argparse.Namespace, output: Path) -> Path:
     """``output``, after a look whether something is there, unless the merge is only explained."""
     if not options.explain:
-        storage.check_free(output)
+        output_lib.check_free(output)
     return output

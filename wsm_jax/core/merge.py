@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsm_jax.core import leaf_weights
 from wsm_jax.core import leaves as leaves_lib
-from wsm_jax.core.leaves import AVERAGE, FIRST, LAST, SKIP, Rules, Weights
+from wsm_jax.core.leaf_weights import Weights
+from wsm_jax.core.leaves import AVERAGE, FIRST, LAST, SKIP, Rules
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError
 
@@ -56,8 +58,8 @@ def merge(trees: Sequence[Any], weights: Weights, *, rules: Rules = (), dtype: A
     leaves_lib.check_same(named, names, found, any_float=dtype is not None)
     policies = {path: found[path] for path in named[0]}
     averaged = [path for path, policy in policies.items() if policy == AVERAGE]
-    vectors = leaves_lib.weight_vectors(weights, averaged, len(trees))
-    first, last = leaves_lib.window_ends(vectors, len(trees))
+    vectors = leaf_weights.weight_vectors(weights, averaged, len(trees))
+    first, last = leaf_weights.window_ends(vectors, len(trees))
     total: Any = {}
     for index, leaves in enumerate(named):
         if any(vector[index] for vector in vectors.values()) or (not total and index == last):

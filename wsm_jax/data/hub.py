@@ -126,7 +126,7 @@ def open_hf(name: str) -> tuple[Reader, str]:
         try:
             import datasets  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise UsageError(f'{spec} needs the extra `hf`: pip install -e ".[hf]"') from error
+            raise UsageError(f'{spec} needs the extra `hf`: pip install "wsm-jax[hf]"') from error
         try:
             table = datasets.load_dataset(path, config, split=split)
         except Exception as error:

@@ -68,14 +68,19 @@ def published(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def replaced(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """As :func:`published`, with what ``folder`` holds already to begin with; it is the old one or the new one."""
+    """As :func:`published`, with what ``folder`` holds already to begin with; it is the old one or the new one.
+
+    Where a kill came between the two renames, the old one is put back by the next call.
+    """
     folder = folder.resolve()
+    old = folder.with_name(f".old-{folder.name}")
+    if old.is_dir():
+        shutil.rmtree(old) if folder.exists() else os.rename(old, folder)
     with _temporary(folder) as temporary:
         if folder.is_dir():
             shutil.copytree(folder, temporary, dirs_exist_ok=True)
         yield temporary
         sync(temporary)  # so that next to nothing lies between the two renames
-        old = temporary.with_name(f"{temporary.name}-old")
         if folder.is_dir():
             os.rename(folder, old)
         try:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from wsm_jax.core.coefficients import Vector
-from wsm_jax.core.leaves import Weights
+from wsm_jax.core.leaf_weights import Weights
 from wsm_jax.core.merge_weights import altered
 from wsm_jax.errors import UsageError
 from wsm_jax.merging import steps as steps_lib

@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 
+from wsm_jax.checkpoints import output as output_lib
 from wsm_jax.checkpoints import storage
-from wsm_jax.core import leaves as leaves_lib
-from wsm_jax.core.leaves import AVERAGE, Weights
+from wsm_jax.core import leaf_weights
+from wsm_jax.core.leaf_weights import Weights
+from wsm_jax.core.leaves import AVERAGE
 from wsm_jax.errors import UsageError
 from wsm_jax.io import disk
 from wsm_jax.io import memory as memory_lib
@@ -102,10 +104,10 @@ def write(
     with contextlib.ExitStack() as stack:
         with all_succeed():
             for output in outputs:
-                storage.check_free(output)
+                output_lib.check_free(output)
             merges = stack.enter_context(opened(specs, memory))
             disk.check_disk(outputs[0].parent, merges.nbytes * len(outputs))
-        folders = [stack.enter_context(storage.unfinished(output)) for output in outputs]
+        folders = [stack.enter_context(output_lib.unfinished(output)) for output in outputs]
         sinks = [
             storage.create_sink(folder, merges.outputs(number), merges.sources[-1], spec.format, spec.item)
             for number, (folder, spec) in enumerate(zip(folders, specs.values(), strict=True))
@@ -131,8 +133,8 @@ def _record(merges: Merges, number: int, inputs: Sequence[Mapping[str, Any]]) ->
     """What is kept of a merge: its own record, the inputs that it used with their weights, unusual policies."""
     spec, places = list(merges.specs.values())[number], merges.places[number]
     vectors = {path: vector[places] for path, vector in merges.vectors[number].items()}
-    used = leaves_lib.used(vectors, len(places))
-    weights = vectors if leaves_lib.is_ruled(spec.weights) else spec.weights  # what each leaf has, not by which rule
+    used = leaf_weights.used(vectors, len(places))
+    weights = vectors if leaf_weights.is_ruled(spec.weights) else spec.weights  # what each leaf has, not by which rule
     return {
         **spec.record,
         "weights": spec.record.get("weights", provenance.as_lists(weights, used)),

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from wsm_jax.core.leaves import Weights
+from wsm_jax.core.leaf_weights import Weights
 from wsm_jax.io import machine
 
 

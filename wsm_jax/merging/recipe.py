@@ -10,7 +10,7 @@ from wsm_jax.checkpoints.orbax import PARAMS
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.core.coefficients import Vector
 from wsm_jax.core.decay import DECAYS
-from wsm_jax.core.leaves import Weights
+from wsm_jax.core.leaf_weights import Weights
 from wsm_jax.errors import UsageError
 from wsm_jax.merging import selection, steps, weighting
 from wsm_jax.merging.selection import MEAN, POINT, Window

@@ -16,8 +16,10 @@ import numpy as np
 from wsm_jax.checkpoints import storage
 from wsm_jax.checkpoints.orbax import PARAMS
 from wsm_jax.checkpoints.storage import Source
+from wsm_jax.core import leaf_weights
 from wsm_jax.core import leaves as lib
-from wsm_jax.core.leaves import AVERAGE, SKIP, Leaf, Rules, Weights
+from wsm_jax.core.leaf_weights import Weights
+from wsm_jax.core.leaves import AVERAGE, SKIP, Leaf, Rules
 from wsm_jax.errors import UsageError
 from wsm_jax.io import files
 
@@ -142,7 +144,7 @@ class Merges:
     def outputs(self, number: int) -> dict[str, Leaf]:
         """The leaves of the result of the merge ``number``, strings with their values."""
         inputs = [source.leaves for source in self.sources]
-        return lib.with_texts(self.results, self.policies, inputs, self.vectors[number])
+        return leaf_weights.with_texts(self.results, self.policies, inputs, self.vectors[number])
 
 
 @contextlib.contextmanager
@@ -175,9 +177,9 @@ def opened(specs: Mapping[str, MergeSpec], memory: int = MEMORY) -> Iterator[Mer
         for one in specs.values():
             same = one.inputs == inputs  # some may be named twice
             places.append(np.arange(len(inputs)) if same else np.asarray([inputs.index(each) for each in one.inputs]))
-            own = lib.weight_vectors(one.weights, averaged, len(one.inputs))
+            own = leaf_weights.weight_vectors(one.weights, averaged, len(one.inputs))
             vectors.append({path: spread(vector, places[-1], len(inputs)) for path, vector in own.items()})
-            first, last = lib.window_ends(own, len(one.inputs))
+            first, last = leaf_weights.window_ends(own, len(one.inputs))
             ends.append((int(places[-1][first]), int(places[-1][last])))
         yield Merges(specs, sources, places, vectors, ends, policies, leaves, results, memory)
 

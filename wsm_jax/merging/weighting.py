@@ -26,7 +26,7 @@ from wsm_jax.checkpoints.run import Run
 from wsm_jax.core import coefficients, schedules
 from wsm_jax.core.coefficients import Vector
 from wsm_jax.core.decay import DECAYS, Curve
-from wsm_jax.core.leaves import Weights
+from wsm_jax.core.leaf_weights import Weights
 from wsm_jax.core.merge_weights import altered, merge_weights
 from wsm_jax.core.schedules import Schedule
 from wsm_jax.core.weight_decay import decayed_checkpoint_weights

@@ -11,7 +11,7 @@ from typing import Any
 from wsm_jax import config as config_lib
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.core.decay import DECAYS
-from wsm_jax.io import files, machine, publish
+from wsm_jax.io import disk, files, machine, publish
 from wsm_jax.reporting import plots
 from wsm_jax.reporting.comparison import Comparison, Row
 from wsm_jax.reporting.tables import markdown_table
@@ -124,7 +124,10 @@ def write(result: Comparison, directory: str | Path) -> Path:
       the directory.
     """
     directory = Path(directory)
-    with tempfile.TemporaryDirectory() as made:  # drawing takes seconds; a kill meanwhile leaves nothing beside runs
+    with (
+        tempfile.TemporaryDirectory() as made,  # drawing takes seconds; a kill meanwhile leaves nothing beside runs
+        disk.writing(made, lambda: disk.disk_bytes(made)),
+    ):
         folder = Path(made)
         text = io.StringIO()
         csv.writer(text).writerows(table(result))

@@ -91,7 +91,7 @@ def _import(module: str, extra: str) -> Any:
     try:
         return __import__(module)
     except ImportError as error:
-        raise UsageError(f'log.{extra} needs {module}: pip install -e ".[{extra}]"') from error
+        raise UsageError(f'log.{extra} needs {module}: pip install "wsm-jax[{extra}]"') from error
 
 
 def _drop_after(path: Path, step: int) -> None:
