@@ -16,10 +16,12 @@ from tests.runs import ROOT, SIX_STEPS
 from wsm_jax import Run, load_tree, merge_checkpoints, named_leaves
 from wsm_jax.checkpoints import storage
 from wsm_jax.config import ModelConfig, from_dict, to_dict
-from wsm_jax.evaluation import evaluate
+from wsm_jax.evaluation import evaluate, tuning
 from wsm_jax.merging import offline
+from wsm_jax.merging.selection import select
 from wsm_jax.models import model as model_lib
-from wsm_jax.parallel import sharding
+from wsm_jax.models.attention import causal_attention
+from wsm_jax.parallel import activations, sharding
 from wsm_jax.training import train_state
 from wsm_jax.training.loop import train
 from wsm_jax.training.train_step import jit_train_step
@@ -72,6 +74,31 @@ def losses(axes: dict[str, int]) -> dict[str, Any]:
     }
 
 
+def loss_memory(axes: dict[str, int]) -> dict[str, float]:
+    """Bytes a device of a step with 157,184 words, compiled and not run: temporaries, and all logits of its rows."""
+    rows, context, vocabulary = 8, 1024, 157184
+    mesh, optimizer = mesh_of(axes), optax.sgd(1e-2)
+    fields = ModelConfig(layers=1, d_model=64, heads=8, context=context, vocab_size=vocabulary, loss_blocks=16)
+    state = train_state.abstract(model := model_lib.build(fields), optimizer, mesh)
+    tokens = jax.ShapeDtypeStruct((rows, context), np.int32, sharding=sharding.batch_sharding(mesh))
+    step = jit_train_step(model, optimizer, mesh, state).lower(state, {"inputs": tokens, "targets": tokens}).compile()
+    logits = rows // sharding.batch_parts(mesh) * context * vocabulary // axes.get("tensor", 1) * 4
+    return {"temporaries": step.memory_analysis().temp_size_in_bytes, "logits": logits}
+
+
+def splash_calls(axes: dict[str, int]) -> int:
+    """Kernels in attention and its gradient, lowered for TPUs with each device's part of the rows and the heads."""
+    mesh = mesh_of(axes)
+    q, k = (jax.ShapeDtypeStruct((8, 256, heads, 64), "bfloat16") for heads in (4, 2))
+
+    def total(q: Any, k: Any, v: Any) -> Any:
+        with activations.on(mesh, sharding.RULES):
+            return causal_attention(q, k, v, "splash").astype("float32").sum()
+
+    lowered = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(q, k, k).lower(lowering_platforms=("tpu",))
+    return lowered.as_text().count("tpu_custom_call")
+
+
 def show(settings: str, folder: Path) -> dict[str, Any]:
     """Everything that takes eight devices; what is asserted of it."""
     config = from_dict(json.loads(settings))
@@ -86,9 +113,12 @@ def show(settings: str, folder: Path) -> dict[str, Any]:
     ((_, merged),) = offline.merge_many(paths, {"merged": [0.25, 0.75]}, shardings=evaluate.shardings(run))
     return {
         "meshes": [{"axes": axes, **losses(axes)} for axes in [{"data": 1}, *ONE_AXIS, *TOGETHER]],
+        "loss memory": [loss_memory(axes) for axes in ({"fsdp": 8}, {"tensor": 8})],
+        "splash": splash_calls(TOGETHER[0]),
         "records": records,
         "specs": {path: str(leaf.sharding.spec) for path, leaf in named_leaves(merged).items()},
         "merged": evaluate.run_evaluator(run, "validation")(merged).loss,
+        "fitted": tuning.learn(run, select(run, 2), steps=1).before,
         "loaded": evaluate.run_evaluator(run, "validation")(evaluate.load(run, paths[1])).loss,
     }
 
@@ -134,6 +164,16 @@ def test_each_device_holds_its_share_of_the_state(facts):
             assert 0 < counts <= 16, found["axes"]
 
 
+def test_the_logits_of_a_large_vocabulary_never_exist_whole(facts):
+    """A sixteenth of the sequence at a time; the table, its gradient and the scores of attention are the rest."""
+    for found in facts["loss memory"]:
+        assert found["temporaries"] < 0.6 * found["logits"]
+
+
+def test_splash_runs_on_each_device_by_itself(facts):
+    assert facts["splash"] == 2
+
+
 def test_a_run_goes_on_on_another_mesh(facts):
     before, run = facts["records"], Run(facts["folder"] / "run")
     assert [record["step"] for record in run.metrics("start")] == [0, 3]
@@ -160,5 +200,8 @@ def test_merges_in_memory_lie_on_the_mesh_and_are_those_of_one_device(facts):
     assert facts["specs"]["blocks/mlp/up/kernel"] == "P(None, 'fsdp', 'tensor')"
     validate = evaluate.run_evaluator(run, "validation")
     merged = merge_checkpoints([run.merge_stream / str(step) for step in (3, 6)], [0.25, 0.75])
+    mean = merge_checkpoints([run.merge_stream / str(step) for step in (3, 6)], [0.5, 0.5])
+    on_part = evaluate.run_evaluator(run, "validation", limit_tokens=run.config.evaluation.tokens)
+    assert facts["fitted"] == pytest.approx(on_part(mean).loss, rel=1e-5)
     assert facts["merged"] == pytest.approx(validate(merged).loss, rel=1e-6)
     assert facts["loaded"] == pytest.approx(validate(load_tree(run.merge_stream / "6")).loss, rel=1e-6)
