@@ -169,6 +169,8 @@ WRONG = {
 def test_a_value_of_another_type_is_refused_in_every_field(name):
     kind = type(flat_fields(Config())[name][0])
     for value in WRONG[kind]:
+        if name == "model.remat" and value is True:  # what earlier versions saved
+            continue
         config = Config()
         set_field(config, name, value)
         with pytest.raises(UsageError, match=rf"^{name} is .*; it must ") as error:
