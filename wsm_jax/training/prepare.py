@@ -135,7 +135,7 @@ def prepare(
     model = model_lib.build(presets.with_vocabulary(config.model, corpus.vocab_size, pad_given=not format))
     if getattr(config.model, "attention", "") == attention.AUTO:
         chosen = attention.chosen(attention.AUTO, config.model.context, config.model.compute_dtype)
-        say(f"attention: {chosen}, the fastest on {jax.default_backend()}")
+        say(f"attention: {chosen} on {jax.default_backend()}")
     where = {"host_averages": config.averaging.host, "rules": rules}
     abstract = train_state.abstract(model, optimizer, mesh, averages, **where)
     if line := sharding.check_spread(abstract["params"]):
