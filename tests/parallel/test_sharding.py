@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from wsm_jax.models import model, presets
 from wsm_jax.parallel import sharding
 
 
-def abstract_mesh(**axes):
+def abstract_mesh(**axes) -> Any:
     """A mesh without devices: one that this machine need not have."""
     return AbstractMesh(tuple(axes.values()), tuple(axes))
 

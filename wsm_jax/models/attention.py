@@ -67,10 +67,8 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None
     mask = library.MultiHeadMask([library.CausalMask((length, length))] * heads)
     kernel = library.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * q.shape[3] ** -0.5, k, v))
-    if segments is None:
-        y = jax.vmap(kernel)(q, k, v)
-    else:
-        y = jax.vmap(kernel)(q, k, v, library.SegmentIds(segments, segments))
+    marks = () if segments is None else (library.SegmentIds(segments, segments),)
+    y: Any = jax.vmap(kernel)(q, k, v, *marks)
     return jnp.swapaxes(y, 1, 2)
 
 
