@@ -1,6 +1,7 @@
 """A run that version 0.1.0 wrote (tests/fixtures/version_0_1): resumed, branched from, merged and evaluated today."""
 
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -78,3 +79,13 @@ def test_it_is_evaluated_as_it_was(old_run, which, loss, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["loss"] == pytest.approx(loss, abs=1e-5)
     assert (found["tokens"], found["documents"]) == (12533, 4)
+
+
+def test_its_damaged_state_is_named_and_the_next_older_one(old_run, capsys):
+    for file in (old_run.resume_stream / "12" / "params").rglob("d/*"):
+        os.truncate(file, file.stat().st_size // 2)
+    before = sorted(path for path in old_run.path.rglob("*"))
+    assert cli.main(["train", f"--config={FIXTURE}/make.py", f"--run={old_run.path}", "--quiet"]) == 2
+    state = old_run.resume_stream / "12"
+    assert capsys.readouterr().err.strip().endswith(f"; the next older state is 8: remove {state} to go on from there")
+    assert sorted(path for path in old_run.path.rglob("*")) == before

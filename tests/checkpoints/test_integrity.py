@@ -115,6 +115,13 @@ def test_inspect_names_every_damaged_file_of_a_run(saved, tmp_path, capsys):
     load_tree(run / "checkpoints" / "merge" / "2")  # the damage is in the average
 
 
+def test_a_file_that_is_cut_short_is_named_once(saved, tmp_path):
+    place = shutil.copytree(saved / "checkpoints" / "merge" / "1", tmp_path / "1")
+    largest = max((file for file in place.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    assert [(str(damage.file), damage.what) for damage in integrity.damages(place)] == [(str(largest), "is damaged")]
+
+
 def test_a_step_without_hashes_is_damaged_unless_an_earlier_version_saved_it(saved, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(saved, run)

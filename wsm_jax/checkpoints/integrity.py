@@ -141,10 +141,12 @@ def damages(path: str | os.PathLike, items: Collection[str] | None = None) -> It
         files = [name for name in files if not (name.startswith(unknown) and _is_chunk(name))]
         broken = [*_at_once(lambda name: _changed_file(folder / name, kept.files[name], held), files)]
         yield from (found := [damage for damage in broken if damage])
+        named = {damage.file for damage in found}
         if unreadable and not found:
             yield Damage(folder / unreadable[0][0], f"cannot be read ({unreadable[0][1]})")
         for item, source in sources.items():
-            yield from _changed_arrays(source, kept.arrays[item])
+            # A file that is cut short has been named.
+            yield from (damage for damage in _changed_arrays(source, kept.arrays[item]) if damage.file not in named)
 
 
 def _changed_file(file: Path, digest: str, held: Held) -> Damage | None:

@@ -43,7 +43,8 @@ def unfinished(output: str | os.PathLike) -> Iterator[Path]:
             check_free(output)
             lock = _claim(folder, output) if jax.process_index() == 0 else None
         with disk.writing(output, lambda: disk.disk_bytes(folder)):
-            yield folder / output.name
+            with publish.flushing(folder):
+                yield folder / output.name
             with all_succeed():
                 pass  # every part is written
             with all_succeed():

@@ -132,7 +132,10 @@ class Stream:
         place = self._directory / str(step)
         integrity.check_together(place, abstract)
         for item, tree in abstract.items():  # Orbax would notice while it reads, and complain from its threads
-            stored = named_leaves(orbax.abstract_tree(place, item))
+            try:
+                stored = named_leaves(orbax.abstract_tree(place, item))
+            except UsageError as error:  # of an earlier version's state, which has no hashes that would have told
+                raise UsageError(f"{error}; {integrity.advice(place)}") from error
             for name, leaf in named_leaves(tree).items():
                 if (found := getattr(stored.get(name), "shape", leaf.shape)) != leaf.shape:
                     raise UsageError(f"{place}: leaf {item}/{name} is {found}, but {leaf.shape} is wanted")

@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from wsm_jax.io import disk
 _PREFIX = ".tmp-"
 # A killed writer leaves its temporary folder behind. Nobody writes for a day, so older ones are swept.
 _STALE_SECONDS = 24 * 3600
+_FLUSH_SECONDS = 0.2
 
 
 def data_folder(setting: str = "") -> pathlib.Path:
@@ -37,6 +39,25 @@ def sync(made: pathlib.Path) -> None:
         for name in names:
             _sync(os.path.join(folder, name))
         _sync(folder)
+
+
+@contextlib.contextmanager
+def flushing(folder: pathlib.Path) -> Iterator[None]:
+    """Within it, what is put into ``folder`` goes to the disk at once, so that :func:`sync` has little to wait for."""
+    ended = threading.Event()
+
+    def flush() -> None:
+        while not ended.wait(_FLUSH_SECONDS):
+            with contextlib.suppress(OSError):  # the sync at the end tells
+                sync(folder)
+
+    thread = threading.Thread(target=flush, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _sync(path: str | os.PathLike) -> None:
