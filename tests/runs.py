@@ -65,13 +65,18 @@ class Tiny:
         config, place = self.config(**fields), self.folder / name
         return train(config, place, branch_from=branch_from, params_from=str(params_from), quiet=True)
 
-    def start(self, name: str, *arguments: str, devices: int = 1, **fields: Any) -> subprocess.Popen[str]:
-        """``wsm train`` as a process of its own."""
+    def file(self, name: str, **fields: Any) -> Path:
+        """The configuration with fields replaced, as a file for ``--config``."""
         file = self.folder / f"{name}.py"
         file.write_text(
             "from wsm_jax.config import from_dict\n\n\ndef get_config():\n"
             f"    return from_dict({to_dict(self.config(**fields))!r})\n"
         )
+        return file
+
+    def start(self, name: str, *arguments: str, devices: int = 1, **fields: Any) -> subprocess.Popen[str]:
+        """``wsm train`` as a process of its own."""
+        file = self.file(name, **fields)
         environment = dict(self.environment)
         if devices > 1:
             environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 
-def two_processes(program: str, *arguments: object, environment: Mapping[str, str]) -> list[str]:
-    """What each printed; ``program`` gets the coordinator's port, its own number and ``arguments``."""
+def two_processes(program: str, *arguments: object, environment: Mapping[str, str], status: int = 0) -> list[str]:
+    """What each printed; ``program`` gets the coordinator's port, its own number and ``arguments``, and ends so."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -25,6 +25,8 @@ def two_processes(program: str, *arguments: object, environment: Mapping[str, st
     ]
     with ThreadPoolExecutor(len(started)) as pool:  # both are read, so that neither waits for a full pipe
         outcomes = list(pool.map(subprocess.Popen.communicate, started))
-    failed = [errors[-4000:] for process, (_, errors) in zip(started, outcomes, strict=True) if process.returncode]
+    failed = [
+        errors[-4000:] for process, (_, errors) in zip(started, outcomes, strict=True) if process.returncode != status
+    ]
     assert not failed, "\n\n".join(failed)  # of both: one that waits may wait for one that died
     return [printed for printed, _ in outcomes]

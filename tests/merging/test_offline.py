@@ -80,7 +80,7 @@ def test_no_block_holds_more_than_its_worker_may(memory, merges, inputs, sizes):
     )
     assert len({task.elements for task in every}) == 1  # one compiled sum
     for task in every:
-        blocks = list(task.blocks(0, task.leaf.size))
+        blocks = list(task.blocks([(0, task.leaf.size)]))
         assert sum(stop - start for start, stop in blocks) == task.leaf.size
         assert max(stop - start for start, stop in blocks) <= task.elements
 
@@ -355,7 +355,7 @@ def test_blocks_cover_every_element_once_in_whole_chunks(start, size, quantum, i
     task = engine.make_task("w", leaf, range(inputs), [0], np.ones((1, inputs), np.float32), 1 << 20, 300_000)
     for first, last in ((0, size), (min(start, size - 1), size)):
         covered = np.zeros(size, int)
-        for low, high in task.blocks(first, last):
+        for low, high in task.blocks([(first, last)]):
             covered[low:high] += 1
             assert low % leaf.quantum == 0 and high - low <= task.elements
             assert high % leaf.quantum == 0 or high == size

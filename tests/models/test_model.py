@@ -97,8 +97,9 @@ def test_loss_and_gradients_equal_a_plain_reference(attention):
     "change",
     [
         {"scan_unroll": 3},
-        {"remat": True},
-        {"attention": "blocks", "remat": True},
+        {"remat": "full"},
+        {"attention": "blocks", "remat": "dots"},
+        {"remat": "offload"},
         {"loss_blocks": 4},
         {"loss_blocks": 80},
     ],

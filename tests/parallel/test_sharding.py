@@ -4,23 +4,30 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.runs import ROOT
 from wsm_jax import UsageError
-from wsm_jax.core.trees import path_name
+from wsm_jax.core.trees import named_leaves, path_name
+from wsm_jax.models import model, presets
 from wsm_jax.parallel import sharding
 
 
-def test_the_mesh_has_one_axis_over_all_devices():
+def abstract_mesh(**axes) -> Any:
+    """A mesh without devices: one that this machine need not have."""
+    return AbstractMesh(tuple(axes.values()), tuple(axes))
+
+
+def test_the_mesh_has_all_devices_along_data():
     mesh = sharding.make_mesh()
-    assert mesh.axis_names == ("data",)
-    assert mesh.axis_types == (AxisType.Auto,)
+    assert dict(mesh.shape) == {"data": jax.device_count(), "fsdp": 1, "expert": 1, "tensor": 1}
+    assert set(mesh.axis_types) == {AxisType.Auto}
     assert mesh.size == jax.device_count()
     assert sharding.make_mesh(jax.devices()[:1]).size == 1
 
@@ -40,26 +47,73 @@ def test_a_mesh_of_several_axes_takes_all_devices():
 
 
 def test_rules_spread_the_axes_of_a_leaf_and_its_moments_follow():
-    mesh = sharding.make_mesh(jax.devices()[:1], {"data": 1, "tensor": 1})
+    mesh = abstract_mesh(data=2, tensor=2, one=1)
     kernel, norm = jax.ShapeDtypeStruct((8, 4), float), jax.ShapeDtypeStruct((4,), float)
     params = {"mlp": {"kernel": kernel}, "norm": norm}
     state = {"params": params, "moments": ({"mu": params, "count": jax.ShapeDtypeStruct((), int)},)}
     leaves = {"mlp/kernel": ("embed", "ff"), "norm": ("embed",)}
-    found = sharding.tree_shardings(mesh, state, leaves, {"embed": ("data", "tensor")})
+    found = sharding.tree_shardings(mesh, state, leaves, {"embed": ("data", "one", "tensor")})
     rows = NamedSharding(mesh, P(("data", "tensor")))
     assert found["params"] == found["moments"][0]["mu"] == {"mlp": {"kernel": rows}, "norm": rows}
     assert found["moments"][0]["count"] == sharding.replicated(mesh)
     columns = sharding.tree_shardings(mesh, params, leaves, {"ff": "tensor"})
     assert columns == {"mlp": {"kernel": NamedSharding(mesh, P(None, "tensor"))}, "norm": sharding.replicated(mesh)}
-    everywhere = sharding.tree_shardings(mesh, state, leaves)
-    assert {where.spec for where in jax.tree.leaves(everywhere)} == {P()}
+    assert sharding.device_bytes(params, columns) == (8 * 4 / 2 + 4) * np.dtype(float).itemsize
+
+
+def test_a_leaf_that_no_family_declares_is_an_error():
+    shapes = {
+        "params": {"a": jax.ShapeDtypeStruct((65,), "float32")},
+        "coefficients": jax.ShapeDtypeStruct((5,), float),
+    }
+    mesh = abstract_mesh(data=2, fsdp=2, expert=1, tensor=1)
+    assert sharding.tree_shardings(mesh, shapes)["params"]["a"].spec == P()
+    with pytest.raises(UsageError, match=r"leaf params/a of shape \(65,\) is none that the model family declares"):
+        sharding.tree_shardings(mesh, shapes, {"b": ("embed",)})
+    with pytest.raises(
+        UsageError, match=r"leaf a of shape \(65,\): dimension 0, embed, is no multiple of mesh.fsdp=2;"
+    ):
+        sharding.tree_shardings(mesh, shapes, {"a": ("embed",)})
+
+
+def test_a_large_leaf_that_lies_whole_is_an_error_or_a_line():
+    shapes = {"table": jax.ShapeDtypeStruct((1000, 300), "float32"), "norm": jax.ShapeDtypeStruct((300,), "float32")}
+
+    def spread(axes, **mesh):
+        mesh = abstract_mesh(**{"data": 1, "fsdp": 1, "expert": 1, "tensor": 1, **mesh})
+        where = sharding.tree_shardings(mesh, shapes, {"table": axes, "norm": ("position",)})
+        return sharding.check_spread(
+            jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, where)
+        )
+
+    assert spread(("position", "other"), data=2) == ""
+    assert spread(("position", "embed"), fsdp=2) == ""
+    assert "1 leaves, 1.2 MB, are whole on every device, e.g. table" in spread(("position", "embed"), tensor=2)
+    with pytest.raises(UsageError, match=r"leaf table of 1.2 MB would be whole .* mesh.fsdp=2 and mesh.tensor=2; its"):
+        spread(("position", "other"), fsdp=2, tensor=2)
+
+
+@pytest.mark.parametrize("name", ["gpt2_small", "tiny"])
+def test_fsdp_and_tensor_cut_every_large_leaf_of_gpt2(name):
+    built = model.build(presets.with_vocabulary(presets.preset(name), 4096))
+    shapes = jax.eval_shape(built.init, jax.random.key(0))
+    mesh = abstract_mesh(data=1, fsdp=4, expert=1, tensor=2)
+    where = named_leaves(sharding.tree_shardings(mesh, shapes, built.axes))
+    whole = {
+        path: leaf
+        for path, leaf in named_leaves(shapes).items()
+        if sharding.count(mesh, sharding.names(where[path].spec)) < 8
+    }
+    assert set(whole) == {path for path in where if path.endswith("scale")} | {"position_embedding"}
+    assert {sharding.count(mesh, sharding.names(where[path].spec)) for path in whole} == {4}
 
 
 def test_rows_that_the_devices_cannot_share_equally_are_on_all_of_them():
-    mesh = sharding.make_mesh(axes={"replica": 1, "data": jax.device_count()})
+    mesh = abstract_mesh(replica=2, data=2)
     rules = {"batch": ("replica", "data")}
-    assert sharding.batch_parts(mesh, rules) == jax.device_count()
-    assert sharding.rows_sharding(mesh, 3 * jax.device_count(), rules).spec == P(("replica", "data"))
+    assert sharding.batch_parts(mesh, rules) == 4
+    assert sharding.rows_sharding(mesh, 12, rules).spec == P(("replica", "data"))
+    assert sharding.rows_sharding(mesh, 6, rules).spec == P()
     assert sharding.batch_sharding(mesh, {}).spec == P()
     with pytest.raises(UsageError, match="the rules spread batch over data, but the mesh has x"):
         sharding.batch_sharding(sharding.make_mesh(axes={"x": jax.device_count()}))

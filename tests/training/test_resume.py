@@ -34,6 +34,11 @@ pytest_plugins = ["tests.runs"]
 pytestmark = pytest.mark.xdist_group("resume")
 
 
+# Devices, and how they are laid out.
+MESHES = {1: (1, {}), 8: (8, {}), "sharded": (4, {"mesh__fsdp": 2, "mesh__tensor": 2})}
+EIGHT, SHARDED = (pytest.param(kind, marks=pytest.mark.integration) for kind in (8, "sharded"))
+
+
 def newest_state(directory):
     return max(orbax.complete_steps(directory / "checkpoints" / "resume"), default=0)
 
@@ -53,29 +58,36 @@ def reference_8(tiny):
     return tiny.finish("reference-8", devices=8)
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.integration)])
-def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tiny, request, devices):
-    uninterrupted = request.getfixturevalue("reference" if devices == 1 else "reference_8")
-    name = f"killed-{devices}"
+@pytest.fixture(scope="module")
+def reference_sharded(tiny):
+    devices, fields = MESHES["sharded"]
+    return tiny.finish("reference-sharded", devices=devices, **fields)
+
+
+@pytest.mark.parametrize("kind", [1, EIGHT, SHARDED])
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tiny, request, kind):
+    uninterrupted = request.getfixturevalue("reference" if kind == 1 else f"reference_{kind}")
+    devices, fields = MESHES[kind]
+    name = f"killed-{kind}"
     directory = tiny.folder / name
     resume = directory / "checkpoints" / "resume"
     anywhere = random.Random(devices).randint(15, 30)
-    # While a full state is being saved and, on one device, before the first one (all over again) and at any time.
+    # While a full state is being saved and, save on eight devices, before the first one and at any time.
     moments = [lambda: bool(saves_under_way(resume)) and newest_state(directory) >= BRANCH]
-    if devices == 1:
+    if kind != 8:
         moments[:0] = [
             lambda: recorded_step(directory) >= 6,
             lambda: recorded_step(directory) >= anywhere,
         ]
     starts = [0]
     for moment in moments:
-        status, _ = stop_when(tiny.start(name, devices=devices), moment, signal.SIGKILL)
+        status, _ = stop_when(tiny.start(name, devices=devices, **fields), moment, signal.SIGKILL)
         check_after_kill(directory, status)
         starts.append(newest_state(directory))
     assert saves_under_way(resume)
     with (directory / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')  # a record that the kill cut in two
-    run = tiny.finish(name, devices=devices)
+    run = tiny.finish(name, devices=devices, **fields)
     assert starts[-1] >= BRANCH
     assert run.metrics("start")[-1]["step"] == starts[-1]
     assert_same_checkpoints(uninterrupted, run)
@@ -182,16 +194,17 @@ def test_other_states_are_asked_for_after_a_kill_and_it_is_killed_again_at_once(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 8])
-def test_twenty_kills_at_random(tiny, request, devices):
+@pytest.mark.parametrize("kind", MESHES)
+def test_twenty_kills_at_random(tiny, request, kind):
     """At random times from the start of the process on: while importing, compiling, training, saving."""
-    uninterrupted = request.getfixturevalue("reference" if devices == 1 else "reference_8")
+    uninterrupted = request.getfixturevalue("reference" if kind == 1 else f"reference_{kind}")
+    devices, fields = MESHES[kind]
     chance = random.Random(devices)
-    name = f"twenty-{devices}"
+    name = f"twenty-{kind}"
     directory = tiny.folder / name
     kills = 0
     while kills < 20:
-        process = tiny.start(name, devices=devices)
+        process = tiny.start(name, devices=devices, **fields)
         before = recorded_step(directory)
         if kills % 3:  # a random time after training went on
             goal = time.monotonic() + 60
@@ -211,6 +224,6 @@ def test_twenty_kills_at_random(tiny, request, devices):
             continue
         kills += 1
         check_after_kill(directory, status)
-    run = tiny.finish(name, devices=devices)
+    run = tiny.finish(name, devices=devices, **fields)
     assert_same_checkpoints(uninterrupted, run)
     assert records(run) == records(uninterrupted)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 from tests.runs import ROOT
 from wsm_jax import Run, UsageError, load_tree, merge_checkpoints, merge_weights, named_leaves
@@ -266,7 +267,8 @@ def test_its_fields_are_options_of_the_command_line(tmp_path):
 def test_a_leaf_that_is_not_declared_or_does_not_fit_the_rules_is_named():
     shapes = jax.eval_shape(model.build(MixerFields(vocab_size=300)).init, jax.random.key(0))
     declared = dict(leaves(MixerFields()))
-    spread = functools.partial(sharding.tree_shardings, jax.make_mesh((1, 1), ("data", "tensor")), shapes)
+    mesh: Any = AbstractMesh((2, 2), ("data", "tensor"))
+    spread = functools.partial(sharding.tree_shardings, mesh, {"table": shapes["table"]})
     with pytest.raises(UsageError, match="declare its leaf readout"):
         family.check_leaves({path: leaf for path, leaf in declared.items() if path != "readout"}, shapes)
     with pytest.raises(UsageError, match=r"table is of shape \(300, 16\)"):

@@ -18,6 +18,7 @@ from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError
 from wsm_jax.io import hashes
 from wsm_jax.io.files import read_json
+from wsm_jax.parallel import ranges
 from wsm_jax.parallel.processes import all_succeed
 
 if TYPE_CHECKING:
@@ -55,17 +56,15 @@ def units(tree: Any) -> Units:
 
 
 def _parts(leaf: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """(first element, elements) of the ranges of an array that this process saves; none where they are no ranges."""
+    """(first element, elements) of the ranges of an array that this process saves."""
     if not isinstance(leaf, jax.Array):
         yield 0, np.ascontiguousarray(leaf).reshape(-1)
         return
-    shards = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
-    if all(shard.data.shape[1:] == leaf.shape[1:] for shard in shards):
-        for shard in shards:
-            first = (shard.index[0].start or 0) * math.prod(leaf.shape[1:]) if shard.index else 0
-            yield first, np.ascontiguousarray(shard.data).reshape(-1)
-    elif leaf.is_fully_addressable:
-        yield 0, np.ascontiguousarray(leaf).reshape(-1)
+    for shard in leaf.addressable_shards:
+        if shard.replica_id == 0:
+            starts, length = ranges.of(leaf.shape, shard.index)
+            rows = np.ascontiguousarray(shard.data).reshape(len(starts), length)
+            yield from zip(starts.tolist(), rows, strict=True)
 
 
 def seal(folder: Path, found: Mapping[str, Sequence[Units]] | None = None) -> None:

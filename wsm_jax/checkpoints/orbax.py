@@ -22,6 +22,7 @@ import numpy as np
 from wsm_jax.checkpoints.quiet import quiet
 from wsm_jax.errors import UsageError
 from wsm_jax.io.files import parse_json
+from wsm_jax.parallel import ranges
 
 PARAMS = "params"
 CHUNK_BYTES = 64 * 10**6
@@ -61,9 +62,13 @@ def _storage_options(key: Any, value: Any) -> Any:
     """Chunks that are ranges of the leaf, so that a merge reads raw bytes, any part of them.
 
     A leaf is cut along its first dimension, whatever its rank. Orbax halves the longest side: where that might not be
-    the first, each row (a layer of stacked ones, say) is a chunk; and where rows are tiny the leaf stays whole.
+    the first, each row (a layer of stacked ones, say) is a chunk; and where rows are tiny the leaf stays whole. Where
+    the devices share it along a later dimension, a chunk is what one of them holds of one index of those before.
     """
     del key
+    if axis := ranges.cut_axis(value):
+        piece = math.prod(value.sharding.shard_shape(value.shape)[axis:]) * value.dtype.itemsize
+        return orbax().options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=piece, shard_axes=tuple(range(axis)))
     size, row = value.dtype.itemsize, math.prod(value.shape[1:]) * value.dtype.itemsize
     chunk, rows = max(CHUNK_BYTES, size), ()
     if value.size * size > CHUNK_BYTES and row * max(value.shape[1:], default=0) > CHUNK_BYTES:

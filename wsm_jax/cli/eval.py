@@ -37,7 +37,7 @@ def run(options: argparse.Namespace, settings: list[str]) -> None:
     evaluator = evaluate_lib.run_evaluator(run, options.split)
     if options.merged:
         evaluate_lib.check_fits(run, path)
-    params = orbax.load_tree(path, item)
+    params = evaluate_lib.load(run, path, item)
     try:
         summary = evaluator(params).summary()
     except NonFiniteError as error:

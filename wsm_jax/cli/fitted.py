@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 from typing import Any
 
-from wsm_jax.checkpoints import orbax
 from wsm_jax.checkpoints.orbax import PARAMS
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.cli import merge_request, merge_run
@@ -42,7 +41,7 @@ def make_specs(options: argparse.Namespace, *, say: Say = lambda _: None) -> dic
     newest = recipe.end_point(run, window.steps[-1]) if snapshot == MEAN else window.paths[-1]
     validate = evaluate.run_evaluator(run, split, limit_tokens=limit)
     # What no merge at all gives. Without an end point a search over means is refused, as some curves need it.
-    last_loss = validate(orbax.load_tree(newest, options.item or PARAMS)).loss if newest else None
+    last_loss = validate(evaluate.load(run, newest, options.item or PARAMS)).loss if newest else None
     if options.curve == "learned":
         rule, window, fit = _learned(options, run, window, say)
     else:

@@ -17,9 +17,9 @@ from wsm_jax.errors import UsageError
 
 __all__ = [
     "MODEL_FIELDS", "AveragingConfig", "CheckpointConfig", "Config", "DataConfig", "EvaluationConfig", "LogConfig",
-    "ModelConfig", "ModelFields", "OptimizerConfig", "PreviewConfig", "ScheduleConfig", "check_values", "config_hash",
-    "config_id", "flat_fields", "free_fields", "from_dict", "model_fields", "parse_duration", "parse_list", "setting",
-    "split_commas", "to_dict", "walk", "with_fields",
+    "MeshConfig", "ModelConfig", "ModelFields", "OptimizerConfig", "PreviewConfig", "ScheduleConfig", "check_values",
+    "config_hash", "config_id", "flat_fields", "free_fields", "from_dict", "model_fields", "parse_duration",
+    "parse_list", "setting", "split_commas", "to_dict", "walk", "with_fields",
 ]  # fmt: skip
 
 
@@ -168,6 +168,24 @@ class LogConfig:
 
 
 @dataclasses.dataclass
+class MeshConfig:
+    """How the devices are laid out; which leaf is cut over which axis is in ``wsm_jax.parallel.sharding.RULES``.
+
+    The rows of a batch are shared out over ``data``, ``fsdp`` and ``expert``. -1 takes the devices that the other axes
+    leave; ``data`` gives way to another axis that does.
+    """
+
+    data: int = setting(-1, "devices that share the batch and nothing else; -1 = the rest", later=True, free=True)
+    fsdp: int = setting(
+        1, "devices that share the batch, every parameter and its state; -1 = the rest", later=True, free=True
+    )
+    expert: int = setting(1, "devices that share the batch and the experts; -1 = the rest", later=True, free=True)
+    tensor: int = setting(
+        1, "devices that share heads, feed-forward features and the vocabulary; -1 = the rest", later=True, free=True
+    )
+
+
+@dataclasses.dataclass
 class Config:
     """Everything a training run depends on."""
 
@@ -184,6 +202,7 @@ class Config:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     preview: PreviewConfig = dataclasses.field(default_factory=PreviewConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     @property
     def tokens_per_step(self) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from wsm_jax.errors import UsageError
@@ -17,6 +17,7 @@ def setting(
     kind: str = "",
     least: int | None = None,
     most: int = 2**63 - 1,
+    before: Mapping[Any, Any] | None = None,
 ) -> Any:
     """A dataclass field with its default and one line of help (shown by ``wsm train --help``).
 
@@ -31,8 +32,10 @@ def setting(
         paths. An empty text is none of them.
       least: of a whole number, the smallest.
       most: of a whole number, the largest.
+      before: value -> what earlier versions had in its place, which hashes hold still.
     """
     metadata = {"help": text, "later": later, "free": free, "kind": kind, "least": least, "most": most}
+    metadata["before"] = before or {}
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -68,6 +68,6 @@ def _hashed(node: Any, of: Callable[[Any, Any], Any]) -> dict[str, Any]:
             if group := _hashed(value, of):
                 found[field.name] = group
         elif not (field.metadata["later"] and value == field.default):
-            if (kept := of(field, value)) is not _LEFT_OUT:
+            if (kept := of(field, field.metadata["before"].get(value, value))) is not _LEFT_OUT:
                 found[field.name] = kept
     return found

@@ -43,9 +43,22 @@ class TransformerFields(ModelFields):
     layers: int = setting(4, "transformer blocks")
     d_model: int = setting(128, "width of the residual stream")
     heads: int = setting(4, "attention heads; d_model must be a multiple of it")
-    attention: str = setting("xla", "jax.nn.dot_product_attention with xla or cudnn; blocks: query blocks, for CPUs")
+    attention: str = setting(
+        "xla",
+        "jax.nn.dot_product_attention with xla or cudnn; splash, for TPUs; blocks: query blocks, for CPUs; "
+        "auto: cudnn on GPUs, splash on TPUs, else xla",
+    )
     scan_unroll: int = setting(1, "layers unrolled in one iteration of the layer scan")
-    remat: bool = setting(False, "recompute each block in the backward pass to save memory")
+    remat: str = setting(
+        "none",
+        "recompute blocks in the backward pass to save memory: none | full | dots (all but matrix products) | "
+        "offload (full, and what is kept goes to the host)",
+        before={"none": False, "full": True},
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.remat, bool):  # as earlier versions saved it
+            self.remat = "full" if self.remat else "none"
 
 
 @dataclasses.dataclass

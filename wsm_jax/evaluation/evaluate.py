@@ -21,7 +21,8 @@ from wsm_jax.errors import NonFiniteError, UsageError
 from wsm_jax.models import family
 from wsm_jax.models.model import Model, build, loss_per_token
 from wsm_jax.models.presets import with_vocabulary
-from wsm_jax.parallel import sharding
+from wsm_jax.parallel import activations, sharding
+from wsm_jax.parallel import mesh as mesh_lib
 from wsm_jax.parallel.sharding import RULES, Rules
 
 Z95 = 1.959963984540054
@@ -130,7 +131,7 @@ def make_evaluator(
 ) -> Evaluator:
     """params -> Evaluation on a split of some stores; the batches are read once and the step is compiled once.
 
-    Parameters that lie on the devices of the mesh stay as they are spread; others are put whole on every device.
+    Parameters that lie on the devices of the mesh stay as they are spread; others are put there as the rules say.
 
     Args:
       model: what computes the loss.
@@ -139,14 +140,14 @@ def make_evaluator(
       split: ``validation``, ``test`` or ``train``.
       batch_size: sequences in one batch.
       limit_tokens: stop after the last document that ends within so many tokens of each store; 0 = all.
-      rules: which axes carry the batch.
+      rules: logical axis -> axes of the mesh.
 
     Raises:
       UsageError: an empty split or a batch size below 1. What is returned raises NonFiniteError for a loss that is
         not finite, naming the leaf.
     """
     where = sharding.rows_sharding(mesh, batch_size, rules)
-    step = _compiled_loss(model, mesh)
+    step = _compiled_loss(model, mesh, tuple(rules.items()))
     batches, documents, counts, sizes = [], [], [], []
     for store in stores:
         first, taken = len(sizes), 0
@@ -162,7 +163,7 @@ def make_evaluator(
     data_hash = "-".join([split, str(limit_tokens), *(store.hash[:16] for store in stores)])
 
     def evaluate(params: Any) -> Evaluation:
-        params = sharding.placed(mesh, params)
+        params = sharding.placed(mesh, params, model.axes, rules)
         nats = np.zeros(len(sizes))
         # Every batch is dispatched before the first result is waited for, where that is safe.
         arrived = jax.block_until_ready if sharding.in_turn(mesh) else lambda loss: loss
@@ -186,12 +187,16 @@ def _not_finite(params: Any) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled_loss(model: Model, mesh: Mesh) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
+def _compiled_loss(
+    model: Model, mesh: Mesh, rules: tuple[tuple[str, Any], ...]
+) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
     """One for all splits and stores of a model, so that it is compiled once for each shape of a batch."""
-    return jax.jit(
-        lambda params, batch: loss_per_token(model, params, batch["inputs"], batch["targets"]),
-        out_shardings=sharding.replicated(mesh),
-    )
+
+    def loss(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        with activations.on(mesh, dict(rules)):
+            return loss_per_token(model, params, batch["inputs"], batch["targets"])
+
+    return jax.jit(loss, out_shardings=sharding.replicated(mesh))
 
 
 def model_and_data(run: Run) -> tuple[Model, Corpus]:
@@ -223,8 +228,8 @@ def run_evaluator(
       run: says which data and which model.
       split: ``validation``, ``test`` or ``train``.
       limit_tokens: tokens of each store; 0 = all.
-      mesh: the devices; default: all, along one axis.
-      rules: which axes carry the batch.
+      mesh: the devices; default: all, as near to the run's mesh as they allow.
+      rules: logical axis -> axes of the mesh.
 
     Raises:
       UsageError: the data are not those the run was trained on.
@@ -232,13 +237,35 @@ def run_evaluator(
     model, corpus = model_and_data(run)
     return make_evaluator(
         model,
-        mesh or sharding.make_mesh(),
+        mesh or mesh_lib.like(run.config.mesh),
         held_out_stores(corpus, split),
         split,
         batch_size=run.config.evaluation.batch_size,
         limit_tokens=limit_tokens,
         rules=rules,
     )
+
+
+def load(run: Run, path: str | Path, item: str | None = None) -> Any:
+    """The parameters at ``path`` on the devices where :func:`run_evaluator` wants them, each with its part alone.
+
+    Raises:
+      UsageError: as :func:`wsm_jax.load_tree`; a leaf that the model of ``run`` lacks.
+    """
+    stored = orbax.abstract_tree(path, item)
+    where = sharding.tree_shardings(mesh_lib.like(run.config.mesh), stored, _model(run).axes)
+    return orbax.load_tree(path, item, abstract=jax.tree.map(_at, stored, where))
+
+
+def _at(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+
+def shardings(run: Run) -> Any:
+    """Where :func:`run_evaluator` wants the parameters of the run's model."""
+    model = _model(run)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return sharding.tree_shardings(mesh_lib.like(run.config.mesh), shapes, model.axes)
 
 
 def check_fits(run: Run, path: Path) -> None:

@@ -22,11 +22,12 @@ from jax.sharding import Mesh
 from wsm_jax.core import coefficients
 from wsm_jax.core.coefficients import Vector
 from wsm_jax.core.leaves import AVERAGE
+from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError
-from wsm_jax.io import memory
 from wsm_jax.merging import offline
 from wsm_jax.merging.spec import MergeSpec, opened
-from wsm_jax.parallel import sharding
+from wsm_jax.parallel import chips, sharding
+from wsm_jax.parallel.sharding import LeafAxes
 
 Loss = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
 
@@ -216,15 +217,15 @@ def on_simplex(logits: Any, corners: Vector) -> Vector:
     return shares / shares.sum() @ corners
 
 
-def load(paths: Sequence[Path], mesh: Mesh, *, room: int | None = None) -> Any:
+def load(paths: Sequence[Path], mesh: Mesh, axes: LeafAxes | None = None, *, room: int | None = None) -> Any:
     """The checkpoints as one tree of float32 leaves [K, ...], oldest first, after a look at the memory that takes.
 
-    The checkpoints are spread over the devices that share a batch where K is a multiple of their number; else each of
-    them holds all.
+    Each leaf is cut as the rules say, and the checkpoints are shared out over ``data`` where K is a multiple of it.
 
     Args:
       paths: checkpoint folders.
       mesh: the devices.
+      axes: path -> logical axes of a leaf; None: leaves are whole.
       room: bytes that each device has; default: what is free on it, or on the host.
 
     Raises:
@@ -237,34 +238,28 @@ def load(paths: Sequence[Path], mesh: Mesh, *, room: int | None = None) -> Any:
         for leaf, policy in merges.policies.items():
             if policy != AVERAGE:
                 raise UsageError(f"leaf {leaf} of {paths[0]} is not floating, so its weights cannot be learned")
-        where = sharding.rows_sharding(mesh, count)
-        one = merges.nbytes
-        needed = one * (where.shard_shape((count,))[0] + 3)
-        free = _room(mesh) if room is None else room
+        shapes = {path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for path, leaf in merges.results.items()}
+        one = sharding.tree_shardings(mesh, shapes, axes)
+        every = {path: sharding.stacked(where, count) for path, where in one.items()}
+        needed = 3 * sharding.device_bytes(shapes, one) + sharding.device_bytes(
+            {path: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype) for path, leaf in shapes.items()}, every
+        )
+        free = chips.free_memory(mesh) if room is None else room
         if needed > free:
             raise UsageError(
-                f"learning the weights of {count} checkpoints of {one / 1e9:.3f} GB takes {needed / 1e9:.3f} GB "
-                "on each device (the checkpoints, their merge, its gradient and one being read), but "
+                f"learning the weights of {count} checkpoints of {merges.nbytes / 1e9:.3f} GB takes {needed / 1e9:.3f} "
+                "GB on each device (the checkpoints, their merge, its gradient and one being read), but "
                 f"{free / 1e9:.3f} GB are free; take fewer, or --curve=search, which needs few merges at a time"
             )
 
-    @jax.jit(donate_argnums=0, out_shardings=where)
+    @jax.jit(donate_argnums=0, out_shardings=every)
     def put(stacked: Any, tree: Any, place: Any) -> Any:
-        return jax.tree.map(lambda rows, leaf: rows.at[place].set(leaf), stacked, tree)
+        return {path: rows.at[place].set(tree[path]) for path, rows in stacked.items()}
 
-    stacked = None
-    options = {"dtype": "float32", "shardings": sharding.replicated(mesh), "room": 0}  # no room: one after the other
+    stacked = {path: jnp.zeros((count, *leaf.shape), leaf.dtype, device=every[path]) for path, leaf in shapes.items()}
+    options = {"dtype": "float32", "shardings": one, "room": 0}  # no room: one after the other
     single = {str(place): row for place, row in enumerate(np.eye(count))}
+    tree: Any = None
     for place, tree in offline.merge_many(paths, single, **options):
-        if stacked is None:
-            stacked = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype, device=where), tree)
-        stacked = put(stacked, tree, int(place))
-    return stacked
-
-
-def _room(mesh: Mesh) -> int:
-    """Bytes free for each device: its own, or its share of the host's."""
-    stats = [device.memory_stats() for device in mesh.local_devices]
-    if all(stats):
-        return min(s["bytes_limit"] - s["bytes_in_use"] for s in stats if s)
-    return memory.free() // len(stats)
+        stacked = put(stacked, named_leaves(tree), int(place))
+    return jax.tree.unflatten(jax.tree.structure(tree), [stacked[path] for path in named_leaves(tree)])

@@ -21,7 +21,9 @@ from wsm_jax.evaluation.learned import Fit
 from wsm_jax.merging import offline, recipe, weighting
 from wsm_jax.merging.selection import MEAN, Window
 from wsm_jax.models.model import loss_per_token
-from wsm_jax.parallel import sharding
+from wsm_jax.parallel import activations, sharding
+from wsm_jax.parallel import mesh as mesh_lib
+from wsm_jax.parallel.sharding import RULES
 
 SPLITS = ("validation", "train")  # TWA fits on the training data
 # Windows of a search, as shares of the longest; those of a report are these, from 1/4 to 2 times the decay.
@@ -66,7 +68,7 @@ def search(
     specs = {" ".join(map(str, key)): dataclasses.replace(one, **options) for key, one in candidates.items()}
     what = "interval means" if whole.snapshot == MEAN else "checkpoints"
     say(f"merging {len(DECAYS)} curves x {len(counts)} windows in one pass over {whole.count} {what}")
-    merges = offline.in_memory(specs)
+    merges = offline.in_memory(specs, shardings=evaluate.shardings(run))
     losses = {}
     for number, (key, (_, merged)) in enumerate(zip(candidates, merges, strict=True), 1):
         losses[key] = validate(merged).loss
@@ -114,7 +116,7 @@ def learn(
     first = weighting.count_weights(weighting.parse(start), window.count)
     learned.mixture(first, learned.vertices(window.count, monotone))  # complains before anything is read
     model, corpus = evaluate.model_and_data(run)
-    mesh = sharding.make_mesh()
+    mesh = mesh_lib.like(run.config.mesh)
     rows = run.config.batch_size // run.config.accumulate
     where = sharding.rows_sharding(mesh, rows)
     batches = [
@@ -130,11 +132,12 @@ def learn(
     ]
 
     def loss(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        nats = loss_per_token(model, params, batch["inputs"], batch["targets"])
+        with activations.on(mesh, RULES):
+            nats = loss_per_token(model, params, batch["inputs"], batch["targets"])
         return jnp.sum(nats, where=batch["document"]), jnp.sum(batch["document"])
 
     return learned.fit(
-        learned.load(window.paths, mesh),
+        learned.load(window.paths, mesh, model.axes),
         loss,
         batches,
         first,

@@ -115,12 +115,14 @@ class Task:
         apart = self.grain % hashes.UNIT == 0 or hashes.UNIT % self.grain == 0
         return zlib.crc32(self.path.encode()) + (start // max(self.elements, hashes.UNIT) if apart else 0)
 
-    def blocks(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """(start, stop) of the blocks that hold the elements ``first`` to ``last``, in whole grains."""
-        begin, end = first // self.grain * self.grain, min(-(-last // self.grain) * self.grain, self.leaf.size)
-        step = max(1, self.elements // self.grain) * self.grain
-        for start in range(begin, end, step):
-            yield start, min(start + step, end)
+    def blocks(self, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """(start, stop) of the blocks that hold the elements of ascending ``ranges``, in whole grains, none twice."""
+        step, end = max(1, self.elements // self.grain) * self.grain, 0
+        for first, last in ranges:
+            begin = max(first // self.grain * self.grain, end)
+            end = max(min(-(-last // self.grain) * self.grain, self.leaf.size), end)
+            for start in range(begin, end, step):
+                yield start, min(start + step, end)
 
 
 def make_task(
@@ -174,7 +176,7 @@ def run(
     write: Write,
     *,
     numbers: Sequence[int] | None = None,
-    ranges: Mapping[str, tuple[int, int]] | None = None,
+    ranges: Mapping[str, Sequence[tuple[int, int]]] | None = None,
     progress: bool = False,
 ) -> list[str | None]:
     """Reads every block once, merges it and hands the results to ``write``, from several threads.
@@ -184,8 +186,8 @@ def run(
       write: takes (place in ``numbers``, path, first element, values 1-D of the result's dtype); the values are only
         valid during the call.
       numbers: of the merges to do; default: all.
-      ranges: path -> first and last element that this process wants; without it the processes of a distributed run
-        share all blocks, and what is read is fingerprinted.
+      ranges: path -> (first, last) elements that this process wants, ascending; without it the processes of a
+        distributed run share all blocks, and what is read is fingerprinted.
       progress: show a bar.
 
     Returns:
@@ -200,7 +202,7 @@ def run(
     blocks = [
         (task, start, stop)
         for task in tasks(merges, numbers)
-        for start, stop in task.blocks(*(ranges or {}).get(task.path, (0, task.leaf.size)))
+        for start, stop in task.blocks((ranges or {}).get(task.path, [(0, task.leaf.size)]))
         if ranges is not None or task.owner(start) % jax.process_count() == jax.process_index()
     ]
     total, largest = (

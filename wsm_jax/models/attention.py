@@ -1,12 +1,35 @@
-"""Causal self-attention: ``jax.nn.dot_product_attention`` (xla, cudnn), or query blocks for CPUs (blocks)."""
+"""Causal self-attention: ``jax.nn.dot_product_attention`` (xla, cudnn), JAX's kernel for TPUs (splash), or query blocks
+for CPUs (blocks)."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-IMPLEMENTATIONS = ("xla", "cudnn", "blocks")
+from wsm_jax.parallel import activations
+from wsm_jax.parallel.sharding import BATCH
+
+AUTO = "auto"
+IMPLEMENTATIONS = (AUTO, "xla", "cudnn", "splash", "blocks")
+BACKENDS = {"cudnn": "gpu", "splash": "tpu"}  # what needs which
+_TILE = 128  # positions, at least, of a block of splash, and what they are a multiple of
 BLOCK = 64  # queries; 32 and 128 are slower at contexts of 128 and 256
+
+
+def chosen(implementation: str, length: int, dtype: Any) -> str:
+    """What computes attention where ``auto`` is asked for: this backend's kernel, or xla; any other name is itself.
+
+    Args:
+      implementation: one of ``IMPLEMENTATIONS``.
+      length: T.
+      dtype: of queries, keys and values.
+    """
+    if implementation != AUTO:
+        return implementation
+    backend = jax.default_backend()
+    if backend == "gpu" and jnp.dtype(dtype) == jnp.bfloat16:
+        return "cudnn"
+    return "splash" if backend == "tpu" and length % _TILE == 0 else "xla"
 
 
 def causal_attention(
@@ -23,11 +46,30 @@ def causal_attention(
     Returns:
       [B, T, H, K] in the dtype of ``v``; the softmax is float32.
     """
+    implementation = chosen(implementation, q.shape[1], q.dtype)
     if implementation == "blocks":
         return _blockwise(q, k, v, segments)
+    if implementation == "splash":
+        return activations.by_device(_splash, q, k, v, segments, like=k, axes=(BATCH, None, "heads"))
     library: Any = implementation  # its type lists the names one by one
     mask = None if segments is None else (segments[:, :, None] == segments[:, None])[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation=library)
+
+
+def _splash(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None) -> jax.Array:
+    """JAX's flash attention for TPUs; its kernel cannot be partitioned, so each device runs it on its own part."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+    length, heads = q.shape[1:3]
+    block = next(size for size in (512, 256, _TILE, length) if length % size == 0)
+    names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
+    sizes = library.BlockSizes(**dict.fromkeys(names, block), use_fused_bwd_kernel=True)
+    mask = library.MultiHeadMask([library.CausalMask((length, length))] * heads)
+    kernel = library.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * q.shape[3] ** -0.5, k, v))
+    marks = () if segments is None else (library.SegmentIds(segments, segments),)
+    y: Any = jax.vmap(kernel)(q, k, v, *marks)
+    return jnp.swapaxes(y, 1, 2)
 
 
 def _blockwise(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None) -> jax.Array:

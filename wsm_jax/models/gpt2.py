@@ -48,7 +48,7 @@ class GPT2(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         dtype, table = jnp.dtype(self.config.compute_dtype), self.position_embedding[...]
         places = table[None, : tokens_BxT.shape[1]] if positions is None else table[positions]
-        x_BxTxD = (self.token_embedding[...][tokens_BxT] + places).astype(dtype)
+        x_BxTxD = (transformer.look_up(self.token_embedding, tokens_BxT) + places).astype(dtype)
         x_BxTxD = transformer.scan_layers(self.blocks, x_BxTxD, segments, config=self.config)
         return self.final_norm(x_BxTxD), self.token_embedding[...].astype(dtype).T
 

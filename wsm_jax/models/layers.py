@@ -9,11 +9,13 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from wsm_jax.models import rotary
 from wsm_jax.models.attention import causal_attention
 
 INIT_STD = 0.02
+PRODUCT = "product"  # what a policy of recomputation calls the results of matrices
 
 
 def normal(key: jax.Array, shape: tuple[int, ...], std: float = INIT_STD) -> nnx.Param:
@@ -163,7 +165,7 @@ class Linear(nnx.Module):
         self.bias = zeros(d_out) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = matmul(x, self.kernel[...].astype(x.dtype))
+        y = checkpoint_name(matmul(x, self.kernel[...].astype(x.dtype)), PRODUCT)
         return y if self.bias is None else y + along_last(self.bias, y.ndim).astype(x.dtype)
 
 

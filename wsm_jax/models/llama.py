@@ -87,7 +87,7 @@ class Llama(nnx.Module):
             config.head_width, config.rope_theta, stretched if config.rope_factor != 1 else None
         )
         rotation = rotary.tables(rotary.places(tokens_BxT, positions), angles, dtype)
-        x_BxTxD = self.token_embedding[...][tokens_BxT].astype(dtype)
+        x_BxTxD = transformer.look_up(self.token_embedding, tokens_BxT).astype(dtype)
         x_BxTxD = transformer.scan_layers(self.blocks, x_BxTxD, rotation, segments, config=config)
         output = self.token_embedding[...].T if self.head is None else self.head.kernel[...]
         return self.final_norm(x_BxTxD), output.astype(dtype)

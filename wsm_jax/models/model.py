@@ -35,6 +35,11 @@ class Model:
     hidden: Forward
     leaves: Leaves = dataclasses.field(default_factory=dict)
 
+    @property
+    def axes(self) -> dict[str, tuple[str, ...]] | None:
+        """Path -> logical axes of a leaf; None where no family declares them."""
+        return {path: leaf.axes for path, leaf in self.leaves.items()} or None
+
     def apply(self, params: Params, tokens_BxT: jax.Array) -> jax.Array:
         """Logits, float32 [B, T, V]."""
         return matmul(*self.hidden(params, tokens_BxT), jnp.dtype("float32"))

@@ -74,7 +74,7 @@ class Neox(nnx.Module):
         config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         angles = rotary.frequencies(config.rotated, config.rope_theta)
         rotation = rotary.tables(rotary.places(tokens_BxT, positions), angles, dtype)
-        x_BxTxD = self.token_embedding[...][tokens_BxT].astype(dtype)
+        x_BxTxD = transformer.look_up(self.token_embedding, tokens_BxT).astype(dtype)
         x_BxTxD = transformer.scan_layers(self.blocks, x_BxTxD, rotation, segments, config=config)
         return self.final_norm(x_BxTxD), self.head.kernel[...].astype(dtype)
 

@@ -7,14 +7,33 @@ from typing import Any, TypeVar
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from wsm_jax.config.model import TransformerFields
 from wsm_jax.errors import UsageError
 from wsm_jax.models import family
-from wsm_jax.models.attention import IMPLEMENTATIONS
-from wsm_jax.models.layers import INIT_STD
+from wsm_jax.models.attention import BACKENDS, IMPLEMENTATIONS
+from wsm_jax.models.layers import INIT_STD, PRODUCT
+from wsm_jax.parallel.activations import spread
+from wsm_jax.parallel.sharding import BATCH
+
+STREAM = "stream"  # the residual stream between blocks
 
 Fields = TypeVar("Fields", bound=TransformerFields)
+
+
+# What of a block is kept for the backward pass; matrix products have a rule of their own, so they are named.
+REMAT: dict[str, Any] = {
+    "none": None,
+    "full": None,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[STREAM],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
 
 
 def out_std(config: TransformerFields) -> float:
@@ -39,11 +58,17 @@ def scan_layers(blocks: Any, x_BxTxD: jax.Array, *shared: Any, config: Transform
     graphdef, stacked = nnx.split(blocks)
 
     def layer(x_BxTxD: jax.Array, block_state: nnx.State) -> tuple[jax.Array, None]:
-        return nnx.merge(graphdef, block_state)(x_BxTxD, *shared), None
+        x_BxTxD = checkpoint_name(x_BxTxD, STREAM)
+        return spread(nnx.merge(graphdef, block_state)(x_BxTxD, *shared), BATCH), None
 
-    if config.remat:
-        layer = jax.checkpoint(layer, prevent_cse=False)
-    return jax.lax.scan(layer, x_BxTxD, stacked, unroll=config.scan_unroll)[0]
+    if config.remat != "none":
+        layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[config.remat])
+    return jax.lax.scan(layer, spread(x_BxTxD, BATCH), stacked, unroll=config.scan_unroll)[0]
+
+
+def look_up(table: nnx.Param, tokens_BxT: jax.Array) -> jax.Array:
+    """The rows of an embedding [V, D] at ``tokens``, [B, T, D]; the devices fetch the table, not the looked-up rows."""
+    return spread(table[...], "vocab")[tokens_BxT]
 
 
 def as_functions(make: Callable[[nnx.Rngs], Any]) -> tuple[family.Init, family.Forward]:
@@ -69,10 +94,16 @@ def check(config: TransformerFields) -> None:
     for field in ("layers", "d_model", "heads", "scan_unroll"):
         if getattr(config, field) < 1:
             raise UsageError(f"model.{field} is {getattr(config, field)}; it must be at least 1")
+    if config.remat not in REMAT:
+        known = f"{', '.join(REMAT)}; what was true is full now, what was false is none"
+        raise UsageError(f"model.remat is {config.remat!r}; choose {known}")
     if config.attention not in IMPLEMENTATIONS:
         raise UsageError(f"model.attention is {config.attention!r}; choose {', '.join(IMPLEMENTATIONS)}")
-    if config.attention == "cudnn" and jax.default_backend() != "gpu":
-        raise UsageError(f"model.attention=cudnn needs an NVIDIA GPU, this is {jax.default_backend()}; choose xla")
+    if (backend := BACKENDS.get(config.attention, jax.default_backend())) != jax.default_backend():
+        needs = {"gpu": "an NVIDIA GPU", "tpu": "a TPU"}[backend]
+        raise UsageError(
+            f"model.attention={config.attention} needs {needs}, this is {jax.default_backend()}; choose xla"
+        )
     if config.attention == "cudnn" and config.compute_dtype != "bfloat16":
         raise UsageError(f"model.attention=cudnn needs compute_dtype=bfloat16, not {config.compute_dtype}")
 
@@ -91,7 +122,7 @@ def check_positive(config: TransformerFields, *fields: str) -> None:
 
 
 def portable(config: Fields) -> Fields:
-    """The same function where there is no NVIDIA GPU."""
-    if config.attention == "cudnn" and jax.default_backend() != "gpu":
+    """The same function where the kernel that was asked for does not run."""
+    if BACKENDS.get(config.attention, jax.default_backend()) != jax.default_backend():
         return dataclasses.replace(config, attention="xla")
     return config

@@ -23,7 +23,7 @@ from wsm_jax.evaluation import evaluate
 from wsm_jax.evaluation.evaluate import Evaluator
 from wsm_jax.io import machine
 from wsm_jax.models import model as model_lib
-from wsm_jax.parallel import sharding
+from wsm_jax.parallel import ranges, sharding
 from wsm_jax.parallel.processes import all_succeed
 from wsm_jax.parallel.sharding import RULES, Rules
 from wsm_jax.training import forecast, tracking, train_state
@@ -63,9 +63,8 @@ def train(
       branch_from: ``RUN@STEP``: start from that run's parameters, optimizer state and step, e.g. with another schedule.
       params_from: a checkpoint, e.g. a merge, whose parameters take the place of the branch's or of random ones; the
         optimizer's state, the step and the tokens are as without it.
-      mesh: the devices; default: all, along one axis.
-      rules: logical axis -> axes of the mesh over which batches and parameters are spread; default: batches over
-        ``data``, parameters whole on every device.
+      mesh: the devices; default: all, as ``config.mesh`` lays them out.
+      rules: logical axis -> axes of the mesh over which batches and parameters are spread.
       quiet: no progress bar and no messages.
 
     Returns:
@@ -77,7 +76,6 @@ def train(
       Preempted: SIGINT or SIGTERM came; the state is saved.
     """
     say = _silent if quiet or jax.process_index() else _say
-    mesh = mesh or sharding.make_mesh()
     setup = prepare(config, Path(directory), branch_from, params_from, mesh, rules, say, progress=not quiet)
     plan, first = setup.plan, jax.process_index() == 0
     with contextlib.ExitStack() as stack:
@@ -195,7 +193,7 @@ class _Saver:
         found = self._read(state, done) if done in self._merge_steps or looking else {}
         if done in self._merge_steps:
             read = {"tokens": run_lib.tokens_read(self._setup.facts, done)}
-            self._merge.save(done, sharding.by_rows(merge_items(config, state["params"], found)), read)
+            self._merge.save(done, ranges.by_ranges(merge_items(config, state["params"], found)), read)
         if validating:  # before the save: a full state promises its records too
             self._evaluate(state["params"], done, found if looking else {})
         if full:
@@ -219,6 +217,7 @@ class _Saver:
 
 def _batches(setup: Setup, start: int) -> Batches:
     """The global batches from update ``start`` on, on the devices."""
+    number, count = sharding.batch_share(setup.mesh, setup.rules)
     local = pipeline.batches(
         setup.corpus,
         context=setup.config.model.context,
@@ -226,8 +225,8 @@ def _batches(setup: Setup, start: int) -> Batches:
         seed=setup.config.seed,
         switch_step=setup.plan.switch_step,
         start_step=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=number,
+        process_count=count,
         workers=setup.config.data.workers,
     )
     return (sharding.global_batch(setup.mesh, rows, setup.rules) for rows in local)
@@ -239,7 +238,7 @@ def _reader(setup: Setup) -> ReadAverages:
     read = tracking.compile_read(setup.averages, params, setup.abstract["averages"])
     if setup.config.optimizer.name != optimizer_lib.SCHEDULE_FREE:
         return lambda state, step: read(state["averages"], state["params"], step)
-    averaged = jax.jit(optimizer_lib.averaged_params)
+    averaged = jax.jit(optimizer_lib.averaged_params, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, params))
     return lambda state, step: {
         **read(state["averages"], state["params"], step),
         optimizer_lib.SCHEDULE_FREE: averaged(state["opt_state"], state["params"]),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
 from jax.sharding import Mesh
 
@@ -21,10 +22,11 @@ from wsm_jax.data import tokens
 from wsm_jax.data.tokens import Corpus
 from wsm_jax.errors import UsageError
 from wsm_jax.io import files, machine
-from wsm_jax.models import family, presets
+from wsm_jax.models import attention, family, presets
 from wsm_jax.models import model as model_lib
 from wsm_jax.models.model import Model
-from wsm_jax.parallel import sharding
+from wsm_jax.parallel import chips, sharding
+from wsm_jax.parallel import mesh as mesh_lib
 from wsm_jax.parallel.processes import all_succeed
 from wsm_jax.parallel.sharding import Rules
 from wsm_jax.training import averaging, tracking, train_state
@@ -98,7 +100,7 @@ def prepare(
     directory: Path,
     branch_from: str,
     params_from: str,
-    mesh: Mesh,
+    mesh: Mesh | None,
     rules: Rules,
     say: Say,
     progress: bool,
@@ -111,6 +113,7 @@ def prepare(
     files.check_local(directory)
     plan = run_lib.resumed_plan(directory, config)
     metrics_lib.check_trackers(config.log)
+    mesh = mesh or mesh_lib.from_config(config.mesh)
     origin, params_run = _origin(config, directory, branch_from, params_from, say)
     schedule = run_schedule.from_config(config, origin.step)
     leaves = family.of(config.model).leaves(config.model)
@@ -121,6 +124,7 @@ def prepare(
         raise UsageError(
             f"batch_size={config.batch_size} is not a multiple of accumulate x devices = {config.accumulate} x {parts}"
         )
+    sharding.batch_share(mesh, rules)
     with all_succeed():
         run_lib.check_config(directory, config)
         run_lib.check_states(directory, config)
@@ -129,8 +133,14 @@ def prepare(
         corpus = tokens.prepare(config.data, progress=progress)
     _check_corpus(origin, params_run, corpus, say)
     model = model_lib.build(presets.with_vocabulary(config.model, corpus.vocab_size, pad_given=not format))
+    if getattr(config.model, "attention", "") == attention.AUTO:
+        chosen = attention.chosen(attention.AUTO, config.model.context, config.model.compute_dtype)
+        say(f"attention: {chosen} on {jax.default_backend()}")
     where = {"host_averages": config.averaging.host, "rules": rules}
     abstract = train_state.abstract(model, optimizer, mesh, averages, **where)
+    if line := sharding.check_spread(abstract["params"]):
+        say(line)
+    _check_room(abstract, mesh)
     if params_from and not origin.started:
         compatibility.check_params(params_from, abstract["params"])
     shapes = tracking.read_shapes(averages, abstract["params"])
@@ -165,6 +175,15 @@ def _check_corpus(origin: Origin, params_run: Run | None, corpus: Corpus, say: S
             say(f"note: the documents have changed since {origin.parent.path}, so the branch reads other tokens")
     if params_run is not None:
         branch_lib.check_tokenizer(params_run, corpus)
+
+
+def _check_room(state: TrainState, mesh: Mesh) -> None:
+    needed, free = sharding.device_bytes(state), chips.free_memory(mesh)
+    if needed > free:
+        raise UsageError(
+            f"the train state takes {needed / 1e9:.3f} GB on each device, but {free / 1e9:.3f} GB are free; raise "
+            "mesh.fsdp, which cuts it"
+        )
 
 
 def merge_items(config: Config, params: Any, averages: Mapping[str, Any]) -> dict[str, Any]:

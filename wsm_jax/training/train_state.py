@@ -47,11 +47,10 @@ def abstract(
     shapes = jax.eval_shape(lambda key: create(model, optimizer, key), jax.random.key(0))
     if model.leaves:
         family.check_leaves(model.leaves, shapes["params"])
-    axes = {path: leaf.axes for path, leaf in model.leaves.items()}
     state = jax.tree.map(
         lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
         shapes,
-        sharding.tree_shardings(mesh, shapes, axes, rules),
+        sharding.tree_shardings(mesh, shapes, model.axes, rules),
     )
     return {**state, "averages": tracking.abstract(averages or {}, state["params"], host=host_averages)}
 

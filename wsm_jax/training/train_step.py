@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from wsm_jax.models import model as model_lib
 from wsm_jax.models.model import Model
-from wsm_jax.parallel import sharding
+from wsm_jax.parallel import activations, sharding
 from wsm_jax.parallel.sharding import RULES, Rules
 from wsm_jax.training.train_state import TrainState
 
@@ -33,18 +33,22 @@ def make_train_step(
     def loss_of(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
         return model_lib.training_loss(model, params, batch["inputs"], batch["targets"])
 
+    def one(params: Any, batch: Batch) -> tuple[tuple[jax.Array, Metrics], Any]:
+        found, grads = jax.value_and_grad(loss_of, has_aux=True)(params, batch)
+        return found, activations.spread_as_leaves(grads, model.axes)
+
     def gradient(params: Any, batch: Batch) -> tuple[tuple[jax.Array, Metrics], Any]:
         if accumulate == 1:
-            return jax.value_and_grad(loss_of, has_aux=True)(params, batch)
+            return one(params, batch)
         # Micro-batch i takes rows i, i + accumulate, ...: every device keeps an equal share of each micro-batch.
         micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
         def add(total: Any, part: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of, has_aux=True)(params, part)), None
+            return jax.tree.map(jnp.add, total, one(params, part)), None
 
         shapes = jax.eval_shape(loss_of, params, jax.tree.map(lambda x: x[0], micro))
-        zero = (jax.tree.map(jnp.zeros_like, shapes), jax.tree.map(jnp.zeros_like, params))
-        total, _ = jax.lax.scan(add, zero, micro)
+        zeros = activations.spread_as_leaves(jax.tree.map(jnp.zeros_like, params), model.axes)
+        total, _ = jax.lax.scan(add, (jax.tree.map(jnp.zeros_like, shapes), zeros), micro)
         return jax.tree.map(lambda x: x / accumulate, total)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -73,8 +77,14 @@ def jit_train_step(
       rules: which axes of the mesh carry the batch.
     """
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = make_train_step(model, optimizer, accumulate=accumulate)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with activations.on(mesh, rules):
+            return step(state, batch)
+
     return jax.jit(
-        make_train_step(model, optimizer, accumulate=accumulate),
+        train_step,
         in_shardings=(state_shardings, sharding.batch_sharding(mesh, rules)),
         out_shardings=(state_shardings, sharding.replicated(mesh)),
         donate_argnums=0,
