@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jax
 
+from wsm_jax.io import machine
+
 # XLA:CPU makes and frees its temporaries at every update. With one heap that is never given back no page is new after
 # the first updates; otherwise page faults cost a fifth of the time (benchmarks/train_step.py).
 KEPT_HEAP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736:glibc.malloc.arena_max=1"
@@ -16,9 +18,8 @@ def tuned() -> dict[str, str]:
 
     On an accelerator no process takes all of the memory at its start, as several may share it.
     """
-    devices = Path("/dev")
-    accelerator = any(any(devices.glob(name)) for name in ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "kfd"))
-    return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if accelerator else {"GLIBC_TUNABLES": KEPT_HEAP}
+    own = machine.has_accelerator()
+    return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if own else {"GLIBC_TUNABLES": KEPT_HEAP}
 
 
 def compile_once(folder: Path) -> None:

@@ -44,7 +44,7 @@ SIX_STEPS = {
     "checkpoint__branch_points": "",
     "evaluation__interval": "6steps",
 }
-TIMINGS = ("seconds", "tokens_per_second", "compile_seconds")
+TIMINGS = ("seconds", "tokens_per_second", "compile_seconds", "data_seconds", "tflops_per_second")
 TEMPORARY = ".saving-"
 
 

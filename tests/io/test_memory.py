@@ -1,4 +1,8 @@
-"""The memory that a process may take: the host's, below the limits of the job it runs in."""
+"""The memory that a process may take: the host's, below the limits of the job it runs in; and how it keeps it."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -55,3 +59,32 @@ def test_the_older_cgroups(machine, tmp_path):
 
 def test_here():
     assert 10**8 < memory.free() < 10**15
+
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from wsm_jax.io import memory
+memory.machine.has_accelerator = lambda: False  # whatever computes here
+if sys.argv[1] == "kept":
+    assert memory.keep_heap()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    np.empty(8 * 10**6).fill(0.0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_memory_that_is_freed_is_kept_and_faults_no_more():
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    plain, kept = (
+        int(
+            subprocess.run([sys.executable, "-c", FAULTS, how], env=environment, capture_output=True, check=True).stdout
+        )
+        for how in ("plain", "kept")
+    )
+    assert kept < plain / 4
+    assert not subprocess.run(
+        [sys.executable, "-c", "import sys; from wsm_jax.io import memory; sys.exit(memory.keep_heap())"],
+        env={**environment, "GLIBC_TUNABLES": "glibc.malloc.arena_max=2"},
+    ).returncode

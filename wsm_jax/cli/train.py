@@ -3,7 +3,9 @@
 import argparse
 
 from wsm_jax.cli import config_flags
+from wsm_jax.cli.arguments import whole
 from wsm_jax.errors import UsageError
+from wsm_jax.io import memory
 
 
 def add(sub: argparse.ArgumentParser) -> None:
@@ -19,12 +21,16 @@ def add(sub: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="start with these parameters, e.g. a merge's; the rest as without",
     )
+    sub.add_argument(
+        "--profile", type=whole, metavar="STEP", help="trace a few updates from this one on, into RUN/profile"
+    )
     sub.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
     sub.add_argument("--distributed", action="store_true", help="one process of several: jax.distributed.initialize()")
 
 
 def run(options: argparse.Namespace, settings: list[str]) -> None:
     """``wsm train``: see :func:`wsm_jax.training.loop.train`."""
+    memory.keep_heap()  # before the libraries begin their threads
     config = config_flags.load(settings)
     if options.distributed:
         import jax
@@ -40,5 +46,6 @@ def run(options: argparse.Namespace, settings: list[str]) -> None:
         options.directory,
         branch_from=options.branch_from or "",
         params_from=options.params_from or "",
+        profile=options.profile,
         quiet=options.quiet,
     )

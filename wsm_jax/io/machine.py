@@ -44,3 +44,9 @@ def environment() -> dict[str, Any]:
         "platform": device.platform,
         "command": " ".join([program, *sys.argv[1:]]),
     }
+
+
+def has_accelerator() -> bool:
+    """Whether this machine has a GPU or TPU, without asking JAX, which would begin to use it."""
+    devices = Path("/dev")
+    return any(any(devices.glob(name)) for name in ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "kfd"))

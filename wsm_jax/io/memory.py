@@ -1,9 +1,14 @@
-"""The memory of the host that this process may still take."""
+"""The memory of the host: what this process may still take, and how it keeps what it has."""
 
+import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from wsm_jax.io import machine
+
+# Options of glibc's mallopt: what is freed at the top stays, nothing is mapped apart, all threads share one heap.
+_KEPT_HEAP = {-1: -1, -4: 0, -8: 1}  # M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX
 _UNLIMITED = 2**60  # what version 1 of cgroups has for "no limit" is a little less than 2^63
 
 
@@ -49,3 +54,18 @@ def _room(folder: Path, limit: str, usage: str, cache: str) -> int | None:
         return int(most) - used + int(stat.get(cache, 0))
     except (OSError, ValueError):  # the root of a hierarchy has no limit
         return None
+
+
+def keep_heap() -> bool:
+    """Lets this process keep the memory that it frees, for XLA:CPU makes its temporaries anew at every update.
+
+    As GLIBC_TUNABLES=glibc.malloc.mmap_max=0:... does at the start of a process; threads that have begun keep their own
+    heaps. What the user has set in that variable stays.
+
+    Returns:
+      whether it does now: not where the C library is another one, or an accelerator computes.
+    """
+    if "GLIBC_TUNABLES" in os.environ or machine.has_accelerator():
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all(mallopt(option, value) for option, value in _KEPT_HEAP.items())

@@ -31,6 +31,7 @@ from wsm_jax.training import metrics as metrics_lib
 from wsm_jax.training import optimizer as optimizer_lib
 from wsm_jax.training import preview as preview_lib
 from wsm_jax.training.prepare import Setup, merge_items, prepare
+from wsm_jax.training.profile import Profile
 from wsm_jax.training.progress import Progress
 from wsm_jax.training.restore import restore
 from wsm_jax.training.signals import StopSignals
@@ -49,6 +50,7 @@ def train(
     params_from: str = "",
     mesh: Mesh | None = None,
     rules: Rules = RULES,
+    profile: int | None = None,
     quiet: bool = False,
 ) -> Run:
     """Trains the run in ``directory`` to its end: from where it stopped, from a branch point, or from scratch.
@@ -65,6 +67,7 @@ def train(
         optimizer's state, the step and the tokens are as without it.
       mesh: the devices; default: all, as ``config.mesh`` lays them out.
       rules: logical axis -> axes of the mesh over which batches and parameters are spread.
+      profile: an update from which on a few are traced, into ``profile/`` of the run.
       quiet: no progress bar and no messages.
 
     Returns:
@@ -104,11 +107,14 @@ def train(
         if start >= plan.steps:
             say(f"{setup.directory} is complete at step {start}")
         else:
-            _run(setup, state, start, resume, merge, quiet)
+            tracer = Profile(setup.directory / "profile", profile, start=start, steps=plan.steps)
+            _run(setup, state, start, resume, merge, tracer, quiet)
     return Run(directory)
 
 
-def _run(setup: Setup, state: TrainState, start: int, resume: Stream, merge: Stream, quiet: bool) -> None:
+def _run(
+    setup: Setup, state: TrainState, start: int, resume: Stream, merge: Stream, profile: Profile, quiet: bool
+) -> None:
     """Compiles, then makes the updates from ``start`` on with all that belongs to them."""
     first = jax.process_index() == 0
     batches = _batches(setup, start)
@@ -140,11 +146,13 @@ def _run(setup: Setup, state: TrainState, start: int, resume: Stream, merge: Str
     try:
         with StopSignals() as signals:
             for done in range(start + 1, setup.plan.steps + 1):
+                profile.before(done, state, progress.say)
                 state, metrics = step(state, batch)
                 state["averages"] = update(state["averages"], state["params"], done)
                 progress.add(metrics)
                 if done < setup.plan.steps:
-                    batch = next(batches)  # read while the device computes
+                    with progress.waiting():
+                        batch = next(batches)  # read while the device computes
                 stopping = signals.stopping(done) and done < setup.plan.steps
                 saver.after(state, done, stopping)
                 if stopping:
@@ -153,6 +161,7 @@ def _run(setup: Setup, state: TrainState, start: int, resume: Stream, merge: Str
                         f"stopped at step {done} of {setup.plan.steps}; the same command again goes on from there"
                     )
     finally:
+        profile.close(state, progress.say)
         progress.close()
         writer.close()
 

@@ -1,8 +1,9 @@
 """Metrics of the steps since the last look, fetched together, checked, written and shown."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ class Progress:
       schedule: update count -> rate, to report the rate.
       tokens_per_step: tokens in one update.
       tokens_read: step -> tokens that were read up to it.
-      flops_per_token: training FLOPs, for MFU where the device's peak is known.
+      flops_per_token: training FLOPs, for TFLOP/s, and for MFU where the device's peak is known.
       start: updates done before the first :meth:`add`.
       total: updates in the whole run.
       name: shown before the bar.
@@ -51,11 +52,18 @@ class Progress:
         self._done = start
         self._pending: list[dict[str, jax.Array]] = []
         self._bar = tqdm(total=total, initial=start, unit="step", desc=name, disable=quiet, smoothing=0.1)
-        self._clock = time.perf_counter()
+        self.restart()
 
     def restart(self) -> None:
         """Starts the clock anew, so that tokens/s counts updates and not what was done between them."""
-        self._clock = time.perf_counter()
+        self._clock, self._waited = time.perf_counter(), 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time within it as spent on waiting for the next batch."""
+        clock = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - clock
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
         """Metrics of the next step, not waited for."""
@@ -85,8 +93,15 @@ class Progress:
             "learning_rate": float(self._schedule(self._done - 1)),
             "tokens_per_second": round(speed, 1),
             "seconds": round(seconds, 4),
+            "data_seconds": round(self._waited, 4),
+            "tflops_per_second": float(f"{speed * self._flops_per_token / 1e12:.4g}"),
         }
-        shown = {"loss": f"{record['loss']:.3f}", "lr": f"{record['learning_rate']:.1e}", "tok/s": f"{speed:,.0f}"}
+        shown = {
+            "loss": f"{record['loss']:.3f}",
+            "lr": f"{record['learning_rate']:.1e}",
+            "tok/s": f"{speed:,.0f}",
+            "TFLOP/s": f"{record['tflops_per_second']:.3g}",
+        }
         if self._peak:
             record["mfu"] = speed * self._flops_per_token / self._peak
             shown["mfu"] = f"{record['mfu']:.1%}"
