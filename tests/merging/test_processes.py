@@ -83,7 +83,7 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{sys.argv[1]}", num_processes=2, process_id=int(sys.argv[2]))
 import numpy as np, wsm_jax
 from jax.sharding import NamedSharding, PartitionSpec as P
-from wsm_jax.checkpoints import huggingface, orbax_tree, storage, zarr
+from wsm_jax.checkpoints import huggingface, orbax_tree, output, storage, zarr
 from wsm_jax.merging import engine
 assert jax.process_count() == 2 and len(jax.devices()) == 4
 engine.BLOCK = 1 << 16
@@ -112,7 +112,7 @@ if form == "fail":
         raise wsm_jax.UsageError("disk on fire")
     # One place of every block that processes leave together, in the process that does the work there.
     for who, place, name in ((1, storage, "open_source"), (1, zarr.Source, "read"), (1, zarr.Source, "tree"),
-                             (0, storage, "_claim"), (0, orbax_tree, "_take_arrays_out"), (0, zarr.Sink, "_begin"),
+                             (0, output, "_claim"), (0, orbax_tree, "_take_arrays_out"), (0, zarr.Sink, "_begin"),
                              (0, zarr.Sink, "finish")):
         whole = getattr(place, name)
         if jax.process_index() == who:
