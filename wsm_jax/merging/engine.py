@@ -311,9 +311,9 @@ def _bar(total: int, shown: bool) -> Iterator[Callable[[int], Any]]:
         yield bar.update
 
 
-def aligned(elements: int, dtype: np.dtype) -> np.ndarray:
-    """Zeros whose address is a multiple of a page: XLA on a CPU uses such memory without copying it."""
-    raw = np.zeros(elements * dtype.itemsize + 4096, np.uint8)
+def aligned(elements: int, dtype: np.dtype, make: Callable[..., np.ndarray] = np.zeros) -> np.ndarray:
+    """What ``make`` gives, at a multiple of a page's address: XLA on a CPU uses such memory without copying it."""
+    raw = make(elements * dtype.itemsize + 4096, np.uint8)
     start = -raw.ctypes.data % 4096
     return raw[start : start + elements * dtype.itemsize].view(dtype)
 
