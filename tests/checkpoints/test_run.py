@@ -186,6 +186,10 @@ FREE = {
     "preview.windows",
     "preview.averages",
     "averaging.host",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.expert",
+    "mesh.tensor",
 }
 
 
