@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -67,6 +69,24 @@ with publish.replaced(pathlib.Path(sys.argv[1])) as made:
     assert names(tmp_path / "report") == ["notes", "table"]
     assert (tmp_path / "report" / "table").read_text() == "new"
     assert not (tmp_path / ".old-report").exists()
+
+
+def test_what_is_written_goes_to_the_disk_meanwhile_and_no_longer(tmp_path, monkeypatch):
+    synced, again = [], threading.Event()
+
+    def note(folder):
+        synced.append(names(folder))
+        again.set()
+
+    monkeypatch.setattr(publish, "sync", note)
+    monkeypatch.setattr(publish, "_FLUSH_SECONDS", 0.001)
+    with publish.flushing(tmp_path):
+        (tmp_path / "part").write_text("x")
+        again.clear()
+        assert again.wait(60) and again.clear() is None and again.wait(60)
+    count = len(synced)
+    time.sleep(0.05)
+    assert synced[-1] == ["part"] and len(synced) == count
 
 
 def test_all_is_synced_before_the_name_appears(tmp_path, monkeypatch):

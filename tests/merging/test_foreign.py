@@ -181,7 +181,7 @@ def test_only_what_goes_with_the_merged_weights_is_copied(tmp_path, capsys):
     assert found == {SINGLE, "config.json", "merge.json", "wsm_hashes.json", "tokenizer.json", "1_Pooling/config.json"}
     note, line = capsys.readouterr().err.splitlines()
     assert note.startswith(f"wsm: note: {tmp_path / '0'} is merged itself; its steps, checkpoint-500 to ")
-    assert note.endswith("; so are those of 1 more inputs")
+    assert note.endswith("; so are the steps in 1 more of the inputs")
     left = ("adapter_config.json", "model.gguf", "onnx/model.onnx", "original/consolidated.00.pth", "shared/")
     assert all(name in line for name in left) and f"notes.txt (a link to {tmp_path / 'secret'})" in line
 

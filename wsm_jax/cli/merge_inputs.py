@@ -84,7 +84,7 @@ def _window_of_folder(
 def _steps_beside(given: list[tuple[str, float | None]]) -> list[str]:
     """What to say of the steps inside inputs that are themselves models; inputs that hold steps alone are refused."""
     notes = [note for note in (_steps_inside(path) for path, _ in given) if note]
-    more = f"; so are those of {len(notes) - 1} more inputs" if len(notes) > 1 else ""
+    more = f"; so are the steps in {len(notes) - 1} more of the inputs" if len(notes) > 1 else ""
     return [notes[0] + more] if notes else []
 
 

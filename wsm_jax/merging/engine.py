@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsm_jax.checkpoints import integrity
 from wsm_jax.core.leaves import AVERAGE, FIRST, Leaf, infinite_hint
 from wsm_jax.errors import UsageError
 from wsm_jax.io import hashes
@@ -274,7 +275,7 @@ class _Loop:
             if source.hashes is not None and source.hashes.get(path, [])[number : number + 1] != [digest]:
                 raise UsageError(
                     f"{source.path}: leaf {path} is not what was written there (elements {number * hashes.UNIT} and on "
-                    "have another hash); merge it again, or retrain the interval that ends there"
+                    f"have another hash); {integrity.advice(source.path)}"
                 )
             with self._lock:
                 self.sums[index] = (self.sums[index] + int(digest, 16)) % 2**128

@@ -66,7 +66,7 @@ class Results:
         self._parts = [{path: self._buffers(path) for path in leaves} for _ in range(count)]
 
     def _buffers(self, path: str) -> dict[Any, np.ndarray]:
-        """Not zeroed: NumPy then asks for large pages, and 40 merges take a fifth less time."""
+        """Not zeroed: NumPy asks for large pages only then, and many merges fill many gigabytes."""
         dtype = self._leaves[path].dtype
         return {
             key: aligned(len(block.starts) * block.length, dtype, np.empty).reshape(len(block.starts), block.length)

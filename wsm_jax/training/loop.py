@@ -161,7 +161,7 @@ def _run(
                         f"stopped at step {done} of {setup.plan.steps}; the same command again goes on from there"
                     )
     finally:
-        profile.close(state, progress.say)
+        profile.close(progress.say)
         progress.close()
         writer.close()
 

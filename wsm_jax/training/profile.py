@@ -39,13 +39,13 @@ class Profile:
             jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
             self._tracing = True
         elif step == self._last + 1:
-            self.close(state, say)
+            jax.block_until_ready(state)
+            self.close(say)
 
-    def close(self, state: Any, say: Say) -> None:
-        """Ends the trace, if it is under way, once ``state`` is there, and says how to open it."""
+    def close(self, say: Say) -> None:
+        """Ends the trace, if it is under way, and says how to open it."""
         if self._tracing:
             self._tracing = False
-            jax.block_until_ready(state)
             jax.profiler.stop_trace()
             say(
                 f"trace of the updates {self._first} to {self._last}: {self._folder}; open its perfetto_trace.json.gz "
