@@ -1,30 +1,26 @@
-"""Writes the README's figures from committed result files, so that none is typed by hand.
+"""Writes the figures of the README and of docs/performance.md from committed result files: none is typed by hand.
 
-    python -m experiments.readme            (after copying results; a test checks that the README is up to date)
+    python -m experiments.readme            (after copying results; a test checks that both are up to date)
 
-Reads results/demo/seed-*.json (report/table.json of each demo run), results/demo/seconds-*.json (its stages),
-results/interval_means/small and results/lawa/small (records.jsonl of the experiments), the pages that
-experiments/report.py gathers, and benchmarks/results/*.jsonl.
+Reads results/demo/seed-*.json (report/table.json of each demo run), results/demo/seconds-*.json (its stages) and
+benchmarks/results/*.jsonl.
 """
 
 import argparse
-import itertools
 import re
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-from experiments import interval_means, lawa, report
-from experiments.intervals import HOLDS, general, interval, share, shown
+from experiments.intervals import interval
 from wsm_jax.errors import ended
 from wsm_jax.io.files import read_json, read_jsonl, write_text
-from wsm_jax.reporting import pages, plot_style
 from wsm_jax.reporting.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "results"
-DEMO = RESULTS / "demo"
+DEMO = ROOT / "results" / "demo"
+PAGES = ("README.md", "docs/performance.md")
 
 
 def demo_section(results: list[dict[str, Any]], seconds: list[dict[str, float]]) -> list[str]:
@@ -67,10 +63,6 @@ def demo_section(results: list[dict[str, Any]], seconds: list[dict[str, float]])
         "seed. Chosen, by seed: "
         + ", ".join(f"{r['chosen']['curve']} × {r['chosen']['count']}" for r in results)
         + ".",
-        "",
-        "![Loss of the constant-rate run, its merge along the run, and three real decays](results/demo/loss.png)",
-        "",
-        "Seed 0, loss on validation: the merged curve approximates what an anneal at that point would have given.",
     ]
 
 
@@ -117,73 +109,10 @@ def speed_section(records: list[dict[str, Any]]) -> list[str]:
         f"Training step of a GPT with {shape['layers']} layers, width {shape['d_model']}, context {shape['context']}, "
         f"batch {shape['batch_size']}, vocabulary {shape['vocab_size']:,}, float32, on {shape['threads']} cores of "
         f"{machine['cpu']}, {len(records[0]['tokens_per_second'])} interleaved rounds "
-        "(`python benchmarks/train_step.py --peer_python=…`; [records](benchmarks/results/train_step.jsonl)), medians; "
-        "× is the median of the ratios within the rounds, and from the lowest to the highest:",
+        "(`python benchmarks/train_step.py --peer_python=…`; [records](../benchmarks/results/train_step.jsonl)), "
+        "medians; × is the median of the ratios within the rounds, and from the lowest to the highest:",
         "",
         *markdown_table(rows),
-    ]
-
-
-def paper_section(results: Path, scales: list[str]) -> list[str]:
-    """The claims of the paper's tables and figures at every scale, as the page of each experiment has them."""
-    outline = report.outline(results)
-    took = {scale: sum(pages.seconds(results, scale, outline).values()) / 60 for scale in scales}
-    lines = [
-        f"Test loss in bits per byte, lower is better, first arm minus second, three seeds. {HOLDS} *The paper*: what "
-        "it has for the claim, where it has figures scores, higher is better. Means over nine domains on the pages "
-        "with the switch (`wsd_vs_wsm`, `merge_algorithm`), over the two of the stable text on the others. *–*: no "
-        "such row, or no such figure in the paper. Protocol, all figures and provenance are in "
-        "[results/REPORT.md](results/REPORT.md).",
-        "",
-    ]
-    for scale, minutes in took.items():
-        whole = read_jsonl(results / "all" / scale / "records.jsonl")
-        lines.append(
-            f"* `{scale}`: {outline.scales[scale]} {minutes:.0f} minutes of processes, "
-            f"{'three or four at a time on an H100' if scale == 'gpu' else 'two at a time on two cores'}"
-            + "".join(_whole(record) for record in whole)
-            + "."
-        )
-    rows: dict[tuple[str, str], dict[str, list[str]]] = {}
-    found_pages = {scale: pages.pages(results, scale, outline) for scale in scales}
-    for scale in scales:
-        for name, page in found_pages[scale].items():
-            claims = pages.claims(page).values() if name not in outline.apart else ()
-            for cells in itertools.chain(*claims):
-                rows.setdefault((name, general(cells[0])), {})[scale] = cells
-    table = [["claim", *scales, "the paper", "page"]]
-    for (name, alike), found in sorted(rows.items(), key=lambda row: outline.pages.index(row[0][0])):
-        texts = {cells[0] for cells in found.values()}
-        cells = [
-            f"{c[1]}, {c[2]}" if (c := found.get(scale)) else "–" if name in found_pages[scale] else "not run"
-            for scale in scales
-        ]
-        paper = next(iter(found.values()))[3]
-        table.append([texts.pop() if len(texts) == 1 else alike, *cells, paper, f"[{name}](results/{name})"])
-    return [*lines, "", *markdown_table(table), "", *_times(results, outline)]
-
-
-def _whole(record: dict[str, Any]) -> str:
-    """How long everything took from nothing, and where."""
-    where = record["machine"].partition(", ")[2]
-    return f"; `{record['command']}` took {record['minutes']:.0f} minutes on {where}"
-
-
-def _times(results: Path, outline: pages.Outline) -> list[str]:
-    """What each experiment reproduces, its command, and how long it took at every scale."""
-    times = {scale: pages.seconds(results, scale, outline) for scale in outline.scales}
-    table = [["page", "command", *(f"{scale}, minutes" for scale in outline.scales)]]
-    for name in outline.pages:
-        titles = [text for scale in outline.scales if (text := pages.pages(results, scale, outline).get(name))]
-        if not titles:
-            continue
-        cells = [pages.minutes(times[s][name]) if name in times[s] else "not run" for s in outline.scales]
-        title = titles[0].splitlines()[0].removeprefix("# ")
-        table.append([f"[{title}](results/{name})", f"`python -m experiments.{name}`", *cells])
-    return [
-        "Minutes of processes; an experiment that is run by itself also trains what it needs of the shared runs.",
-        "",
-        *markdown_table(table),
     ]
 
 
@@ -227,53 +156,6 @@ def _size(record: dict[str, Any]) -> str:
     return f"{record['parameters'] / 1e6:.1f}M" if record["parameters"] < 10e6 else f"{record['parameters'] / 1e6:.0f}M"
 
 
-def means_section(records: list[dict[str, Any]]) -> list[str]:
-    """What merges of points and of means recover of the real decay along the same curve, at the larger size."""
-    size = max((r["size"] for r in records), key=list(interval_means.SIZES).index)
-    table = interval_means.Table([r for r in records if r["size"] == size])
-    rows = [["curve", "window", "real decay", "points", "share", "interval means", "share"]]
-    for curve in interval_means.CURVES:
-        real = table.gain((interval_means.REAL, curve, interval_means.DECAY, False))
-        for window in ("equal", "best"):
-            cells, counts = [], []
-            for snapshot in interval_means.SNAPSHOTS:
-                best = table.window(snapshot, curve, False)
-                counts.append(interval_means.DECAY if window == "equal" else best)
-                own = table.gain((snapshot, curve, counts[-1], False))
-                cells += [shown(own), share(own, real)]
-            length = " / ".join(str(n) for n in dict.fromkeys(counts))
-            rows.append([plot_style.CURVE_LABELS[curve], f"{window}: {length}", shown(real), *cells])
-    first = next(r for r in records if r["size"] == size)
-    return [
-        "Test loss in nats a token minus that of the last constant-rate checkpoint, "
-        f"{first['parameters']:,} parameters, {len(table.seeds)} seeds (mean ± 95% over seeds), windows in intervals "
-        f"of {first['interval']} steps, the best one chosen on validation; *share* is that of the real decay's gain "
-        "([both sizes, all windows, claims](results/interval_means/small)):",
-        "",
-        *markdown_table(rows),
-    ]
-
-
-def lawa_section(records: list[dict[str, Any]]) -> list[str]:
-    """Averages early in training, by peak rate."""
-    table = lawa.Table(records)
-    rows = [["peak rate", "share of the run", "raw, test loss", "LAWA, k = 5", "spacing", lawa.EMA, lawa.SWA]]
-    for rate in table.rates:
-        for part in lawa.EARLY:
-            best = table.chosen(rate, part)
-            raw = table.mean((rate, part, lawa.RAW))
-            cells = [shown(table.gain(rate, part, arm)) for arm in (best, lawa.EMA, lawa.SWA)]
-            spacing = int(best.split()[-1]) * records[0]["interval"]
-            rows.append([f"{rate:g}", f"{part:g}", f"{raw:.4f}", cells[0], str(spacing), *cells[1:]])
-    return [
-        f"Test loss in nats a token minus that of the parameters as they are, early in a run with a cosine, "
-        f"{records[0]['parameters']:,} parameters, {len({r['seed'] for r in records})} seeds; LAWA's spacing (steps) "
-        "chosen on validation ([all steps and spacings, claims](results/lawa/small)):",
-        "",
-        *markdown_table(rows),
-    ]
-
-
 def merge_section(records: list[dict[str, Any]]) -> list[str]:
     """Merging beside its peers: whole processes, seconds and peak memory; and what was asked for and is not met."""
     merges = [r for r in records if r["kind"] == "merge"]
@@ -295,7 +177,7 @@ def merge_section(records: list[dict[str, Any]]) -> list[str]:
     return [
         "Merging safetensors folders, whole processes with the output written, seconds (peak resident memory), medians "
         "of interleaved rounds (`python benchmarks/merge.py --peer_python=…`; "
-        "[records](benchmarks/results/merge.jsonl), [figure](benchmarks/results/merge.png)):",
+        "[records](../benchmarks/results/merge.jsonl), [figure](../benchmarks/results/merge.png)):",
         "",
         *markdown_table(rows),
         "",
@@ -306,24 +188,17 @@ def merge_section(records: list[dict[str, Any]]) -> list[str]:
 
 
 def render(text: str) -> str:
-    """The README's text with its generated sections made anew."""
+    """A page's text with its generated sections made anew."""
     results = [read_json(path) for path in sorted(DEMO.glob("seed-*.json"))]
     seconds = [read_json(path) for path in sorted(DEMO.glob("seconds-*.json"))]
     text = _replace(text, "demo", demo_section(results, seconds))
     benchmarks = ROOT / "benchmarks" / "results"
-    sections = {
-        "means": (means_section, RESULTS / "interval_means" / "small" / "records.jsonl"),
-        "lawa": (lawa_section, RESULTS / "lawa" / "small" / "records.jsonl"),
-        "merging": (merge_section, benchmarks / "merge.jsonl"),
-        "speed": (speed_section, benchmarks / "train_step.jsonl"),
-    }
-    for name, (section, file) in sections.items():
-        text = _replace(text, name, section(read_jsonl(file)) if file.is_file() else [])
-    scales = report.scales(RESULTS)
-    text = _replace(text, "paper", paper_section(RESULTS, scales) if scales else [])
+    for name, section in {"merging": merge_section, "speed": speed_section}.items():
+        file = {"merging": "merge.jsonl", "speed": "train_step.jsonl"}[name]
+        text = _replace(text, name, section(read_jsonl(benchmarks / file)))
     names = [f"averaging-{model}{platform}.jsonl" for platform in ("-gpu", "") for model in ("tiny", "gpt2_small")]
     averages = [records for name in names if (records := read_jsonl(benchmarks / name))]
-    return _replace(text, "averages", averages_section(averages) if averages else [])
+    return _replace(text, "averages", averages_section(averages))
 
 
 def _replace(text: str, name: str, lines: list[str]) -> str:
@@ -334,8 +209,8 @@ def _replace(text: str, name: str, lines: list[str]) -> str:
 def main() -> int:
     """The command."""
     argparse.ArgumentParser("python -m experiments.readme", description=(__doc__ or "").split("\n")[0]).parse_args()
-    readme = ROOT / "README.md"
-    write_text(readme, render(readme.read_text(encoding="utf-8")))
+    for page in PAGES:
+        write_text(ROOT / page, render((ROOT / page).read_text(encoding="utf-8")))
     return 0
 
 

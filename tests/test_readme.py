@@ -1,4 +1,4 @@
-"""Every command and every Python block of the README runs, on the demo's run made short."""
+"""Every command and every Python block of the README and of the docs runs, on the demo's run made short."""
 
 import os
 import re
@@ -15,14 +15,18 @@ from wsm_jax import cli
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("demo")]  # one demo run serves several files
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text()
+PAGES = {str(p.relative_to(ROOT)): p.read_text() for p in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture(scope="module")
+def pages_with(language: str) -> list[str]:
+    return [page for page in PAGES if blocks(language, page)]
+
+
+@pytest.fixture
 def place(demo_run, tmp_path_factory):
     """A folder as the README assumes it: configs/, runs/demo-0 (short), docs/."""
     folder = tmp_path_factory.mktemp("readme")
@@ -58,11 +62,10 @@ def shortened(command: str) -> list[str]:
     return arguments
 
 
-def test_every_shell_command_runs(place, short_demo, store, monkeypatch, capsys):
+@pytest.mark.parametrize("page", pages_with("sh"))
+def test_every_shell_command_runs(place, page, short_demo, store, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    commands = [line for block in blocks("sh") for line in block.strip().splitlines()]
-    assert len(commands) >= 10
-    for command in commands:
+    for command in [line for block in blocks("sh", page) for line in block.strip().splitlines()]:
         arguments = shortened(command)
         if "--config=configs/demo.py" in arguments:
             arguments += short_demo
@@ -71,17 +74,29 @@ def test_every_shell_command_runs(place, short_demo, store, monkeypatch, capsys)
         assert cli.main(arguments[1:]) == 0, f"{command}\n{capsys.readouterr().err}"
 
 
-def test_every_python_block_runs(place):
-    assert len(blocks("python")) >= 2
-    for block in blocks("python"):
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_every_python_block_runs(place, page):
+    for block in blocks("python", page):
         subprocess.run([sys.executable, "-c", block], cwd=place, check=True)
+
+
+def test_the_pages_with_commands_are_there():
+    assert {"README.md", "docs/merging.md", "docs/training.md"} <= set(pages_with("sh"))
+    assert {"README.md", "docs/merging.md"} <= set(pages_with("python"))
 
 
 def test_the_two_commands_are_targets_of_the_makefile():
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for command in re.findall(r"^make (\w+)", TEXT, re.MULTILINE):
-        assert command in targets
+    commands = re.findall(r"^make (\w+)", PAGES["README.md"], re.MULTILINE)
+    assert commands and set(commands) <= set(targets)
 
 
-def test_the_figures_are_those_of_the_committed_results():
-    assert readme.render(TEXT) == TEXT, "run python -m experiments.readme"
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page):
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", PAGES[page]):
+        assert link.startswith("https://") or ((ROOT / page).parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", readme.PAGES)
+def test_the_figures_are_those_of_the_committed_results(page):
+    assert readme.render(PAGES[page]) == PAGES[page], "run python -m experiments.readme"
