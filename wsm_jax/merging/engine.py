@@ -38,7 +38,7 @@ WORKERS = min(3, (os.cpu_count() or 1) + 1)  # one reads while others add and wr
 BLOCK = 1 << 19  # elements of a block, at most, where nothing forces more
 STACK = 1 << 23  # bytes of the inputs of a block that are in memory at once, where one of them takes no more
 PARTS = 16  # of a unit, at most, that many merges cut it into
-TOTALS = 1 << 22  # bytes of the totals of a block, where a part of a unit of each fits: they stay in the caches
+TOTALS = 1 << 23  # bytes of the totals of a block, where a part of a unit of each fits: they stay in the caches
 
 Write = Callable[[int, str, int, np.ndarray], None]  # number of the merge, leaf, first element, values
 
