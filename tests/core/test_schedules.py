@@ -70,6 +70,15 @@ def test_the_schedule_and_the_merge_weights_are_the_same_curve(curve):
     close(np.asarray(rates) / PEAK, curve_update_weights(curve, 5))
 
 
+def test_a_partial_decay_ends_at_a_share_of_the_peak():
+    whole, half = (schedules.wsd(PEAK, "linear", TOTAL, DECAY, WARMUP, end) for end in (0.0, 0.5))
+    counts = np.arange(WARMUP, TOTAL + 5)
+    np.testing.assert_allclose(half(counts), (PEAK + whole(counts)) / 2, rtol=1e-6)
+    np.testing.assert_allclose(half(TOTAL), PEAK / 2, rtol=1e-6)
+    with pytest.raises(UsageError, match=r"decay_end is 1\.5"):
+        schedules.wsd(PEAK, "linear", TOTAL, DECAY, WARMUP, 1.5)
+
+
 def test_a_cooldown_branches_from_any_schedule_at_the_rate_it_had():
     base = schedules.cosine(PEAK, TOTAL, WARMUP)
     cooled = EVERY["cooldown from cosine"]

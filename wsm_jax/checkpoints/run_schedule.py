@@ -35,7 +35,7 @@ def from_config(config: Config, branch_step: int | None = None) -> Schedule:
                     f"schedule.decay={settings.decay!r} starts at step {total - decay}, "
                     f"before the branch at {branch_step}"
                 )
-            return wsd(peak, settings.curve, total, decay, warmup)
+            return wsd(peak, settings.curve, total, decay, warmup, settings.decay_end)
         case "cosine":
             return cosine(peak, total, warmup, settings.end_fraction)
         case "inverse_sqrt":
@@ -47,7 +47,8 @@ def from_config(config: Config, branch_step: int | None = None) -> Schedule:
             cycle = config.duration_steps("schedule.cycle", settings.cycle)
             return cyclic(constant(peak, warmup), start, cycle, settings.end_fraction)
         case "cooldown" if branch_step is not None:
-            return cooldown(constant(peak, warmup), settings.curve, branch_step, total - branch_step)
+            steps = total - branch_step
+            return cooldown(constant(peak, warmup), settings.curve, branch_step, steps, settings.decay_end)
         case "rewarm" if branch_step is not None:
             if warmup >= total - branch_step:
                 raise UsageError(

@@ -59,6 +59,7 @@ class ScheduleConfig:
     curve: str = setting("linear", "decay curve of wsd and cooldown, a name of wsm_jax.DECAYS", kind="curve")
     decay: str = setting("0.2run", "duration of the decay of wsd, the last part of the run", kind="duration")
     end_fraction: float = setting(0.0, "cosine: final rate over peak rate; cyclic: lowest over peak")
+    decay_end: float = setting(0.0, "wsd, cooldown: final rate over peak rate, a partial decay above 0", later=True)
     cycle: str = setting("0.01run", "cyclic: duration of a cycle", later=True, kind="duration")
     cycle_start: str = setting("0.75run", "cyclic: duration at the peak before the cycles", later=True, kind="duration")
 

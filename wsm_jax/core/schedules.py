@@ -40,31 +40,42 @@ def constant(peak: float, warmup_steps: int = 0) -> Schedule:
     return warmup_then(lambda _: peak, peak, warmup_steps)
 
 
-def cooldown(base: Schedule, curve: str | Curve, start: int, steps: int) -> Schedule:
-    """``base`` up to and including update ``start``, then base(start) * f((count - start) / steps).
+def cooldown(base: Schedule, curve: str | Curve, start: int, steps: int, end_fraction: float = 0.0) -> Schedule:
+    """``base`` up to and including update ``start``, then base(start) * (e + (1 - e) f((count - start) / steps)).
 
     Args:
       base: the schedule that is left.
       curve: a name in DECAYS or a callable on (0, 1].
       start: count of the last update at the full rate, the step of the checkpoint branched from.
       steps: updates after which f(1) is reached and held.
+      end_fraction: e, 0 for the curve itself; a partial decay ends so much higher.
 
     Raises:
-      UsageError: unknown curve, negative start, steps below 1.
+      UsageError: unknown curve, negative start, steps below 1, ``end_fraction`` outside [0, 1].
     """
     f = get_decay(curve)
+    _check_end(end_fraction, "decay_end")
     if start < 0 or steps < 1:
         raise UsageError(f"a cooldown needs start >= 0 and at least 1 step, got start {start} and {steps} steps")
 
     def rate(count: Any) -> Any:
         # t is kept positive because a curve is only defined on (0, 1]; where() hides that branch before the start.
         t = jnp.clip((count - start) / steps, 1.0 / steps, 1.0)
-        return jnp.where(count <= start, base(jnp.minimum(count, start)), base(start) * jnp.maximum(f(t), 0.0))
+        share = jnp.maximum(f(t), 0.0)
+        share = end_fraction + (1.0 - end_fraction) * share if end_fraction else share
+        return jnp.where(count <= start, base(jnp.minimum(count, start)), base(start) * share)
 
     return rate
 
 
-def wsd(peak: float, curve: str | Curve, total_steps: int, decay_steps: int, warmup_steps: int = 0) -> Schedule:
+def wsd(
+    peak: float,
+    curve: str | Curve,
+    total_steps: int,
+    decay_steps: int,
+    warmup_steps: int = 0,
+    end_fraction: float = 0.0,
+) -> Schedule:
     """Warmup-Stable-Decay: constant, then ``curve`` over the last ``decay_steps`` of ``total_steps`` updates.
 
     Raises:
@@ -74,7 +85,7 @@ def wsd(peak: float, curve: str | Curve, total_steps: int, decay_steps: int, war
         raise UsageError(
             f"a decay of {decay_steps} steps does not fit after a warm-up of {warmup_steps} in {total_steps} steps"
         )
-    return cooldown(constant(peak, warmup_steps), curve, total_steps - decay_steps, decay_steps)
+    return cooldown(constant(peak, warmup_steps), curve, total_steps - decay_steps, decay_steps, end_fraction)
 
 
 def cosine(peak: float, total_steps: int, warmup_steps: int = 0, end_fraction: float = 0.0) -> Schedule:
@@ -139,9 +150,9 @@ def cyclic(base: Schedule, start: int, cycle: int, end_fraction: float = 0.0) ->
     return rate
 
 
-def _check_end(fraction: float) -> None:
+def _check_end(fraction: float, field: str = "end_fraction") -> None:
     if not 0.0 <= fraction <= 1.0:
-        raise UsageError(f"schedule.end_fraction is {fraction}; it must lie in [0, 1]")
+        raise UsageError(f"schedule.{field} is {fraction}; it must lie in [0, 1]")
 
 
 def rates_at(schedule: Schedule, counts: np.ndarray) -> np.ndarray:
