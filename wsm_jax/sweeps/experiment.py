@@ -90,12 +90,14 @@ class Measure:
       validation_tokens: of each domain; 0: all.
       test_tokens: of each domain; 0: all.
       document_tokens: the first so many of each document count; 0: all.
+      sources: more text, ``data.source``'s form: its held-out documents are measured whatever a run was trained on.
       answers: domain -> file of JSON lines ``{"prompt", "answer"}``, measured on test alone.
     """
 
     validation_tokens: int = 0
     test_tokens: int = 0
     document_tokens: int = 0
+    sources: str = ""
     answers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
