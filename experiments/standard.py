@@ -114,7 +114,7 @@ def substitutes(settings: Settings, size: Size) -> Part:
 
 
 def exploratory(prefix: str, size: Size) -> Part:
-    """More merges of a trunk: the paper's EMA weights, interval means, merges gone past, controls with equal weights."""
+    """More merges of a trunk: the paper's EMA weights, interval means, merges gone past, and controls."""
     trunk = f"{prefix}constant"
     arms = {
         **{f"{prefix}merge ema {d}": Arm(trunk, window(share, size, "ema")) for d, share in SHARES.items()},
