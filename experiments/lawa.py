@@ -1,15 +1,17 @@
-"""The LAWA paper's experiment (arXiv 2306.03241): averages of the latest checkpoints, early, at low and high peak rates.
+"""The LAWA paper's experiment (arXiv 2306.03241): averages of the latest checkpoints, early in training.
 
     wsm sweep experiments/lawa.py                 (1.3M parameters on the standard library, under an hour on two cores)
     wsm sweep experiments/lawa.py:gpt2_small      (the authors' model, rates and text; needs an accelerator)
 
-AdamW with a warm-up and a cosine to a tenth of the peak. LAWA is the uniform mean of the 5 latest checkpoints, at several
-spacings, chosen on validation; beside it the parameters as they are, the EMA with 0.9 at every step, and SWA, here the
-uniform mean of all checkpoints since the warm-up. Peak rates: nanoGPT's, ten times it, and at the small scale one between
-them, which is ours. All is measured at the same steps of the same run.
+AdamW with a warm-up and a cosine, to a tenth of the peak where the authors do not say otherwise. LAWA is the uniform
+mean of the 5 latest checkpoints, at several spacings, chosen on validation; beside it the parameters as they are, the
+EMA with 0.9 at every step, and SWA, here the uniform mean of all checkpoints since the warm-up. Peak rates: nanoGPT's,
+ten times it, and at the small scale one between them, which is ours. All is measured at the same steps of a run.
 """
 
+import functools
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from configs import lawa
@@ -24,7 +26,6 @@ SPACINGS = (1, 2, 4)  # in intervals of the merge stream
 SMALL: dict[str, Any] = {
     "duration": "640steps",
     "schedule.name": "cosine",
-    "schedule.end_fraction": 0.1,
     "schedule.warmup": "0.05run",
     "averaging.names": "ema",
     "averaging.ema_decay": "0.9/step",
@@ -33,10 +34,15 @@ SMALL: dict[str, Any] = {
     "checkpoint.branch_points": "",
     "evaluation.interval": "",
 }
-SCALES = {
-    "small": ("configs/demo.py", SMALL, (6e-4, 2e-3, 6e-3)),
+# configuration, settings, peak rate -> final rate over it
+SCALES: dict[str, tuple[str, dict[str, Any], dict[float, float]]] = {
+    "small": ("configs/demo.py", SMALL, {6e-4: 0.1, 2e-3: 0.1, 6e-3: 0.1}),
     **{
-        f"gpt2_{name}": (f"configs/lawa.py:{name}", {"checkpoint.merge_keep": 0}, (size.nanogpt_lr, size.peak_lr))
+        f"gpt2_{name}": (
+            f"configs/lawa.py:{name}",
+            {"checkpoint.merge_keep": 0},
+            {size.nanogpt_lr: 0.1, size.peak_lr: size.min_lr / size.peak_lr},
+        )
         for name, size in lawa.SIZES.items()
     },
 }
@@ -51,18 +57,15 @@ def get_sweep(scale: str = "small") -> Experiment:
     runs, arms, choices = {}, {}, {}
     for rate, share in itertools.product(rates, SHARES):
         run, at = f"lr {rate:g}", round(share * steps / interval) * interval
-        where, point = f"{run} at {share:g}", {"run": run, "at": f"{at}steps"}
-        runs[run] = RunSpec({"optimizer.peak_lr": rate})
+        where, arm = f"{run} at {share:g}", functools.partial(Arm, run, at=f"{at}steps")
+        runs[run] = RunSpec({"optimizer.peak_lr": rate, "schedule.end_fraction": rates[rate]})
         spacings = [n for n in SPACINGS if at - (COUNT - 1) * n * interval >= warm]
         names = {n: f"{where}, LAWA every {n * interval}" for n in spacings}
         arms |= {
-            f"{where}, raw": Arm(**point),
-            f"{where}, EMA": Arm(**point, item="ema"),
-            f"{where}, SWA": Arm(**point, merge={"curve": "linear", "count": (at - warm) // interval + 1}),
-            **{
-                name: Arm(**point, merge={"curve": "lawa", "count": COUNT, "interval": n * interval})
-                for n, name in names.items()
-            },
+            f"{where}, raw": arm(),
+            f"{where}, EMA": arm(item="ema"),
+            f"{where}, SWA": arm({"curve": "linear", "count": (at - warm) // interval + 1}),
+            **{name: arm({"curve": "lawa", "count": COUNT, "interval": n * interval}) for n, name in names.items()},
         }
         if names:
             choices[f"{where}, LAWA"] = Choice(list(names.values()))
@@ -73,7 +76,7 @@ def get_sweep(scale: str = "small") -> Experiment:
         runs=runs,
         arms=arms,
         choices=choices,
-        claims=_claims(rates, choices),
+        claims=_claims(list(rates), choices),
         settings=settings,
         about=__doc__ or "",
     )
@@ -88,7 +91,7 @@ def _shape(scale: str) -> tuple[int, int, int]:
     return config.steps, config.duration_steps("", config.checkpoint.merge_interval), 2000
 
 
-def _claims(rates: tuple[float, ...], choices: dict[str, Choice]) -> dict[str, Claim]:
+def _claims(rates: Sequence[float], choices: dict[str, Choice]) -> dict[str, Claim]:
     claims = {}
     for share in (share for share in EARLY if f"lr {rates[0]:g} at {share:g}, LAWA" in choices):
         for rate in rates:
