@@ -68,10 +68,10 @@ def figure(found: dict[str, list[np.ndarray]]) -> Figure:
     for (name, points), colour, marker in looks:
         xy = places[start : start + len(points)]
         start += len(points)
-        axes.plot(*xy.T, color=colour, marker=marker, linewidth=0.8)
-        axes.annotate(name, xy[-1], xytext=(5, 5), textcoords="offset points", color=colour)
+        axes.plot(*xy.T, color=colour, marker=marker, linewidth=0.8, label=name)
     first, second = (f"{share:.0%} of the variance" for share in shares)
     axes.set(xlabel=f"first component ({first})", ylabel=f"second component ({second})")
+    made.legend(loc="outside upper center", ncols=3)
     return made
 
 
