@@ -23,6 +23,14 @@ from wsm_jax.io import files
 
 CONFIG = Path(__file__).parent.parent / "configs" / "demo.py"
 CURVES = ("linear", "cosine", "minus_sqrt")
+NEXT = """
+The merges cost no training; each real decay cost a quarter of the run again. What they share is in the sentences above,
+the figures are in {output}/report (report.html), and the demo took {seconds:.0f} s.
+
+What to type next:
+  wsm merge CHECKPOINTS --curve=minus_sqrt --count=8 --output=OUT     merge your own checkpoints (docs/merging.md)
+  wsm train --config=configs/tiny.py --config.data.source=text:FOLDER --run=runs/mine      train on your own text
+  wsm sweep experiments/ablation.py                                   the paper's ablation: duration, interval, count"""
 
 
 def commands(output: Path, seed: int, overrides: list[str]) -> list[list[str]]:
@@ -73,7 +81,7 @@ def main() -> int:
             return status
         stages[f"{number} {command[0]}"] = round(time.perf_counter() - clock, 1)
     files.write_json(output / "report" / "seconds.json", stages)
-    print(f"the demo took {sum(stages.values()):.0f} s")
+    print(NEXT.format(output=output, seconds=sum(stages.values())))
     return 0
 
 
