@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.05  # intervals of 95%, and false positives of one claim, or of all primary claims together
 
@@ -43,19 +43,20 @@ def bits_per_byte(nats: np.ndarray, documents: Documents, domain: str) -> np.nda
     """Loss on a domain, with all documents and without each in turn.
 
     Args:
-      nats: [documents], of each document of the test set.
+      nats: [..., documents], of each document of the test set.
       documents: what they are.
       domain: one of ``documents.domains``.
 
     Returns:
-      float64 [1 + documents]: of all documents, then without the first, without the second, and so on; a document of
+      float64 [..., 1 + documents]: of all documents, then without the first, without the second, and so on; a document of
       another domain makes no difference, and neither does the only one of its domain, without which there is no loss.
     """
     inside = documents.domain == documents.domains.index(domain)
     own, sizes = np.where(inside, nats, 0).astype(np.float64), np.where(inside, documents.bytes, 0)
-    left_out = inside.sum() > 1
-    without = np.concatenate([[0.0], own * left_out]), np.concatenate([[0], sizes * left_out])
-    return (own.sum() - without[0]) / (sizes.sum() - without[1]) / math.log(2)
+    left_out = np.concatenate([[0], inside * int(inside.sum() > 1)])  # 1: without this document
+    padded, padded_sizes = (np.concatenate([each[..., :1], each], axis=-1) * left_out for each in (own, sizes))
+    left, bytes_left = own.sum(axis=-1, keepdims=True) - padded, sizes.sum() - padded_sizes
+    return left / bytes_left / math.log(2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +147,8 @@ def _student(center: float, variance: float, degrees: float) -> tuple[float, flo
     stderr = math.sqrt(variance)
     if not stderr:
         return 0.0, float(center == 0)
-    return stderr * float(stats.t.ppf(1 - LEVEL / 2, degrees)), 2 * float(stats.t.sf(abs(center) / stderr, degrees))
+    quantile, below = special.stdtrit(degrees, 1 - LEVEL / 2), special.stdtr(degrees, -abs(center) / stderr)
+    return stderr * float(quantile), 2 * float(below)
 
 
 def holm(p: Sequence[float]) -> list[float]:
