@@ -1,24 +1,21 @@
 """Losses on held-out text of each domain, in bits per byte, and their plain mean, as the paper's over its benchmarks.
 
 Validation: held-out documents of every domain that is trained on. Test: other documents of the same domains, and
-question with solution of the benchmarks. The mean over domains counts each alike, however long its documents are.
+the benchmarks' answers given their questions. The mean over domains counts each alike, however long its documents are.
 """
 
-import dataclasses
 import statistics
 from collections.abc import Hashable, Mapping
-from pathlib import Path
 from typing import TypeVar
 
 from experiments.protocol import Record, evaluated, trained_by
 from experiments.training import Matrix
 from wsm_jax.checkpoints.run import Run
-from wsm_jax.data import tokens
-from wsm_jax.data.store import TokenStore
-from wsm_jax.evaluation import evaluate
+from wsm_jax.data.sources import parse_mixture
+from wsm_jax.evaluation import domains
 from wsm_jax.evaluation.evaluate import Evaluator
 from wsm_jax.merging.spec import MergeSpec
-from wsm_jax.parallel import sharding
+from wsm_jax.sweeps import Measure
 
 Key = TypeVar("Key", bound=Hashable)
 # Tokens of validation and of test in all, an equal part from each domain.
@@ -28,41 +25,18 @@ TOKENS = {"small": (16384, 32768), "medium": (32768, 65536), "gpu": (131072, 262
 def evaluators(runs: Matrix, run: Run) -> dict[str, Evaluator]:
     """``validation/DOMAIN`` and ``test/DOMAIN`` -> params -> Evaluation, for the domains that ``run`` is trained on.
 
-    For a run with the switch, the benchmarks' domains are there too, under ``test/``.
+    For a run with the switch, the benchmarks' answers are there too, under ``test/``.
     """
-    model, data = evaluate.model_and_data(run)
-    mesh = sharding.make_mesh()
-
-    def make(store: TokenStore, split: str, limit: int) -> Evaluator:
-        size = run.config.evaluation.batch_size
-        return evaluate.make_evaluator(model, mesh, [store], split, batch_size=size, limit_tokens=limit)
-
-    trained = evaluate.held_out_stores(data, "validation")
-    benchmarks = []
-    if data.switch:
-        # Never trained on, so all of it is measured: it is all in what the store calls its training split.
-        config = dataclasses.replace(
-            run.config.data,
-            source=runs.sources().evaluation,
-            switch_source="",
-            switch_at="",
-            tokenizer=str(data.stable[0][0].path / "tokenizer.json"),
-            validation_fraction=0.0,
-            test_fraction=0.0,
-        )
-        benchmarks = [store for store, _ in tokens.prepare(config).stable]
+    data = run.config.data
+    trained = len(parse_mixture(data.source))
+    answers = {}
+    if data.switch_source:
+        trained += len(parse_mixture(data.switch_source))
+        answers = runs.sources().answers
     validation_tokens, test_tokens = TOKENS[runs.scale]
-    each = test_tokens // (len(trained) + len(benchmarks))
-    return {
-        **{f"validation/{domain(s)}": make(s, "validation", validation_tokens // len(trained)) for s in trained},
-        **{f"test/{domain(s)}": make(s, "test", each) for s in trained},
-        **{f"test/{domain(s)}": make(s, "train", each) for s in benchmarks},
-    }
-
-
-def domain(store: TokenStore) -> str:
-    """The name of what a store holds: that of its file."""
-    return Path(store.manifest["source"].partition(":")[2] or store.manifest["source"]).name.split(".")[0]
+    return domains.evaluators(
+        run, Measure(validation_tokens // trained, test_tokens // (trained + len(answers)), answers=answers)
+    )
 
 
 def losses(recipes: Mapping[Key, MergeSpec], measures: Mapping[str, Evaluator]) -> dict[Key, Record]:

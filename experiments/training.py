@@ -36,6 +36,7 @@ SEEDS = (0, 1, 2)
 # What the experiments on these runs have for pieces: the seeds.
 SEED_SCALES = {scale: {f"seed{seed}": seed for seed in SEEDS} for scale in matrix.SIZES}
 WEIGHTS = {"novels": 0.8, "peps": 0.2, "textbooks": 0.4, "mathematics": 0.2, "solutions": 0.4}
+KILOBYTES = 32.0  # of each text, so that there are enough of them
 MEGABYTES = {"small": 6.0, "medium": 12.0, "gpu": 36.0, "tiny": 1.0}  # of each domain
 
 
@@ -104,10 +105,11 @@ class Matrix:
         """Where the text of both phases is, made now if it is not there."""
         place = self.root.parent.parent / "corpus" / self.scale
         if data := text_folder():
-            corpus.build(data, place, MEGABYTES[self.scale])
+            corpus.build(data, place, MEGABYTES[self.scale], KILOBYTES)
         elif not (place / "corpus.json").is_file():  # it may have been built elsewhere and copied here
-            return Sources("stdlib", "", "")
-        return Sources(*(corpus.mixture(place, phase, WEIGHTS) for phase in corpus.PHASES))
+            return Sources("stdlib", "", {})
+        text = [corpus.mixture(place, phase, WEIGHTS) for phase in ("stable", "anneal")]
+        return Sources(*text, corpus.answers(place))
 
 
 @functools.cache  # to open a finished run again reads its state
@@ -155,11 +157,11 @@ def text_folder() -> Path | None:
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """``data.source`` of the stable phase, of the annealing phase ("": none), of what is only evaluated ("": none)."""
+    """``data.source`` of the stable phase, of the annealing phase ("": none), files of answers by domain."""
 
     stable: str
     anneal: str
-    evaluation: str
+    answers: dict[str, str]
 
 
 def matrix_of(folder: Path, settings: list[str]) -> Matrix:

@@ -117,7 +117,7 @@ def test_without_the_data_there_is_the_standard_library_and_no_switch(monkeypatc
     runs = training.Matrix("tiny", tmp_path / "runs" / "training" / "tiny")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WSM_EXPERIMENT_DATA", raising=False)
-    assert runs.sources() == training.Sources("stdlib", "", "") and not runs.switches
+    assert runs.sources() == training.Sources("stdlib", "", {}) and not runs.switches
     monkeypatch.setenv("WSM_EXPERIMENT_DATA", "no-such-folder")
     with pytest.raises(UsageError, match="no-such-folder"):
         runs.sources()
