@@ -7,9 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import corpus, overlap
+from experiments import corpus, corpus_counts, overlap
 from wsm_jax import UsageError
 from wsm_jax.data.store import split_of
+from wsm_jax.data.tokenizer import train_bpe
 
 
 def write(folder, file, records):
@@ -131,3 +132,25 @@ def test_a_file_that_cannot_be_read_is_named_with_the_line(experiment_text, tmp_
 def test_of_a_choice_the_text_of_the_right_option_is_the_answer():
     record = {"question": "Which?", "options": ["this", "that"], "answer": "B"}
     assert corpus._option(record) == ("Which?\n\n", "that")
+
+
+def test_the_record_counts_answers_that_do_not_fit(experiment_text, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_counts, "VOCABULARIES", (300,))
+    monkeypatch.setattr(corpus_counts, "CONTEXTS", (150, 10**6))
+    folder = corpus.build(experiment_text, tmp_path / "a", 0.1)
+    record = {"command": "mine", **json.loads((folder / "corpus.json").read_text())}
+    record["left_out"] = corpus_counts.left_out(folder)
+    few, none = record["left_out"].values()
+    assert set(none.values()) == {0}
+    texts = [
+        document["text"]
+        for domain in corpus.STABLE
+        for document in read(folder / "stable" / f"{domain}.jsonl.gz")
+        if split_of(document["text"], corpus.VALIDATION, corpus.TEST) == "train"
+    ]
+    tokenizer = train_bpe(texts, 300)
+    asked = read(folder / "eval" / "gsm8k.jsonl.gz")
+    longer = [item for item in asked if len(tokenizer.encode(item["prompt"] + item["answer"])) > 150]
+    assert few["gsm8k"] == len(longer) > 0
+    row = next(line for line in corpus_counts.page(record).splitlines() if line.startswith("| gsm8k"))
+    assert f" {len(asked)} " in row and f" {len(longer)} " in row

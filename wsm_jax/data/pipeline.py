@@ -175,13 +175,15 @@ def evaluation_batches(
       targets are 0 there).
 
     Raises:
-      UsageError: the split holds no document, or ``context`` or ``batch_size`` is below 1.
+      UsageError: the split holds no document, ``context`` or ``batch_size`` is below 1, or ``document_tokens`` below 0.
     """
     tokens, offsets, eot = store.tokens(split), store.offsets(split), store.manifest["eot"]
     if len(tokens) == 0:
         raise UsageError(f"source {store.manifest['source']!r} has no {split} documents; raise data.{split}_fraction")
     if context < 1 or batch_size < 1:
         raise UsageError(f"model.context={context} and evaluation.batch_size={batch_size} must be at least 1")
+    if document_tokens < 0:
+        raise UsageError(f"document_tokens={document_tokens} must be at least 1, or 0 for all")
     counts = np.diff(offsets)
     if document_tokens > 0:
         counts = np.minimum(counts, document_tokens)
