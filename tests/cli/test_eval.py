@@ -1,5 +1,6 @@
 """``wsm eval`` on checkpoints that are damaged or not finite: one line, and the status that says which."""
 
+import json
 import re
 import shutil
 import tarfile
@@ -54,3 +55,18 @@ def test_a_chunk_that_is_cut_is_refused(run, capsys, stream):
     status, line = evaluate(run, capsys, "--step=12")
     assert status == 2
     assert str(folder.parent) in line and any(word in line for word in ("damaged", "cannot be read", "unreadable"))
+
+
+def test_answers_are_measured_given_their_prompts(run, tmp_path, capsys):
+    file = tmp_path / "answers.jsonl"
+    items = [("import ", "os"), ("a", " = b"), ("x " * 5000, "left out")]
+    file.write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in items))
+    assert cli.main(["eval", f"--run={run.path}", "--json", f"--answers={file}"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["answers"] == str(file) and "split" not in figures
+    assert (figures["documents"], figures["left_out"], figures["bytes"]) == (2, 1, len("os = b"))
+    assert 1 < figures["bits_per_byte"] < 20 and figures["bits_per_byte_stderr"] > 0
+
+    file.write_text('{"prompt": "a"}\n')
+    status, line = evaluate(run, capsys, f"--answers={file}")
+    assert status == 2 and "answers.jsonl, line 1 has no string field 'answer'" in line

@@ -212,7 +212,29 @@ def test_evaluation_reads_each_token_once_in_order(tiny, context, batch_size, li
     assert (flat["document"][:end] == expected).all()
 
 
+@settings(max_examples=60)
+@given(st.integers(1, 20), st.integers(1, 5), st.integers(0, 200), st.integers(1, 14))
+def test_of_each_document_the_first_tokens_count(tiny, context, batch_size, limit, first):
+    shape = {"context": context, "batch_size": batch_size}
+    made = list(evaluation_batches(tiny, "train", **shape, limit_tokens=limit, document_tokens=first))
+    flat = {name: np.concatenate([batch[name].ravel() for batch in made]) for name in made[0]}
+    tokens, offsets, eot = tiny.tokens("train"), tiny.offsets("train"), tiny.manifest["eot"]
+    counts = np.minimum(np.diff(offsets), first)
+    documents = max(1, int((np.cumsum(counts) <= limit).sum())) if limit else len(counts)
+    for document in range(documents):
+        place = np.flatnonzero(flat["document"] == document)
+        start = offsets[document]
+        assert flat["targets"][place].tolist() == tokens[start : start + counts[document]].tolist()
+        assert flat["inputs"][place].tolist() == [eot, *tokens[start : start + counts[document] - 1]]
+    assert (flat["document"] >= 0).sum() == counts[:documents].sum()
+    if first >= np.diff(offsets).max() and not limit:
+        for batch, whole in zip(made, evaluation_batches(tiny, "train", **shape), strict=True):
+            assert all((batch[name] == whole[name]).all() for name in whole)
+
+
 def test_evaluation_errors(tiny):
+    with pytest.raises(UsageError, match="document_tokens=-1 must be at least 1, or 0"):
+        evaluation_batches(tiny, "train", context=4, batch_size=2, document_tokens=-1)
     with pytest.raises(UsageError, match=r"'tiny' has no validation documents; raise data\.validation_fraction"):
         evaluation_batches(tiny, "validation", context=4, batch_size=2)
     with pytest.raises(UsageError, match=r"evaluation\.batch_size=0"):

@@ -9,6 +9,7 @@ import sysconfig
 import textwrap
 import time
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given
@@ -44,6 +45,20 @@ def test_any_text_comes_back_and_never_ends_itself(bpe, text):
     assert bpe.eot not in ids
     assert bpe.decode(ids) == text
     assert bpe.encode_batch([text, text]) == [ids, ids]
+
+
+@given(st.text(), st.integers(0, 9))
+def test_bytes_of_tokens_are_exact_within_a_character_too(bpe, text, cut):
+    ids = np.asarray(bpe.encode(text), np.int64)
+    assert bpe.byte_count(ids) == len(text.encode()) == bpe.byte_count(ids[:cut]) + bpe.byte_count(ids[cut:])
+
+
+def test_a_vocabulary_that_is_not_of_bytes_counts_those_of_the_text_it_spells():
+    model = tokenizers.Tokenizer(models.WordLevel({"caf\u00e9": 0, "a": 1, EOT: 2}, unk_token=EOT))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    words = Tokenizer(model)
+    assert words.token_bytes is None
+    assert words.byte_count(np.asarray(words.encode("caf\u00e9 a"))) == len("caf\u00e9 a".encode())
 
 
 def test_saved_and_loaded_is_the_same(bpe, texts, tmp_path):

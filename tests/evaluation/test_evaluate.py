@@ -78,15 +78,24 @@ def corpus(tmp_path_factory):
     return tokens.prepare(config)
 
 
-def test_equals_a_plain_loop_over_the_token_stream(corpus):
+@pytest.mark.parametrize("document_tokens", [0, 20])
+def test_equals_a_plain_loop_over_the_token_stream(corpus, document_tokens):
     context = 16
     model = model_lib.build(ModelConfig(layers=1, d_model=16, heads=2, context=context, vocab_size=corpus.vocab_size))
     params = model.init(jax.random.key(0))
     store = corpus.stable[0][0]
-    result = make_evaluator(model, sharding.make_mesh(), [store], "validation", batch_size=3)(params)
+    result = make_evaluator(
+        model, sharding.make_mesh(), [store], "validation", batch_size=3, document_tokens=document_tokens
+    )(params)
 
-    stream = np.asarray(store.tokens("validation"), np.int64)
-    previous = np.concatenate([[store.manifest["eot"]], stream[:-1]])
+    eot, tokens = store.manifest["eot"], np.asarray(store.tokens("validation"), np.int64)
+    documents = [tokens[a:b] for a, b in itertools.pairwise(store.offsets("validation"))]
+    counts = [min(len(document), document_tokens or len(document)) for document in documents]
+    assert (sum(counts) < len(tokens)) == bool(document_tokens)
+    # A document that is cut has an end-of-text behind it all the same, from which the next one starts.
+    parts = [[*d[:n], *([] if n == len(d) else [eot])] for d, n in zip(documents, counts, strict=True)]
+    stream = np.concatenate(parts).astype(np.int64)
+    previous = np.concatenate([[eot], stream[:-1]])
     nats = []
     apply = jax.jit(model.apply)  # compiled for a whole window and for the last one
     for start in range(0, len(stream), context):
@@ -95,11 +104,12 @@ def test_equals_a_plain_loop_over_the_token_stream(corpus):
         logits -= logits.max(axis=-1, keepdims=True)
         probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
         nats.extend(-np.log(probabilities[np.arange(len(logits)), stream[start : start + context]]))
-    offsets = store.offsets("validation")
-    expected = [sum(nats[a:b]) for a, b in itertools.pairwise(offsets)]
+    starts = np.cumsum([0, *map(len, parts)])
+    expected = [sum(nats[start : start + count]) for start, count in zip(starts[:-1], counts, strict=True)]
     np.testing.assert_allclose(result.nats, expected, rtol=1e-5)
-    assert result.tokens.tolist() == np.diff(offsets).tolist()
-    assert result.bytes.tolist() == store.document_bytes("validation").tolist()
+    assert result.tokens.tolist() == counts
+    texts = [corpus.tokenizer.decode(d[:n][d[:n] != eot]) for d, n in zip(documents, counts, strict=True)]
+    assert result.bytes.tolist() == [len(text.encode()) for text in texts]
 
 
 def test_a_limit_keeps_whole_documents(corpus):

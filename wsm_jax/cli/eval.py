@@ -1,4 +1,4 @@
-"""``wsm eval``: the loss of a checkpoint or merge on held-out documents."""
+"""``wsm eval``: the loss of a checkpoint or merge on held-out documents, or on answers given their prompts."""
 
 import argparse
 import json
@@ -19,14 +19,21 @@ def add(sub: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="an average that the run keeps instead of its parameters: ema, ...",
     )
-    sub.add_argument("--split", default="validation", choices=("validation", "test"), help="default: validation")
+    what = sub.add_mutually_exclusive_group()
+    what.add_argument("--split", default="validation", choices=("validation", "test"), help="default: validation")
+    what.add_argument(
+        "--answers",
+        metavar="FILE",
+        help="measure answers given their prompts instead: JSON lines with prompt and answer, .jsonl or .jsonl.gz",
+    )
     sub.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace, settings: list[str]) -> None:
-    """``wsm eval``: loss, standard error, perplexity and bits per byte."""
+    """``wsm eval``: loss, standard error, perplexity and bits per byte; of answers, how many were left out too."""
     from wsm_jax.checkpoints import orbax
     from wsm_jax.checkpoints.run import Run
+    from wsm_jax.evaluation import answers
     from wsm_jax.evaluation import evaluate as evaluate_lib
 
     run = Run(options.directory)
@@ -34,15 +41,22 @@ def run(options: argparse.Namespace, settings: list[str]) -> None:
         raise UsageError("--average goes with a step, not with --merged")
     item = options.average or orbax.PARAMS
     path = evaluate_lib.checkpoint_path(run, step=options.step, merged=options.merged, item=item)
-    evaluator = evaluate_lib.run_evaluator(run, options.split)
+    if options.answers:
+        evaluator = answers.run_evaluator(run, options.answers)
+    else:
+        evaluator = evaluate_lib.run_evaluator(run, options.split)
     if options.merged:
         evaluate_lib.check_fits(run, path)
     params = evaluate_lib.load(run, path, item)
     try:
-        summary = evaluator(params).summary()
+        evaluation = evaluator(params)
     except NonFiniteError as error:
         raise NonFiniteError(error.step, f"{path}: {error}") from error
-    figures = {"checkpoint": str(path), "item": item, "split": options.split, **summary}
+    figures = {"checkpoint": str(path), "item": item}
+    if options.answers:
+        figures |= {"answers": options.answers, **answers.summary(evaluation)}
+    else:
+        figures |= {"split": options.split, **evaluation.summary()}
     if options.json:
         # JSON knows no NaN: the standard error over a single document is null.
         known = {name: None if value != value else value for name, value in figures.items()}

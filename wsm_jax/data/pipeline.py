@@ -147,12 +147,19 @@ def batch_at(corpus: Corpus, step: int, **arguments: Any) -> Batch:
 
 
 def evaluation_batches(
-    store: TokenStore, split: str, *, context: int, batch_size: int, limit_tokens: int = 0
+    store: TokenStore,
+    split: str,
+    *,
+    context: int,
+    batch_size: int,
+    limit_tokens: int = 0,
+    document_tokens: int = 0,
 ) -> Iterator[Batch]:
-    """Every token of a split once as a target, in order.
+    """Every token of a split once as a target, in order, or the first tokens of each document.
 
     The stream, with one end-of-text before it, is cut in windows of ``context``: each document starts from the
-    end-of-text of the one before it, and a token sees nothing from before its window.
+    end-of-text of the one before it, which stands there too where only its first tokens count, and a token sees nothing
+    from before its window.
 
     Args:
       store: what to read.
@@ -160,27 +167,48 @@ def evaluation_batches(
       context: T, tokens in a row.
       batch_size: B, rows in a batch; the last batch is padded to it.
       limit_tokens: stop after the last document that ends within so many tokens, at least the first; 0 = no limit.
+      document_tokens: of each document the first so many, end-of-text counted as one; 0 = all.
 
     Yields:
       {"inputs", "targets", "document"}: int32 [B, T]; ``document`` numbers the document of the target token within the
-      split, -1 where there is only padding (inputs and targets are 0 there).
+      split, -1 where the target does not count: the end-of-text of a document that was cut, and padding (inputs and
+      targets are 0 there).
 
     Raises:
-      UsageError: the split holds no document, or ``context`` or ``batch_size`` is below 1.
+      UsageError: the split holds no document, ``context`` or ``batch_size`` is below 1, or ``document_tokens`` below 0.
     """
-    tokens, offsets = store.tokens(split), store.offsets(split)
+    tokens, offsets, eot = store.tokens(split), store.offsets(split), store.manifest["eot"]
     if len(tokens) == 0:
         raise UsageError(f"source {store.manifest['source']!r} has no {split} documents; raise data.{split}_fraction")
     if context < 1 or batch_size < 1:
         raise UsageError(f"model.context={context} and evaluation.batch_size={batch_size} must be at least 1")
-    end = len(tokens)
+    if document_tokens < 0:
+        raise UsageError(f"document_tokens={document_tokens} must be at least 1, or 0 for all")
+    counts = np.diff(offsets)
+    if document_tokens > 0:
+        counts = np.minimum(counts, document_tokens)
     if limit_tokens > 0:
-        end = int(offsets[max(1, np.searchsorted(offsets, limit_tokens, side="right") - 1)])
-    return _evaluation_batches(tokens[:end], offsets, store.manifest["eot"], context, batch_size)
+        counts = counts[: max(1, np.searchsorted(np.cumsum(counts), limit_tokens, side="right"))]
+    offsets = offsets[: len(counts) + 1]
+    if document_tokens > 0:
+        tokens, offsets = _first_tokens(tokens, offsets, counts, eot)
+    return _evaluation_batches(tokens[: offsets[-1]], offsets, counts, eot, context, batch_size)
+
+
+def _first_tokens(
+    tokens: np.ndarray, offsets: np.ndarray, counts: np.ndarray, eot: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each document so many tokens, with an end-of-text behind them where it is cut, and where each starts."""
+    end = np.asarray([eot], tokens.dtype)
+    parts = []
+    for start, stop, count in zip(offsets[:-1], offsets[1:], counts, strict=True):
+        part = tokens[start : start + count]
+        parts.append(part if start + count == stop else np.concatenate([part, end]))
+    return np.concatenate(parts), np.cumsum([0, *map(len, parts)])
 
 
 def _evaluation_batches(
-    tokens: np.ndarray, offsets: np.ndarray, eot: int, context: int, batch_size: int
+    tokens: np.ndarray, offsets: np.ndarray, counts: np.ndarray, eot: int, context: int, batch_size: int
 ) -> Iterator[Batch]:
     size = context * batch_size
     for start in range(0, len(tokens), size):
@@ -189,6 +217,7 @@ def _evaluation_batches(
         inputs = np.concatenate([[before], targets[:-1]]).astype(np.int32)
         places = np.arange(start, start + len(targets))
         document = (np.searchsorted(offsets, places, side="right") - 1).astype(np.int32)
+        document[places - offsets[document] >= counts[document]] = -1
         flat = {"inputs": (inputs, 0), "targets": (targets, 0), "document": (document, -1)}
         yield {
             name: np.pad(values, (0, size - len(values)), constant_values=filler).reshape(batch_size, context)

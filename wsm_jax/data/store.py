@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from wsm_jax.data.sources import Document
-from wsm_jax.data.tokenizer import Tokenizer
+from wsm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from wsm_jax.errors import UsageError
 from wsm_jax.io.files import json_or_none, write_json
 from wsm_jax.io.publish import published
@@ -68,11 +68,18 @@ class TokenStore:
             raise self._damaged(f"{split}/offsets.npy", "its documents are not those of the tokens")
         return offsets
 
-    def document_bytes(self, split: str) -> np.ndarray:
-        """UTF-8 length of each document's text: int64 [documents]."""
+    def document_bytes(self, split: str, document_tokens: int = 0) -> np.ndarray:
+        """UTF-8 length of each document's text, or of what its first so many tokens stand for: int64 [documents]."""
         sizes = self._array(split, "bytes.npy")
         if (sizes < 1).any() or sizes.sum() != self.manifest["splits"][split]["bytes"]:
             raise self._damaged(f"{split}/bytes.npy", "its lengths are not those of the documents")
+        offsets = self.offsets(split)
+        longer = np.flatnonzero(np.diff(offsets) > document_tokens) if document_tokens else []
+        if len(longer):
+            tokens, tokenizer = self.tokens(split), load_tokenizer(self.path)
+            for document in longer:
+                start = offsets[document]
+                sizes[document] = tokenizer.byte_count(tokens[start : start + document_tokens])
         return sizes
 
     def _array(self, split: str, name: str, mmap_mode: Literal["r"] | None = None) -> np.ndarray:

@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from wsm_jax.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,6 +74,25 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids; special tokens are written out."""
         return self._model.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    @functools.cached_property
+    def token_bytes(self) -> np.ndarray | None:
+        """UTF-8 bytes that each token stands for, int64 [vocab_size]; None for a vocabulary that is not of bytes."""
+        decoder = json.loads(self._model.to_str()).get("decoder") or {}
+        if "ByteLevel" not in [part["type"] for part in decoder.get("decoders", [decoder]) if part]:
+            return None
+        sizes = np.zeros(self.vocab_size, np.int64)
+        for token, i in self._model.get_vocab(with_added_tokens=True).items():
+            sizes[i] = len(token)  # each character of a token of bytes is a byte
+        for i, token in self._model.get_added_tokens_decoder().items():
+            sizes[i] = len(token.content.encode())
+        return sizes
+
+    def byte_count(self, ids: np.ndarray) -> int:
+        """UTF-8 bytes of the text that tokens stand for, of a character of which they are a part the part's."""
+        if self.token_bytes is not None:
+            return int(self.token_bytes[ids].sum())
+        return len(self.decode(ids).encode())
 
     def save(self, path: str | pathlib.Path) -> None:
         """Write a ``tokenizer.json``."""

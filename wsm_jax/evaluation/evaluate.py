@@ -1,116 +1,31 @@
-"""Loss on held-out documents, with standard errors clustered by document and paired differences between models."""
+"""Loss on held-out documents of a run's data, for the parameters of its checkpoints and merges."""
 
-import dataclasses
-import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from wsm_jax.checkpoints import compatibility, orbax
 from wsm_jax.checkpoints.run import Run
-from wsm_jax.core.trees import named_leaves
 from wsm_jax.data.pipeline import evaluation_batches
 from wsm_jax.data.tokens import Corpus, TokenStore, prepare
-from wsm_jax.errors import NonFiniteError, UsageError
+from wsm_jax.errors import UsageError
+from wsm_jax.evaluation.evaluator import Evaluator, over
+from wsm_jax.evaluation.losses import Difference, Evaluation, paired_difference
 from wsm_jax.models import family
-from wsm_jax.models.model import Model, build, loss_per_token
+from wsm_jax.models.model import Model, build
 from wsm_jax.models.presets import with_vocabulary
-from wsm_jax.parallel import activations, sharding
 from wsm_jax.parallel import mesh as mesh_lib
+from wsm_jax.parallel import sharding
 from wsm_jax.parallel.sharding import RULES, Rules
 
-Z95 = 1.959963984540054
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Sums over the documents of a split, one entry a document.
-
-    Attributes:
-      nats: float64 [documents], cross-entropy summed over the document's tokens and its end-of-text.
-      tokens: int64 [documents], predicted tokens, end-of-text included.
-      bytes: int64 [documents], UTF-8 bytes of the text.
-      data_hash: identifies tokens and split; only equal hashes may be compared.
-    """
-
-    nats: np.ndarray
-    tokens: np.ndarray
-    bytes: np.ndarray
-    data_hash: str
-
-    @property
-    def loss(self) -> float:
-        """Nats per predicted token."""
-        return float(self.nats.sum() / self.tokens.sum())
-
-    @property
-    def loss_stderr(self) -> float:
-        """Standard error of :attr:`loss`, documents being the sampling unit (ratio estimator)."""
-        return _clustered_stderr(self.nats, self.tokens)
-
-    @property
-    def perplexity(self) -> float:
-        """exp of the loss."""
-        return math.exp(min(self.loss, 700.0))
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Nats / ln 2 / UTF-8 bytes; end-of-text adds nats but no bytes."""
-        return float(self.nats.sum() / math.log(2) / self.bytes.sum())
-
-    def summary(self) -> dict[str, Any]:
-        """The figures ``wsm eval --json`` prints."""
-        return {
-            "loss": self.loss,
-            "loss_stderr": self.loss_stderr,
-            "perplexity": self.perplexity,
-            "bits_per_byte": self.bits_per_byte,
-            "tokens": int(self.tokens.sum()),
-            "documents": len(self.tokens),
-            "data_hash": self.data_hash,
-        }
-
-
-def _clustered_stderr(values: np.ndarray, sizes: np.ndarray) -> float:
-    count = len(values)
-    if count < 2:
-        return float("nan")
-    residual = values - values.sum() / sizes.sum() * sizes
-    return float(math.sqrt(count / (count - 1) * np.square(residual).sum()) / sizes.sum())
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """Loss of one model minus that of another on the same documents, nats per token, with its standard error."""
-
-    loss: float
-    stderr: float
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95% interval under a normal approximation."""
-        return self.loss - Z95 * self.stderr, self.loss + Z95 * self.stderr
-
-
-def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
-    """``first`` minus ``second``, paired by document, so that what is common to both cancels.
-
-    Raises:
-      UsageError: evaluated on different data.
-    """
-    if first.data_hash != second.data_hash:
-        raise UsageError("the two evaluations are of different data and cannot be compared")
-    delta = first.nats - second.nats
-    return Difference(float(delta.sum() / first.tokens.sum()), _clustered_stderr(delta, first.tokens))
-
-
-Evaluator = Callable[[Any], Evaluation]
+__all__ = [
+    "Difference", "Evaluation", "Evaluator", "check_fits", "checkpoint_path", "held_out_stores", "load",
+    "make_evaluator", "model_and_data", "paired_difference", "run_evaluator", "shardings",
+]  # fmt: skip
 
 
 def held_out_stores(corpus: Corpus, split: str) -> list[TokenStore]:
@@ -127,11 +42,10 @@ def make_evaluator(
     *,
     batch_size: int,
     limit_tokens: int = 0,
+    document_tokens: int = 0,
     rules: Rules = RULES,
 ) -> Evaluator:
     """params -> Evaluation on a split of some stores; the batches are read once and the step is compiled once.
-
-    Parameters that lie on the devices of the mesh stay as they are spread; others are put there as the rules say.
 
     Args:
       model: what computes the loss.
@@ -140,63 +54,35 @@ def make_evaluator(
       split: ``validation``, ``test`` or ``train``.
       batch_size: sequences in one batch.
       limit_tokens: stop after the last document that ends within so many tokens of each store; 0 = all.
+      document_tokens: of each document the first so many count, end-of-text as one of them; 0 = all.
       rules: logical axis -> axes of the mesh.
 
+    Returns:
+      As :func:`wsm_jax.evaluation.evaluator.over`.
+
     Raises:
-      UsageError: an empty split or a batch size below 1. What is returned raises NonFiniteError for a loss that is
-        not finite, naming the leaf.
+      UsageError: an empty split or a batch size below 1.
     """
-    where = sharding.rows_sharding(mesh, batch_size, rules)
-    step = _compiled_loss(model, mesh, tuple(rules.items()))
-    batches, documents, counts, sizes = [], [], [], []
+    batches, counts, sizes = [], [], []
     for store in stores:
         first, taken = len(sizes), 0
         for batch in evaluation_batches(
-            store, split, context=model.config.context, batch_size=batch_size, limit_tokens=limit_tokens
+            store,
+            split,
+            context=model.config.context,
+            batch_size=batch_size,
+            limit_tokens=limit_tokens,
+            document_tokens=document_tokens,
         ):
-            document = batch.pop("document")
-            batches.append(jax.device_put(batch, where))
-            documents.append(np.where(document < 0, -1, document + first).ravel())
+            document = batch["document"]
+            batches.append({**batch, "document": np.where(document < 0, -1, document + first)})
             taken = max(taken, int(document.max()) + 1)
-        counts.extend(np.diff(store.offsets(split)[: taken + 1]))
-        sizes.extend(store.document_bytes(split)[:taken])
-    data_hash = "-".join([split, str(limit_tokens), *(store.hash[:16] for store in stores)])
-
-    def evaluate(params: Any) -> Evaluation:
-        params = sharding.placed(mesh, params, model.axes, rules)
-        nats = np.zeros(len(sizes))
-        # Every batch is dispatched before the first result is waited for, where that is safe.
-        arrived = jax.block_until_ready if sharding.in_turn(mesh) else lambda loss: loss
-        losses = [arrived(step(params, batch)) for batch in batches]
-        for loss, document in zip(losses, documents, strict=True):
-            real = document >= 0
-            nats += np.bincount(document[real], np.asarray(loss, np.float64).ravel()[real], minlength=len(sizes))
-        if not np.isfinite(nats).all():
-            raise NonFiniteError(None, _not_finite(params))
-        return Evaluation(nats, np.asarray(counts, np.int64), np.asarray(sizes, np.int64), data_hash)
-
-    return evaluate
-
-
-def _not_finite(params: Any) -> str:
-    """Why a loss is not finite: the first leaf with a NaN or an infinity, where there is one."""
-    for name, leaf in named_leaves(params).items():
-        if bad := int(jnp.sum(~jnp.isfinite(leaf))):
-            return f"leaf {name} has {bad} of {leaf.size} values that are NaN or infinite"
-    return "the loss is not finite, though every parameter is"
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled_loss(
-    model: Model, mesh: Mesh, rules: tuple[tuple[str, Any], ...]
-) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
-    """One for all splits and stores of a model, so that it is compiled once for each shape of a batch."""
-
-    def loss(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        with activations.on(mesh, dict(rules)):
-            return loss_per_token(model, params, batch["inputs"], batch["targets"])
-
-    return jax.jit(loss, out_shardings=sharding.replicated(mesh))
+        lengths = np.diff(store.offsets(split)[: taken + 1])
+        counts.extend(np.minimum(lengths, document_tokens) if document_tokens else lengths)
+        sizes.extend(store.document_bytes(split, document_tokens)[:taken])
+    limits = f"{limit_tokens}" + (f"x{document_tokens}" if document_tokens else "")
+    data_hash = "-".join([split, limits, *(store.hash[:16] for store in stores)])
+    return over(batches, model, mesh, tokens=counts, sizes=sizes, data_hash=data_hash, rules=rules)
 
 
 def model_and_data(run: Run) -> tuple[Model, Corpus]:
