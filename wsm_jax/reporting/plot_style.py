@@ -5,6 +5,8 @@ figure; black is the constant-rate run without a merge. Full lines are merges, d
 """
 
 import functools
+import io
+import itertools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -92,6 +94,55 @@ def save(figure: Figure, path_without_suffix: str | os.PathLike[str]) -> list[Pa
         with replacing(path) as temporary, matplotlib.style.context(["default", STYLE]):
             figure.savefig(temporary, format=path.suffix[1:], dpi=200, metadata=metadata)
     return paths
+
+
+def inline_svg(figure: Figure, prefix: str) -> str:
+    """The figure as SVG for a page that is light or dark: no background, and ``#rrggbb`` is the variable ``--xrrggbb``.
+
+    Args:
+      figure: as for :func:`save`.
+      prefix: of its ids, so that a page may hold several figures.
+    """
+    text = io.StringIO()
+    with matplotlib.style.context(["default", STYLE, {"svg.fonttype": "none"}]):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    svg = text.getvalue()
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}-", svg[svg.index("<svg") :])
+    return re.sub(r": #([0-9a-f]{6})\b", r": var(--x\1, #\1)", svg)
+
+
+def label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
+    """Names lines at their right ends, in place of a legend; labels that would touch are moved apart.
+
+    Args:
+      axes: whose limits are set.
+      labels: (height of the end, text, colour).
+    """
+    low, high = axes.get_ylim()
+    ordered = sorted(labels, key=lambda entry: entry[0])
+    ends = np.clip([(y - low) / (high - low) for y, _, _ in ordered], 0, 1)
+    lines = [text.count("\n") + 1 for _, text, _ in ordered]
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    line = 10.5 / (72 * 0.7 * figure.get_figheight())
+    gaps = [line * (a + b) / 2 for a, b in itertools.pairwise(lines)]
+    up, down = list(ends), list(ends)
+    for i, gap in enumerate(gaps):
+        up[i + 1] = max(up[i + 1], up[i] + gap)
+    for i, gap in reversed([*enumerate(gaps)]):
+        down[i] = min(down[i], down[i + 1] - gap)
+    for end, place, (_, text, colour) in zip(ends, np.add(up, down) / 2, ordered, strict=True):
+        axes.annotate(
+            text,
+            (1.0, end),
+            (1.05, place),
+            xycoords="axes fraction",
+            color=colour,
+            fontsize=8,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 1},
+        )
 
 
 def not_empty(name: str, values: Any) -> None:
