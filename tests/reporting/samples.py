@@ -1,4 +1,4 @@
-"""Results of made-up experiments, of the shape that a sweep leaves; ``python -m tests.reporting.samples DIR`` writes them."""
+"""Made-up results, of the shape that a sweep leaves; ``python -m tests.reporting.samples DIR`` writes some."""
 
 import itertools
 import json
@@ -45,7 +45,9 @@ CLAIMS = [
     statistic("merging the last checkpoints is better than the real 1-sqrt decay", 0.0121, 0.006, primary=True),
     statistic("16 checkpoints are better than 4 at a window of 10% of the run", -0.0136, 0.0047, primary=True),
     statistic("halving the rate, then merging is better than the decay", -0.0011, 0.0031, primary=True),
-    statistic("the merge's gain grows more slowly than the decay's", -0.31, 0.12, primary=True, unit="exponent minus 1"),
+    statistic(
+        "the merge's gain grows more slowly than the decay's", -0.31, 0.12, primary=True, unit="exponent minus 1"
+    ),
     statistic("merge, linear is better than merge, EMA", -0.0092, 0.0024, paper="63.95 against 63.01"),
     statistic("interval means are better than points", 0.0002, 0.0011),
     statistic("two times the rate is better", 0.018, 0.09),
@@ -59,9 +61,13 @@ def arm(name: str, loss: float, axes: dict[str, Any]) -> dict[str, Any]:
         for domain, step in zip(DOMAINS, (-0.2, 0.05, 0.15), strict=True)
     }
     by_seed = [loss - 0.01, loss, loss + 0.01]
-    return {"arm": name, "mean": loss, "interval": [loss - 0.02, loss + 0.02], "by_seed": by_seed, "domains": domains} | {
-        "axes": axes
-    }
+    return {
+        "arm": name,
+        "mean": loss,
+        "interval": [loss - 0.02, loss + 0.02],
+        "by_seed": by_seed,
+        "domains": domains,
+    } | {"axes": axes}
 
 
 def points(*fields: str) -> list[dict[str, Any]]:
@@ -88,7 +94,12 @@ def claims_of(name: str, axes: list[dict[str, Any]], claims: list[dict[str, Any]
         differences.append(statistic(text, float(gain), 0.012))
     validation = {each["arm"]: each["mean"] + 0.02 for each in arms[1:]}
     best = min(validation, key=lambda key: validation[key])
-    choice = {"choice": "best merge", "of": [*validation], "chosen": dict.fromkeys("012", best), "validation": validation}
+    choice = {
+        "choice": "best merge",
+        "of": [*validation],
+        "chosen": dict.fromkeys("012", best),
+        "validation": validation,
+    }
     return {
         "experiment": name,
         "title": f"{name.replace('_', ' ').capitalize()}: what it shows",
@@ -115,7 +126,14 @@ def write(folder: Path, axes: list[dict[str, Any]] | None = None, claims: list[d
     folder.mkdir(parents=True)
     (folder / "claims.json").write_text(json.dumps(found))
     records = [
-        {"arm": each["arm"], "seed": seed, "axes": each["axes"], "test": loss, "piece": f"seed{seed}", "piece_seconds": 600.0}
+        {
+            "arm": each["arm"],
+            "seed": seed,
+            "axes": each["axes"],
+            "test": loss,
+            "piece": f"seed{seed}",
+            "piece_seconds": 600.0,
+        }
         for each in found["arms"]
         for seed, loss in zip(SEEDS, each["by_seed"], strict=True)
     ]
@@ -128,6 +146,8 @@ if __name__ == "__main__":
     write(root / "headline" / "small")
     write(root / "ablation" / "small", points("merge.window", "merge.count"), [])
     write(root / "curves" / "small", points("merge.window", "merge.count", "merge.curve"), [])
-    write(root / "four_axes" / "small", points("config.optimizer.peak_lr", "merge.window", "merge.count", "merge.curve"))
+    write(
+        root / "four_axes" / "small", points("config.optimizer.peak_lr", "merge.window", "merge.count", "merge.curve")
+    )
     for folder in sorted(root.glob("*/small")):
         print(experiment_page.write(folder))

@@ -1,6 +1,7 @@
-"""A page as data: sections of paragraphs, tables and figures, written as Markdown and as one HTML file that needs no other.
+"""A page as data: sections of paragraphs, tables and figures, written as Markdown and as one self-contained HTML file.
 
-Texts are plain, with Markdown's `code` and [links](file) in them; a link to a README.md is to index.html in HTML.
+Texts are plain, with Markdown's `code`, **strong** and [links](file) in them; a link to a README.md is to index.html
+in HTML.
 """
 
 import dataclasses
@@ -22,12 +23,14 @@ class Table:
     """Rows of text.
 
     Attributes:
-      header: of the columns; the first column is text, the others are numbers.
+      header: of the columns.
       rows: as long as the header.
+      numbers: whether all columns but the first are, so that they stand to the right.
     """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    numbers: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +133,8 @@ def _templates() -> jinja2.Environment:
 
 
 def _inline(text: str) -> Markup:
-    """A text as HTML: escaped, its `code` and [links](file) marked up."""
+    """A text as HTML: escaped, then marked up."""
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    marked = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", marked)
     marked = re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", r'<a href="\2">\1</a>', marked)
     return Markup(re.sub(r'(href="[^":]*)README\.md"', r'\1index.html"', marked))

@@ -83,7 +83,7 @@ def forest(
     for effect in effects:
         if effect.group != group:
             group = effect.group
-            axes.text(-0.02, place + 0.5, group, transform=axes.get_yaxis_transform(), ha="right", **_HEADING)
+            axes.text(-0.06, place + 0.5, group, transform=axes.get_yaxis_transform(), ha="right", **_HEADING)
             place += 1.15
         name = "\n".join(textwrap.wrap(effect.name, NAME_WIDTH)) or " "
         height = name.count("\n") + 1
@@ -98,14 +98,14 @@ def forest(
     for label, effect in zip(right.get_yticklabels(), effects, strict=True):
         label.set_color(effect.look["color"])
     for side in (axes, right):
-        side.tick_params(axis="y", length=0)
+        side.tick_params(axis="y", length=0, pad=9)  # room for the arrows
         side.spines[["left", "right"]].set_visible(False)
     axes.grid(False, axis="y")
     axes.locator_params(axis="x", nbins=5)
     above: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "fontsize": 8}
     axes.annotate(f"← {sides[0]}", (0, 1), (-5, 3), ha="right", color=VERDICTS["better"][0], **above)
     axes.annotate(f"{sides[1]} →", (0, 1), (5, 3), ha="left", color=VERDICTS["worse"][0], **above)
-    figure.set_figheight(0.75 + 0.165 * place)
+    figure.set_figheight(0.75 + 0.15 * place)
     return figure
 
 
@@ -114,9 +114,10 @@ _HEADING: dict[str, Any] = {"fontsize": 8, "fontweight": "bold", "va": "center"}
 
 def _limits(effects: Sequence[Effect], smallest: float) -> tuple[float, float]:
     """Limits of the axis, with zero inside: all estimates, and the ends that are not far beyond the others."""
-    ends = np.array([end for e in effects for end in (e.low, e.high) if math.isfinite(end)])
-    reach = max(2 * smallest, *(abs(e.estimate) for e in effects), *np.quantile(np.abs(ends), [0.75] if ends.size else []))
-    shown = np.clip([*ends, *(e.estimate for e in effects), -smallest, smallest], -1.6 * reach, 1.6 * reach)
+    estimates = [e.estimate for e in effects]
+    ends = np.array([end for e in effects for end in (e.low, e.high) if math.isfinite(end)] or estimates)
+    reach = 1.6 * max(2 * smallest, np.abs(estimates).max(), np.quantile(np.abs(ends), 0.75))
+    shown = np.clip([*ends, *estimates, -smallest, smallest], -reach, reach)
     low, high = min(shown.min(), 0), max(shown.max(), 0)
     margin = 0.08 * (high - low) or 1.0
     return low - margin, high + margin

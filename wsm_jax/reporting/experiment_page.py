@@ -3,6 +3,7 @@
 import collections
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ UNIT = "bits per byte"
 NEEDED = {"experiment", "title", "scale", "seeds", "unit", "smallest_effect", "arms", "claims", "differences"}
 MOST_LINES, MOST_PANELS = 40, 12  # of a figure
 HOW_TO_READ = (
-    "Each figure is of test losses, lower is better, with its 95% interval over seeds and documents. A claim is *better* "
+    "Each figure is of test losses, lower is better, with its 95% interval over seeds and documents. A claim is better "
     "where it holds (the whole interval is below zero, and for a primary claim also p after Holm's correction is below "
-    "0.05), *worse* where the opposite does, *equal* where the whole interval is within the smallest effect of interest, "
-    "else *open*."
+    "0.05), worse where the opposite does, equal where the whole interval is within the smallest effect of interest, "
+    "else open."
 )
 
 
@@ -50,14 +51,23 @@ def write(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     claims, records = read(folder), files.read_jsonl(folder / "records.jsonl")
-    data = [name for name in ("claims.json", "records.jsonl", "nats.npz", "documents.json") if (folder / name).is_file()]
+    data = [
+        name for name in ("claims.json", "records.jsonl", "nats.npz", "documents.json") if (folder / name).is_file()
+    ]
     return document.write(page(claims, records, about(folder, claims), data), folder, "README.md", "index.html")
 
 
-def about(folder: Path, claims: Json) -> list[str]:
-    """Paragraphs on a folder: about.md in it, else what its experiment says of itself."""
+def about(folder: Path, claims: Json, name: str = "") -> list[str]:
+    """Paragraphs on a folder: about.md in it, else what its experiment says of itself.
+
+    Args:
+      folder: where about.md may be.
+      claims: of its claims.json.
+      name: of the folder, on a page of another one, to which its links then lead.
+    """
     file = folder / "about.md"
-    return document.paragraphs(file.read_text(encoding="utf-8") if file.is_file() else claims.get("about", ""))
+    text = file.read_text(encoding="utf-8") if file.is_file() else claims.get("about", "")
+    return document.paragraphs(re.sub(r"\]\((?![a-z]+:|[/#])", f"]({name}/", text) if name else text)
 
 
 def page(claims: Json, records: Sequence[Json], introduction: Sequence[str], data: Sequence[str]) -> Page:
@@ -69,16 +79,18 @@ def page(claims: Json, records: Sequence[Json], introduction: Sequence[str], dat
       introduction: paragraphs before all else.
       data: names of the files that the page is made of.
     """
-    of_claims = claims["claims"]
-    shown = [*claim_pictures(claims, of_claims), claim_table(of_claims)] if of_claims else []
+    ordered = sorted(claims["claims"], key=lambda claim: not claim["primary"])
+    groups = {True: "primary", False: "exploratory"} if len({claim["primary"] for claim in ordered}) > 1 else {}
+    grouped = [(groups.get(claim["primary"], ""), claim) for claim in ordered]
+    pictures = claim_pictures(grouped, claims["smallest_effect"])
     return Page(
         claims["title"],
         [
             Section("", introduction),
-            Section("Claims", [HOW_TO_READ.replace("*", ""), *shown] if shown else []),
+            Section("Claims", [HOW_TO_READ, *pictures, claim_table(ordered)] if ordered else []),
+            Section("Over the axes", _heat_map(claims)),
             Section("Choices", _choices(claims)),
             Section("Arms", _arms(claims)),
-            Section("Over the axes", _heat_map(claims)),
             Section("How it was made", _origin(claims, records, data)),
         ],
     )
@@ -90,56 +102,44 @@ def effect(value: Json, name: str, group: str = "") -> Effect:
     return Effect(name, value["estimate"], low, high, value["verdict"], group)
 
 
-def claim_pictures(claims: Json, shown: Sequence[Json], group: str = "", name: str = "claims") -> list[Picture]:
+def claim_pictures(claims: Sequence[tuple[str, Json]], smallest: float) -> list[Picture]:
     """A forest plot of claims for each unit that they have.
 
     Args:
-      claims: of claims.json, for the smallest effect.
-      shown: which of them.
-      group: the heading they stand under; "": primary or exploratory.
-      name: of the first figure; further ones are NAME_2, ...
+      claims: (heading, claim), in order; those of one heading stand together.
+      smallest: losses within it are called equal.
     """
-    primary = {True: "primary", False: "exploratory"} if len({c["primary"] for c in shown}) > 1 else {}
-    ordered = sorted(shown, key=lambda claim: not claim["primary"])
+    units: dict[str, list[Effect]] = collections.defaultdict(list)
+    for group, claim in claims:
+        units[claim["unit"]].append(effect(claim, claim["statement"], group))
     pictures = []
-    for unit, members in _by_unit(ordered).items():
-        loss = unit == claims["unit"]
-        effects = [effect(c, c["statement"], group or primary.get(c["primary"], "")) for c in members]
-        figure = forest(
-            effects,
-            unit=unit,
-            smallest=claims["smallest_effect"] if loss else 0.0,
-            sides=("holds", "opposite"),
-        )
-        band = f"; grey: within ±{claims['smallest_effect']:g}, called equal" if loss else ""
-        number = f"_{len(pictures) + 1}" if pictures else ""
-        pictures.append(Picture(name + number, figure, f"The claims, in {unit}, with 95% intervals{band}."))
+    for number, (unit, effects) in enumerate(units.items(), 1):
+        band = smallest if unit == UNIT else 0.0
+        figure = forest(effects, unit=unit, smallest=band, sides=("holds", "opposite"))
+        grey = f"; grey: within ±{band:g}, called equal" if band else ""
+        name = f"claims_{number}" if number > 1 else "claims"
+        pictures.append(Picture(name, figure, f"The claims, in {unit}, with 95% intervals{grey}."))
     return pictures
 
 
-def _by_unit(claims: Sequence[Json]) -> dict[str, list[Json]]:
-    units: dict[str, list[Json]] = collections.defaultdict(list)
-    for claim in claims:
-        units[claim["unit"]].append(claim)
-    return units
+def claim_table(claims: Sequence[Json], more: Mapping[str, Sequence[str]] | None = None) -> Table:
+    """The claims with their p values.
 
-
-def claim_table(claims: Sequence[Json]) -> Table:
-    """The claims with their p values."""
-    paper = any(claim["paper"] for claim in claims)
-    header = ["claim", "estimate [95%]", "p", "p (Holm)", "verdict", *(["the paper"] if paper else [])]
-    rows = [
-        [
-            claim["statement"] + ("" if claim["unit"] == UNIT else f" ({claim['unit']})"),
-            _figures(claim),
-            _p(claim["p"]),
-            _p(claim["p_holm"]) if claim["primary"] else "–",
-            claim["verdict"],
-            *([claim["paper"] or "–"] if paper else []),
-        ]
-        for claim in sorted(claims, key=lambda claim: not claim["primary"])
-    ]
-    return Table(header, rows)
+    Args:
+      claims: one a row.
+      more: further columns: heading -> cells.
+    """
+    columns = {
+        "claim": [c["statement"] + ("" if c["unit"] == UNIT else f" ({c['unit']})") for c in claims],
+        "estimate [95%]": [_figures(c) for c in claims],
+        "p": [_p(c["p"]) for c in claims],
+        "p (Holm)": [_p(c["p_holm"]) for c in claims],
+        "verdict": [c["verdict"] for c in claims],
+        "the paper": [c["paper"] or "–" for c in claims],
+        **(more or {}),
+    }
+    shown = {name: cells for name, cells in columns.items() if name != "the paper" or {*cells} - {"–"}}
+    return Table([*shown], [*zip(*shown.values(), strict=True)])
 
 
 def _figures(value: Json) -> str:
@@ -159,7 +159,9 @@ def _choices(claims: Json) -> list[str | Table]:
     for choice in claims.get("choices", ()):
         best = min(choice["validation"], key=choice["validation"].get)
         chosen = [choice["chosen"].get(str(seed), "–") for seed in claims["seeds"]]
-        rows.append([f"{choice['choice']} (of {len(choice['of'])})", *chosen, f"{best}, {choice['validation'][best]:.4f}"])
+        rows.append(
+            [f"{choice['choice']} (of {len(choice['of'])})", *chosen, f"{best}, {choice['validation'][best]:.4f}"]
+        )
     return ["The arm with the lowest validation loss, for each seed by itself.", Table(header, rows)] if rows else []
 
 
@@ -199,7 +201,10 @@ def _heat_map(claims: Json) -> list[str | Table | Picture]:
     fields = _fields([arm["axes"] for arm in arms])
     if len(fields) < 2:
         return []
-    *others, rows, columns = sorted(fields, key=lambda field: len({str(arm["axes"][field]) for arm in arms}))
+    values = {field: {str(arm["axes"][field]) for arm in arms} for field in fields}
+    # Names make the panels, and the axis with most values goes across.
+    named = lambda field: not any(value[0].isdigit() for value in values[field])  # noqa: E731
+    *others, rows, columns = sorted(fields, key=lambda field: (not named(field), len(values[field])))
     cells = {}
     for arm in arms:
         axes = arm["axes"]
@@ -210,14 +215,14 @@ def _heat_map(claims: Json) -> list[str | Table | Picture]:
     reference, smallest = claims["arms"][0]["arm"], claims["smallest_effect"]
     figure = heat_map(cells, rows=_short(rows), columns=_short(columns), unit=f"minus {reference}, {claims['unit']}")
     caption = (
-        f"Test loss minus that of {reference} over {_short(rows)} and {_short(columns)}; framed: the lowest; in brackets: "
-        f"open, or within ±{smallest:g}."
+        f"Test loss minus that of {reference} over {_short(rows)} and {_short(columns)}; framed: the lowest; "
+        f"in brackets: open, or within ±{smallest:g}."
     )
     return [Picture("heat_map", figure, caption)]
 
 
 def _fields(points: Sequence[Json]) -> list[str]:
-    """The axes that vary and tell all points apart: two where two do (a window is a count and an interval), else all."""
+    """The axes that vary: two where two tell all points apart (a window is a count and an interval), else all."""
     fields = [field for field in (points[0] if points else ()) if len({str(point[field]) for point in points}) > 1]
     for pair in itertools.combinations(fields, 2):
         if len({tuple(str(point[field]) for field in pair) for point in points}) == len(points):
@@ -243,7 +248,7 @@ def _origin(claims: Json, records: Sequence[Json], data: Sequence[str]) -> list[
         "command": f"`{claims['command']}`" if claims.get("command") else "",
         "data": ", ".join(f"[{name}]({name})" for name in data),
     }
-    return [Table(["", "value"], [[name, value] for name, value in facts.items() if value])]
+    return [Table(["", "value"], [[name, value] for name, value in facts.items() if value], numbers=False)]
 
 
 def _version(value: Any) -> str:

@@ -107,7 +107,8 @@ def inline_svg(figure: Figure, prefix: str) -> str:
     with matplotlib.style.context(["default", STYLE, {"svg.fonttype": "none"}]):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = text.getvalue()
-    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}-", svg[svg.index("<svg") :])
+    svg = re.sub(r'<metadata>.*?</metadata>|(?<=<g) id="[^"]*"', "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     return re.sub(r": #([0-9a-f]{6})\b", r": var(--x\1, #\1)", svg)
 
 
