@@ -116,7 +116,7 @@ def _limits(effects: Sequence[Effect], smallest: float) -> tuple[float, float]:
     """Limits of the axis, with zero inside: all estimates, and the ends that are not far beyond the others."""
     estimates = [e.estimate for e in effects]
     ends = np.array([end for e in effects for end in (e.low, e.high) if math.isfinite(end)] or estimates)
-    reach = 1.6 * max(2 * smallest, np.abs(estimates).max(), np.quantile(np.abs(ends), 0.75))
+    reach = 1.6 * max(2 * smallest, np.abs(estimates).max(), np.quantile(np.abs(ends), 0.75, method="lower"))
     shown = np.clip([*ends, *estimates, -smallest, smallest], -reach, reach)
     low, high = min(shown.min(), 0), max(shown.max(), 0)
     margin = 0.08 * (high - low) or 1.0

@@ -6,7 +6,6 @@ figure; black is the constant-rate run without a merge. Full lines are merges, d
 
 import functools
 import io
-import itertools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -112,37 +111,37 @@ def inline_svg(figure: Figure, prefix: str) -> str:
     return re.sub(r": #([0-9a-f]{6})\b", r": var(--x\1, #\1)", svg)
 
 
-def label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
-    """Names lines at their right ends, in place of a legend; labels that would touch are moved apart.
+def label_lines(
+    axes: Axes, labels: Sequence[tuple[float, float, str, str]], at: float = 1.04, side: str = "left"
+) -> None:
+    """Names lines in place of a legend: a column of texts, each with a thin line to its point; none touches another.
 
     Args:
-      axes: whose limits are set.
-      labels: (height of the end, text, colour).
+      axes: whose scales and limits are set.
+      labels: (x, y, text, colour) of each point.
+      at: where the column is, as a share of the width of the axes.
+      side: of the texts that is there, ``left`` or ``right``.
     """
-    low, high = axes.get_ylim()
-    ordered = sorted(labels, key=lambda entry: entry[0])
-    ends = np.clip([(y - low) / (high - low) for y, _, _ in ordered], 0, 1)
-    lines = [text.count("\n") + 1 for _, text, _ in ordered]
+    axes.get_xlim()  # brings limits that are not set up to date
+    place = (axes.transScale + axes.transLimits).transform
+    ordered = sorted(((*place((x, y)), text, colour) for x, y, text, colour in labels), key=lambda entry: entry[1])
+    wanted = np.clip([y for _, y, _, _ in ordered], 0, 1)
     figure = axes.get_figure(root=True)
-    assert figure is not None
-    line = 10.5 / (72 * 0.7 * figure.get_figheight())
-    gaps = [line * (a + b) / 2 for a, b in itertools.pairwise(lines)]
-    up, down = list(ends), list(ends)
-    for i, gap in enumerate(gaps):
-        up[i + 1] = max(up[i + 1], up[i] + gap)
-    for i, gap in reversed([*enumerate(gaps)]):
-        down[i] = min(down[i], down[i + 1] - gap)
-    for end, place, (_, text, colour) in zip(ends, np.add(up, down) / 2, ordered, strict=True):
+    gap = 11 / (72 * 0.7 * (figure.get_figheight() if figure else 3))  # a line of text
+    steps = gap * np.arange(len(ordered))
+    up, down = np.maximum.accumulate(wanted - steps), np.minimum.accumulate((wanted - steps)[::-1])[::-1]
+    for (x, _, text, colour), end, y in zip(ordered, wanted, (up + down) / 2 + steps, strict=True):
         axes.annotate(
             text,
-            (1.0, end),
-            (1.05, place),
+            (min(x, 1.0), end),
+            (at, y),
             xycoords="axes fraction",
             color=colour,
             fontsize=8,
+            ha=side,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 1},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 2},
         )
 
 
