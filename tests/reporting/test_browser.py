@@ -50,7 +50,7 @@ def index(root: Path) -> Path:
     return root / "report.html"
 
 
-@pytest.mark.parametrize("make, figures", [(all_figures, len(test_plots.BUILD)), (experiment, 4), (index, 2)])
+@pytest.mark.parametrize("make, figures", [(all_figures, len(test_plots.BUILD)), (experiment, 3), (index, 2)])
 def test_a_page_in_a_browser(tmp_path, make, figures):
     page = make(tmp_path)
     found = looked_at(page, tmp_path)

@@ -19,7 +19,8 @@ from wsm_jax.reporting.tables import signed
 # Verdict -> colour and marker, told apart without colours too.
 VERDICTS = {"better": ("#0072B2", "o"), "worse": ("#D55E00", "s"), "equal": ("#009E73", "D"), "open": ("#666666", "o")}
 NAME_WIDTH = 46  # characters of a name on one line
-_BLUE_TO_ORANGE = LinearSegmentedColormap.from_list("effect", ["#0072B2", "#F7F7F7", "#D55E00"])
+# Nearly the blue and orange of the verdicts, which a dark page makes lighter: cells stay as they are.
+_BLUE_TO_ORANGE = LinearSegmentedColormap.from_list("effect", ["#0071B1", "#F7F7F7", "#D45D00"])
 
 
 @dataclasses.dataclass(frozen=True)

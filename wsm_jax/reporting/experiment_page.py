@@ -83,14 +83,15 @@ def page(claims: Json, records: Sequence[Json], introduction: Sequence[str], dat
     groups = {True: "primary", False: "exploratory"} if len({claim["primary"] for claim in ordered}) > 1 else {}
     grouped = [(groups.get(claim["primary"], ""), claim) for claim in ordered]
     pictures = claim_pictures(grouped, claims["smallest_effect"])
+    heat_map = _heat_map(claims)
     return Page(
         claims["title"],
         [
             Section("", introduction),
             Section("Claims", [HOW_TO_READ, *pictures, claim_table(ordered)] if ordered else []),
-            Section("Over the axes", _heat_map(claims)),
+            Section("Over the axes", heat_map),
             Section("Choices", _choices(claims)),
-            Section("Arms", _arms(claims)),
+            Section("Arms", _arms(claims, figure=not heat_map)),
             Section("How it was made", _origin(claims, records, data)),
         ],
     )
@@ -165,8 +166,8 @@ def _choices(claims: Json) -> list[str | Table]:
     return ["The arm with the lowest validation loss, for each seed by itself.", Table(header, rows)] if rows else []
 
 
-def _arms(claims: Json) -> list[str | Table | Picture]:
-    """The table of arms, each beside the first, and a forest plot of the differences."""
+def _arms(claims: Json, *, figure: bool) -> list[str | Table | Picture]:
+    """The table of arms, each beside the first, and a forest plot of the differences where they have no other figure."""
     arms, differences = claims["arms"], _differences(claims)
     domains = [*dict.fromkeys(domain for arm in arms for domain in arm["domains"])]
     reference = arms[0]["arm"] if arms else ""
@@ -178,12 +179,12 @@ def _arms(claims: Json) -> list[str | Table | Picture]:
         cells = ["–" if loss is None else f"{loss:.4f}" for loss in losses]
         rows.append([arm["arm"], *cells, *([_figures(minus), minus["verdict"]] if minus else ["–", "–"])])
     blocks: list[str | Table | Picture] = [Table(header, rows)] if rows else []
-    if 0 < len(differences) <= MOST_LINES:
+    if figure and 0 < len(differences) <= MOST_LINES:
         effects = [effect(value, name) for name, value in differences.items()]
         smallest = claims["smallest_effect"]
         caption = f"Test loss of each arm minus that of {reference}, with 95% intervals; grey: within ±{smallest:g}."
-        figure = forest(effects, unit=f"minus {reference}, {claims['unit']}", smallest=smallest)
-        blocks.append(Picture("differences", figure, caption))
+        drawn = forest(effects, unit=f"minus {reference}, {claims['unit']}", smallest=smallest)
+        blocks.append(Picture("differences", drawn, caption))
     return blocks
 
 

@@ -141,7 +141,10 @@ def label_lines(
             ha=side,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 2},
+            arrowprops={
+                **{"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 2},
+                "relpos": (0.0 if side == "left" else 1.0, 0.5),
+            },
         )
 
 

@@ -166,8 +166,8 @@ def _along(axes: Axes, differences: Mapping[str, style.Points], tokens: int, bra
         seen.append(curve)
         axes.plot(x, y, label=name, markevery=-(-x.size // 25), **look)
         labels.append((float(x[-1]), float(y[-1]), style.label(name, "{}"), look["color"]))
-    values = np.concatenate([[0.0], *(y for _, y in series.values())])
-    axes.set_ylim(style.around(values))
+    # Early merges average what still falls fast: the limits are those of the second half.
+    axes.set_ylim(style.around(np.concatenate([[0.0], *(y[2 * x >= x[-1]] for x, y in series.values())])))
     axes.set_ylabel("difference (nats per token)")
     style.branch_line(axes, branch_step)
     style.steps_axis(axes, tokens)
