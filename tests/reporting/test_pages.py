@@ -72,6 +72,8 @@ def test_the_page_of_an_experiment_has_all_that_its_claims_say(headline):
     assert "| last | 2.8710 | 2.6710 | 2.9210 | 3.0210 | – | – |" in lines
     assert "| merge 10% | 2.8323 | 2.6323 | 2.8823 | 2.9823 | −0.0387 [−0.0507, −0.0267] | better |" in lines
     assert "| data | [claims.json](claims.json), [records.jsonl](records.jsonl) |" in lines
+    assert "| versions | python 3.11.7, wsm_jax 0.2.0, jax 0.10.2, numpy 2.4.6 |" in lines
+    assert "| left out | mathematics 3 |" in lines
     assert "| time | 30 minutes of processes, 3 pieces |" in lines
     for name in ("claims", "claims_2", "differences"):
         assert f"]({name}.png)" in "\n".join(lines)
@@ -100,7 +102,8 @@ def test_a_page_written_again_is_the_same(headline, tmp_path):
 
 def test_sections_without_anything_are_left_out():
     claims = samples.claims_of("bare", [], []) | {"choices": [], "arms": [], "differences": []}
-    for name in ("parameters", "machines", "versions", "documents", "command", "about"):
+    claims["parameters"] = None
+    for name in ("left_out", "machines", "versions", "documents", "command", "about"):
         del claims[name]
     text = document.render(experiment_page.page(claims, [], [], []), "md")
     assert text == (
@@ -110,7 +113,7 @@ def test_sections_without_anything_are_left_out():
 
 
 def test_an_interval_that_is_not_known_is_not_shown():
-    claim = samples.CLAIMS[0] | {"interval": None, "p": None, "p_holm": None, "verdict": "open"}
+    claim = samples.CLAIMS[0] | {"interval": [None, None], "p": None, "p_holm": None, "verdict": "open"}
     claims = samples.claims_of("one_seed", [], [claim])
     text = document.render(experiment_page.page(claims, [], [], []), "md")
     assert "| +0.0121 | – | – | open |" in text and "nan" not in text

@@ -167,7 +167,7 @@ def _choices(claims: Json) -> list[str | Table]:
 
 
 def _arms(claims: Json, *, figure: bool) -> list[str | Table | Picture]:
-    """The table of arms, each beside the first, and a forest plot of the differences where they have no other figure."""
+    """The table of arms, each beside the first, and a forest plot of the differences if they need one."""
     arms, differences = claims["arms"], _differences(claims)
     domains = [*dict.fromkeys(domain for arm in arms for domain in arm["domains"])]
     reference = arms[0]["arm"] if arms else ""
@@ -241,8 +241,9 @@ def _origin(claims: Json, records: Sequence[Json], data: Sequence[str]) -> list[
     facts = {
         "scale": claims["scale"],
         "seeds": ", ".join(map(str, claims["seeds"])),
-        "parameters": f"{claims['parameters']:,}" if "parameters" in claims else "",
+        "parameters": f"{claims['parameters']:,}" if claims.get("parameters") else "",
         "test documents": ", ".join(f"{name} {count}" for name, count in documents.items()),
+        "left out": ", ".join(f"{name} {count}" for name, count in claims.get("left_out", {}).items() if count),
         "time": f"{sum(pieces.values()) / 60:.0f} minutes of processes, {len(pieces)} pieces" if pieces else "",
         "machine": "; ".join(claims.get("machines", ())),
         "versions": "; ".join(map(_version, claims.get("versions", ()))),
