@@ -4,7 +4,7 @@ SEED ?= 0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all slow lint setup clean
+.PHONY: demo test test-all test-browser slow lint setup clean
 
 setup: $(VENV)/ready
 
@@ -22,6 +22,13 @@ test: setup lint
 
 test-all: setup  # what make test leaves out, but for what takes minutes each
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m 'integration and not slow'
+
+test-browser: setup tests/browser/node_modules/ready  # needs Node.js; the browser comes with a package of npm's
+	$(BIN)/python -m pytest -q -m browser
+
+tests/browser/node_modules/ready: tests/browser/package-lock.json
+	cd tests/browser && npm ci --no-audit --no-fund --ignore-scripts
+	touch $@
 
 slow: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m slow

@@ -94,6 +94,8 @@ def test_the_report_has_its_figures_and_provenance(demo_run):
     for name in figures:
         assert (folder / f"{name}.png").stat().st_size > 10_000
         assert (folder / f"{name}.svg").read_text().startswith("<?xml")
+    page = (folder / "report.html").read_text()
+    assert page.count("<svg") == len(figures) and '<td class="short">merge linear</td>' in page
     for words in ("jax ", "seed 0", "config ", "data ", "one interval early"):
         assert words in text
 
@@ -330,7 +332,6 @@ def test_two_decays_of_one_curve_are_told_apart(demo_run, store, tmp_path):
 
 def test_a_decay_that_the_interval_does_not_divide_is_not_said_to_be_equal(linear):
     decay = linear.base.plan.steps - linear.branch_step
-    assert f"= the decay's {decay}" in report._markdown(linear, {})
+    assert f"= the decay's {decay}" == report._equal(linear)
     odd = dataclasses.replace(linear, branch_step=linear.branch_step - 1)
-    text = report._markdown(odd, {})
-    assert f"= {decay}, the multiple of the interval that is nearest to the decay's {decay + 1}" in text
+    assert f"= {decay}, the multiple of the interval that is nearest to the decay's {decay + 1}" == report._equal(odd)

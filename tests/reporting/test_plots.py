@@ -1,33 +1,36 @@
 """plots: the figures show the data they were given, and saving is atomic and repeatable."""
 
+import itertools
+
 import matplotlib
 import matplotlib.axes
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 from wsm_jax import DECAYS, merge_weights
 from wsm_jax.errors import UsageError
-from wsm_jax.reporting import plot_style, plots
+from wsm_jax.reporting import effects, plot_style, plots
+from wsm_jax.reporting.effects import Effect
 
 NATS = "nats per token"
 TRAIN = [(step, 3.0 + 50 / step) for step in range(10, 1001, 10)]
 CONSTANT = [(step, 3.0 + 50 / step) for step in range(100, 1001, 100)]
-VALIDATION = {
-    "constant": CONSTANT,
-    "merged": [(step, loss - 0.05) for step, loss in CONSTANT],
-    "linear": [(step, 2.9) for step in (900, 1000)],
-    "minus_sqrt": [(step, 2.91) for step in (900, 1000)],
+DIFFERENCES = {
+    "mean of 10": [(step, -0.05) for step, _ in CONSTANT],
+    "decay, linear": [(800, 0.0), (900, -0.04), (1000, -0.1)],
+    "decay, minus_sqrt": [(800, 0.0), (900, -0.06), (1000, -0.09)],
 }
-GAINS = [
-    {"name": "merge linear-4x50", "group": "merges", "difference": -0.05, "low": -0.06, "high": -0.045},
-    {"name": "merge 1-sqrt-4x50", "group": "merges", "difference": -0.03, "low": -0.04, "high": 0.01},
-    {"name": "decay linear", "group": "real decays", "difference": -0.1, "low": -0.11, "high": -0.08},
+EFFECTS = [
+    Effect("merge linear-4x50", -0.05, -0.06, -0.045, "better", "merges"),
+    Effect("a name so long that it does not fit on one line of the figure", -0.0003, -0.001, 0.001, "equal", "merges"),
+    Effect("decay linear", 0.1, 0.08, 0.11, "worse", "real decays"),
+    Effect("one document", 0.02, group="real decays"),
 ]
-WINDOWS = {"linear": [(50, 1.25), (100, 1.22), (200, 1.24)], "ema": [(50, 1.26), (100, 1.25), (200, 1.23)]}
-REFERENCES = {"raw checkpoint": 1.31, "linear": 1.18}
+WINDOWS = {"linear": [(50, -0.06), (100, -0.09), (200, -0.07)], "ema": [(50, -0.05), (100, -0.06), (200, -0.08)]}
+REFERENCES = {"linear": -0.13}
 
 
 def lines(axes: matplotlib.axes.Axes) -> dict[str, np.ndarray]:
@@ -38,8 +41,8 @@ def heights(axes: matplotlib.axes.Axes) -> list[float]:
     return [bar.get_height() for bar in axes.patches if isinstance(bar, Rectangle)]
 
 
-def legend(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
+def labels(axes: matplotlib.axes.Axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
 
 
 def test_every_curve_has_its_own_look():
@@ -69,7 +72,8 @@ def test_schedules():
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("step", "learning rate")
     drawn = lines(axes)
-    assert list(drawn) == ["constant", "linear decay", "branch"] == legend(figure)
+    assert list(drawn) == ["constant", "linear decay", "branch"]
+    assert labels(axes) == ["linear decay", "constant"] and not figure.legends
     np.testing.assert_array_equal(drawn["linear decay"], decay)
     np.testing.assert_array_equal(drawn["branch"][:, 0], [2, 2])
     # Two pairs in a list are points, whatever their shape says.
@@ -90,7 +94,7 @@ def test_weights(curves: list[str]):
         np.testing.assert_allclose(np.asarray(points.get_ydata()), [DECAYS[curve](i / 10) for i in range(1, 10)])
     assert len({axes.get_ylim() for axes in below}) == 1
     assert len({axes.get_xlim() for axes in figure.axes}) == 1
-    assert figure.axes[0].get_ylabel() == "rate / peak"
+    assert figure.axes[0].get_ylabel() == "decay $f(t)$,\nupdates $w_i$ (dots)"
     assert below[-1].get_xlabel() == "checkpoint, oldest first"
     if len(curves) == 1:
         assert [text.get_text() for text in below[0].texts][:2] == [".316", ".131"]  # as the paper prints them
@@ -108,35 +112,40 @@ def test_weights_of_what_is_no_curve():
     figure = plots.weights_figure(["wma"], 3, {"wma": [1 / 6, 2 / 6, 3 / 6]})
     (points,) = figure.axes[0].get_lines()
     np.testing.assert_allclose(np.asarray(points.get_ydata()), [5 / 6, 3 / 6])
-    assert legend(figure) == ["update weight $w_i$", "checkpoint weight $c_j$"]
 
 
 def test_loss():
-    figure = plots.loss_figure(TRAIN, VALIDATION, tokens_per_step=1000, merged_name="merged", branch_step=800)
-    whole, zoom = figure.axes
-    assert (whole.get_xlabel(), whole.get_ylabel()) == ("step", f"validation loss ({NATS})")
-    expected = ["constant", "merged", "real linear decay", "real 1-sqrt decay", "branch"]
-    expected += ["training, smoothed", "training"]
-    assert sorted(legend(figure)) == sorted(expected)
-    for axes in (whole, zoom):
-        drawn = lines(axes)
-        np.testing.assert_array_equal(drawn["constant"], CONSTANT)
-        np.testing.assert_array_equal(drawn["merged"], VALIDATION["merged"])
-        # The decay is drawn from the checkpoint it branched from.
-        np.testing.assert_array_equal(drawn["real linear decay"], [CONSTANT[7], *VALIDATION["linear"]])
-        (above,) = axes.child_axes
-        assert above.get_xlabel() == "tokens"
+    figure = plots.loss_figure(TRAIN, CONSTANT, DIFFERENCES, tokens_per_step=1000, branch_step=800)
+    whole, beside = figure.axes
+    assert (whole.get_xlabel(), whole.get_ylabel()) == ("step", f"loss ({NATS})")
+    assert beside.get_ylabel() == f"difference ({NATS})"
+    assert sorted(labels(whole)) == ["training, smoothed", "validation"]
+    # From the lowest to the highest.
+    assert labels(beside) == ["decay, linear", "decay, 1-sqrt", "mean of 10", "constant rate"] and not figure.legends
+    np.testing.assert_array_equal(lines(whole)["validation"], CONSTANT)
+    for name, points in DIFFERENCES.items():
+        np.testing.assert_array_equal(lines(beside)[name], points)
+    (above,) = whole.child_axes
+    assert above.get_xlabel() == "tokens"
     figure.draw_without_rendering()
-    np.testing.assert_allclose(whole.child_axes[0].get_xlim(), 1000 * np.asarray(whole.get_xlim()))
+    np.testing.assert_allclose(above.get_xlim(), 1000 * np.asarray(whole.get_xlim()))
     assert whole.get_ylim()[1] < 3.0 + 50 / 100  # the start's losses are outside
-    assert 700 < zoom.get_xlim()[0] < 800 and zoom.get_ylim()[1] < whole.get_ylim()[1]
 
 
 def test_loss_of_a_run_without_branches():
-    figure = plots.loss_figure([], {"constant": [(100, 3.0)]}, tokens_per_step=1)
-    assert len(figure.axes) == 1 and legend(figure) == ["constant"]
-    broken = plots.loss_figure(TRAIN, {"constant": [*CONSTANT, (1100, float("nan"))]}, tokens_per_step=1)
-    np.testing.assert_array_equal(lines(broken.axes[0])["constant"], CONSTANT)
+    figure = plots.loss_figure([], [(100, 3.0)], {}, tokens_per_step=1)
+    assert len(figure.axes) == 1 and labels(figure.axes[0]) == ["validation"]
+    broken = plots.loss_figure(TRAIN, [*CONSTANT, (1100, float("nan"))], {}, tokens_per_step=1)
+    np.testing.assert_array_equal(lines(broken.axes[0])["validation"], CONSTANT)
+
+
+def test_labels_of_lines_that_end_together_do_not_touch():
+    points = {name: [(0, 0.0), (1, -0.1 - place / 1e6)] for place, name in enumerate(DECAYS)}
+    figure = plots.preview_figure(points, tokens_per_step=1)
+    figure.draw_without_rendering()
+    boxes = sorted((Text.get_window_extent(text) for text in figure.axes[0].texts), key=lambda box: box.y0)
+    assert len(boxes) == len(DECAYS) + 1
+    assert all(low.y1 <= high.y0 + 1 for low, high in itertools.pairwise(boxes))
 
 
 def test_smoothing_keeps_a_constant():
@@ -150,55 +159,69 @@ def test_a_long_run_is_thinned():
     assert x.size == 500 and np.all(np.diff(x) > 0)
     np.testing.assert_allclose(y, 2 * x)
     np.testing.assert_array_equal(plot_style.thin(steps[:7], steps[:7]), [steps[:7]] * 2)
-    figure = plots.loss_figure(np.stack([steps, steps], axis=1), VALIDATION, tokens_per_step=1)
+    figure = plots.loss_figure(np.stack([steps, steps], axis=1), CONSTANT, {}, tokens_per_step=1)
     assert len(lines(figure.axes[0])["training, smoothed"]) == 500
 
 
-def test_gains():
-    figure = plots.gains_figure(GAINS, title="a title")
+def test_a_forest_plot():
+    figure = effects.forest(EFFECTS, unit=NATS, smallest=0.002)
     (axes,) = figure.axes
-    assert axes.get_xlabel() == f"difference to the raw checkpoint ({NATS}; negative is better)"
-    assert [label.get_text() for label in axes.get_yticklabels()] == [row["name"] for row in GAINS]
-    assert [text.get_text() for text in axes.texts] == ["merges", "real decays"]
-    assert len(axes.containers) == len(GAINS)
-    for row, container in zip(GAINS, axes.containers, strict=True):
-        point, _, (bar,) = container.lines  # type: ignore[attr-defined]
-        assert point.get_xdata() == [row["difference"]]
-        np.testing.assert_allclose(bar.get_segments()[0][:, 0], [row["low"], row["high"]])
+    assert axes.get_xlabel() == NATS
+    names = [label.get_text().replace("\n", " ") for label in axes.get_yticklabels()]
+    assert names == [effect.name for effect in EFFECTS]
+    assert labels(axes) == ["merges", "real decays", "← better", "worse →"]
     values = [label.get_text() for label in axes.child_axes[0].get_yticklabels()]
-    assert values == ["−0.0500", "−0.0300", "−0.1000"]
-    assert figure.get_suptitle() == "a title"
+    assert values == [
+        "−0.0500 [−0.0600, −0.0450] better",
+        "−0.0003 [−0.0010, +0.0010] equal",
+        "+0.1000 [+0.0800, +0.1100] worse",
+        "+0.0200",
+    ]
+    places = axes.get_yticks()
+    drawn = [np.asarray(line.get_xydata()).tolist() for line in axes.get_lines()]
+    for effect, place in zip(EFFECTS, places, strict=True):
+        assert [[effect.estimate, place]] in drawn
+        assert ([[effect.low, place], [effect.high, place]] in drawn) == (effect.name != "one document")
+    markers = {line.get_marker() for line in axes.get_lines() if line.get_gid() == "estimate"}
+    assert markers == {"o", "D", "s"}
+
+
+def test_an_interval_far_wider_than_the_others_ends_in_arrows():
+    wide = Effect("of two seeds", 0.01, -3.0, 3.02, "open")
+    (axes,) = effects.forest([*EFFECTS, wide], unit=NATS).axes
+    assert max(np.abs(axes.get_xlim())) < 0.5
+    assert [line.get_marker() for line in axes.get_lines() if line.get_marker() in "<>"] == ["<", ">"]
+    (axes,) = effects.forest([wide], unit=NATS).axes
+    assert axes.get_xlim()[1] > 3.02
 
 
 def test_window():
     figure = plots.window_figure(WINDOWS, references=REFERENCES | {"cosine": float("nan")}, tokens_per_step=10)
     (axes,) = figure.axes
-    assert axes.get_xlabel() == "merge window (steps)" and axes.get_ylabel() == f"validation loss ({NATS})"
+    assert axes.get_xlabel() == "merge window (steps)" and axes.get_ylabel() == f"difference ({NATS})"
     drawn = lines(axes)
     np.testing.assert_array_equal(drawn["linear merge"], WINDOWS["linear"])
     np.testing.assert_array_equal(drawn["EMA merge"], WINDOWS["ema"])
-    np.testing.assert_array_equal(drawn["real linear decay"][:, 1], [1.18, 1.18])
+    np.testing.assert_array_equal(drawn["real linear decay"][:, 1], [-0.13, -0.13])
     best = [np.asarray(line.get_xydata()).tolist()[0] for line in axes.get_lines() if line.get_gid() == "best"]
-    assert best == [[100, 1.22], [200, 1.23]]
-    assert legend(figure) == ["linear merge", "EMA merge", "best window", "raw checkpoint", "real linear decay"]
+    assert best == [[100, -0.09], [200, -0.08]]
+    assert labels(axes) == ["real linear decay", "EMA merge", "linear merge", "last checkpoint"] and not figure.legends
 
 
 def test_window_spread_over_orders_of_magnitude_and_outliers():
-    values = {"linear": [(50 * 2**i, 1.2 + 0.01 * i) for i in range(6)] + [(3200, 9.0)]}
+    values = {"linear": [(50 * 2**i, -0.1 + 0.01 * i) for i in range(6)] + [(3200, 8.0)]}
     (axes,) = plots.window_figure(values, references=REFERENCES, tokens_per_step=10).axes
-    assert axes.get_xscale() == "log" and axes.get_ylim()[1] < 1.5
-    (axes,) = plots.window_figure(values, references={}, tokens_per_step=10).axes
+    assert axes.get_xscale() == "log" and axes.get_ylim()[1] < 0.5
+    (axes,) = plots.window_figure({"linear": [(50, 3.0), (100, 9.0)]}, references={}, tokens_per_step=10).axes
     assert axes.get_ylim()[1] > 9
 
 
-def test_previews_stand_beside_the_run_itself():
+def test_previews_of_one_curve_are_told_apart():
     previews = {"linear-4x10": CONSTANT[3:], "linear-8x10": CONSTANT[5:], "minus_sqrt-4x10": CONSTANT[3:]}
-    figure = plots.preview_figure(CONSTANT, previews, tokens_per_step=10)
-    shown = lines(figure.axes[0])
-    assert legend(figure) == ["constant rate", *previews]
-    for name, points in {"constant rate": CONSTANT, **previews}.items():
-        np.testing.assert_array_equal(shown[name], points)
-    first, second, third = (line for line in figure.axes[0].get_lines()[1:])
+    (axes,) = plots.preview_figure(previews, tokens_per_step=10).axes
+    for name, points in previews.items():
+        np.testing.assert_array_equal(lines(axes)[name], points)
+    first, second, third = (line for line in axes.get_lines() if line.get_label() in previews)
     assert first.get_color() == second.get_color() != third.get_color()
     assert first.get_linestyle() != second.get_linestyle()
 
@@ -213,14 +236,14 @@ BAD = {
     "weights of another curve": lambda: plots.weights_figure(["linear"], 2, {"ema": [0.5, 0.5]}),
     "too few weights": lambda: plots.weights_figure(["linear"], 4, {"linear": [0.5, 0.5]}),
     "weights off 1": lambda: plots.weights_figure(["linear"], 2, {"linear": [0.5, 0.6]}),
-    "no validation": lambda: plots.loss_figure(TRAIN, {}, tokens_per_step=1),
-    "unknown merged name": lambda: plots.loss_figure(TRAIN, VALIDATION, tokens_per_step=1, merged_name="other"),
-    "tokens": lambda: plots.loss_figure(TRAIN, VALIDATION, tokens_per_step=0),
-    "no row": lambda: plots.gains_figure([]),
-    "field missing": lambda: plots.gains_figure([{"name": "a", "group": "b", "difference": 0.0, "low": 0.0}]),
-    "interval": lambda: plots.gains_figure([GAINS[0] | {"low": 0.0}]),
-    "not a number": lambda: plots.gains_figure([GAINS[0] | {"difference": float("nan")}]),
-    "no preview": lambda: plots.preview_figure(CONSTANT, {}, tokens_per_step=1),
+    "no loss": lambda: plots.loss_figure([], [], {}, tokens_per_step=1),
+    "tokens": lambda: plots.loss_figure(TRAIN, CONSTANT, {}, tokens_per_step=0),
+    "no effect": lambda: effects.forest([], unit=NATS),
+    "no cell": lambda: effects.heat_map({}, rows="a", columns="b", unit=NATS),
+    "interval": lambda: Effect("a", 0.0, 0.1, 0.2),
+    "half an interval": lambda: Effect("a", 0.0, float("nan"), 0.2),
+    "not a number": lambda: Effect("a", float("nan")),
+    "no preview": lambda: plots.preview_figure({}, tokens_per_step=1),
     "no window": lambda: plots.window_figure({}, references={}, tokens_per_step=1),
 }
 
@@ -234,7 +257,7 @@ def test_bad_input(case: str):
 @pytest.mark.parametrize("suffix", ["", ".png", ".svg"])
 def test_save(tmp_path, suffix: str):
     base = tmp_path / "new" / "loss-8x50.v1"
-    figure = plots.gains_figure(GAINS)
+    figure = effects.forest(EFFECTS, unit=NATS)
     paths = plots.save(figure, f"{base}{suffix}")
     assert [path.name for path in paths] == ["loss-8x50.v1.png", "loss-8x50.v1.svg"]
     assert sorted(base.parent.iterdir()) == paths
@@ -245,9 +268,10 @@ def test_save(tmp_path, suffix: str):
 BUILD = {
     "schedules": lambda: plots.schedules_figure({"constant": CONSTANT, "linear": CONSTANT}, branch_step=500),
     "weights": lambda: plots.weights_figure(["linear", "ema"], 8),
-    "loss": lambda: plots.loss_figure(TRAIN, VALIDATION, tokens_per_step=10, merged_name="merged", branch_step=800),
-    "gains": lambda: plots.gains_figure(GAINS),
-    "preview": lambda: plots.preview_figure(CONSTANT, {"linear-4x10": CONSTANT}, tokens_per_step=10),
+    "loss": lambda: plots.loss_figure(TRAIN, CONSTANT, DIFFERENCES, tokens_per_step=10, branch_step=800),
+    "forest": lambda: effects.forest(EFFECTS, unit=NATS),
+    "heat map": lambda: effects.heat_map({("", "a", "b"): EFFECTS[0]}, rows="r", columns="c", unit=NATS),
+    "preview": lambda: plots.preview_figure({"linear-4x10": CONSTANT}, tokens_per_step=10),
     "window": lambda: plots.window_figure(WINDOWS, references=REFERENCES, tokens_per_step=10),
 }
 
@@ -263,7 +287,7 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path, name: str):
 
 
 def test_a_failed_save_leaves_the_old_files(tmp_path, monkeypatch):
-    figure = plots.gains_figure(GAINS)
+    figure = effects.forest(EFFECTS, unit=NATS)
     before = [path.read_bytes() for path in plots.save(figure, tmp_path / "gains")]
 
     def half(path, **_):

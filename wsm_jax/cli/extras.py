@@ -17,7 +17,7 @@ MODULES = {
         "tokenizers",
         "pyarrow",
     ),
-    "plots": ("matplotlib",),
+    "plots": ("matplotlib", "jinja2"),
     "hf": ("datasets",),
     "tensorboard": ("tensorboardX",),
     "wandb": ("wandb",),

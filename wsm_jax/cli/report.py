@@ -1,4 +1,4 @@
-"""``wsm report``: tables and figures of runs, or the pages of experiments in one."""
+"""``wsm report``: tables and figures of runs, the page of an experiment, or the index of results."""
 
 import argparse
 import json
@@ -15,7 +15,8 @@ def add(sub: argparse.ArgumentParser) -> None:
         "runs",
         nargs="+",
         metavar="RUN|RESULTS",
-        help="the constant run first, then runs branched from it; or a folder of pages: writes RESULTS/REPORT.md",
+        help="the constant run first, then runs branched from it; or a folder with claims.json: writes its README.md; "
+        "or a folder of such folders: writes RESULTS/REPORT.md",
     )
     sub.add_argument("--output", metavar="DIR", help="default: RUN/report of the first run")
     sub.add_argument("--learned", action="store_true", help="add a merge whose weights are learned on validation")
@@ -23,10 +24,12 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, settings: list[str]) -> None:
-    """Writes the report of the runs, or of a folder of pages."""
+    """Writes the report of the runs, the page of an experiment or the index of results."""
     first = Path(options.runs[0])
-    if not (first / "config.json").is_file() and any(first.glob("*/*/records.jsonl")):
-        _gather(options, first)
+    if not (first / "config.json").is_file() and any(
+        [*first.glob(f"{level}claims.json")] for level in ("", "*/", "*/*/")
+    ):
+        _results(options, first)
         return
     from wsm_jax.checkpoints.run import Run
     from wsm_jax.io import disk
@@ -46,13 +49,14 @@ def run(options: argparse.Namespace, settings: list[str]) -> None:
     header, *rows = report_lib.table(result)
     print_table(header, rows, title="test loss, nats per token")
     print("\n".join(report_lib.findings(result)))
-    print(f"report: {folder}/report.md")
+    print(f"report: {folder}/report.md and report.html")
 
 
-def _gather(options: argparse.Namespace, root: Path) -> None:
-    from wsm_jax.reporting import pages
+def _results(options: argparse.Namespace, folder: Path) -> None:
+    from wsm_jax.reporting import experiment_page, index_page
 
     given = {"a second folder": options.runs[1:], "--output": options.output, "--learned": options.learned}
     if wrong := [name for name, value in {**given, "--json": options.json}.items() if value]:
-        raise UsageError(f"{wrong[0]} goes with runs, but {root} has no config.json")
-    print(f"report: {pages.write(root)}")
+        raise UsageError(f"{wrong[0]} goes with runs, but {folder} has no config.json")
+    page = experiment_page if (folder / "claims.json").is_file() else index_page
+    print(f"report: {page.write(folder)}")

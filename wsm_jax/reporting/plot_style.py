@@ -5,6 +5,7 @@ figure; black is the constant-rate run without a merge. Full lines are merges, d
 """
 
 import functools
+import io
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -92,6 +93,59 @@ def save(figure: Figure, path_without_suffix: str | os.PathLike[str]) -> list[Pa
         with replacing(path) as temporary, matplotlib.style.context(["default", STYLE]):
             figure.savefig(temporary, format=path.suffix[1:], dpi=200, metadata=metadata)
     return paths
+
+
+def inline_svg(figure: Figure, prefix: str) -> str:
+    """The figure as SVG for a page that is light or dark: no background, and ``#rrggbb`` is the variable ``--xrrggbb``.
+
+    Args:
+      figure: as for :func:`save`.
+      prefix: of its ids, so that a page may hold several figures.
+    """
+    text = io.StringIO()
+    with matplotlib.style.context(["default", STYLE, {"svg.fonttype": "none"}]):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    svg = text.getvalue()
+    svg = re.sub(r'<metadata>.*?</metadata>|(?<=<g) id="[^"]*"', "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    return re.sub(r": #([0-9a-f]{6})\b", r": var(--x\1, #\1)", svg)
+
+
+def label_lines(
+    axes: Axes, labels: Sequence[tuple[float, float, str, str]], at: float = 1.04, side: str = "left"
+) -> None:
+    """Names lines in place of a legend: a column of texts, each with a thin line to its point; none touches another.
+
+    Args:
+      axes: whose scales and limits are set.
+      labels: (x, y, text, colour) of each point.
+      at: where the column is, as a share of the width of the axes.
+      side: of the texts that is there, ``left`` or ``right``.
+    """
+    axes.get_xlim()  # brings limits that are not set up to date
+    place = (axes.transScale + axes.transLimits).transform
+    ordered = sorted(((*place((x, y)), text, colour) for x, y, text, colour in labels), key=lambda entry: entry[1])
+    wanted = np.clip([y for _, y, _, _ in ordered], 0, 1)
+    figure = axes.get_figure(root=True)
+    gap = 11 / (72 * 0.7 * (figure.get_figheight() if figure else 3))  # a line of text
+    steps = gap * np.arange(len(ordered))
+    up, down = np.maximum.accumulate(wanted - steps), np.minimum.accumulate((wanted - steps)[::-1])[::-1]
+    for (x, _, text, colour), end, y in zip(ordered, wanted, (up + down) / 2 + steps, strict=True):
+        axes.annotate(
+            text,
+            (min(x, 1.0), end),
+            (at, y),
+            xycoords="axes fraction",
+            color=colour,
+            fontsize=8,
+            ha=side,
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                **{"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 2},
+                "relpos": (0.0 if side == "left" else 1.0, 0.5),
+            },
+        )
 
 
 def not_empty(name: str, values: Any) -> None:

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from wsm_jax.core.coefficients import update_weights
 from wsm_jax.core.decay import DECAYS
@@ -33,20 +32,24 @@ def schedules_figure(
     style.not_empty("schedules", schedules)
     figure = Figure(figsize=(style.WIDTH, 2.6))
     axes = figure.add_subplot()
+    decays, others = [], []
+    start = 0 if branch_step is None else branch_step
     for name, values in schedules.items():
         steps, rates = style.series(name, values)
-        decaying = np.flatnonzero(steps > (0 if branch_step is None else branch_step)) if style.curve_of(name) else []
-        look: dict[str, Any] = style.look(name, real=True) | (
-            {"zorder": 2} if style.curve_of(name) else {"zorder": 3, "marker": ""}
-        )
-        marked = [int(i) for i in decaying[len(decaying) // 16 :: len(decaying) // 8 + 1]]
-        axes.plot(steps, rates, label=style.label(name, "{} decay"), linewidth=1.6, markevery=marked, **look)
+        look, text = style.look(name, real=True) | {"marker": ""}, style.label(name, "{} decay")
+        axes.plot(steps, rates, label=text, linewidth=1.6, **look)
+        # The decays end at one point: each is named where it has a quarter of its way behind it.
+        x = start + (steps[-1] - start) / 4 if style.curve_of(name) else steps[-1]
+        place = (float(x), float(np.interp(x, steps, rates)), text, look["color"])
+        (decays if style.curve_of(name) else others).append(place)
     style.steps_axis(axes)
     axes.margins(x=0.02)
     axes.set(ylabel="learning rate", ylim=(0, None))
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
     style.branch_line(axes, branch_step)
-    figure.legend(loc="outside right upper")
+    low, high = axes.get_xlim()
+    style.label_lines(axes, decays, at=(start - low) / (high - low) - 0.03 if start else 0.5, side="right")
+    style.label_lines(axes, others)
     return figure
 
 
@@ -73,7 +76,7 @@ def weights_figure(curves: Sequence[str], count: int, weights: Mapping[str, styl
             raise UsageError(f"weights of {curve} have shape {bars.shape}; {count} or {count + 1} numbers are needed")
     columns = min(len(curves), 3 if len(curves) in (5, 6) else 4)
     rows, single = -(-len(curves) // columns), len(curves) == 1
-    figure = Figure(figsize=(4.6, 3.6) if single else (style.WIDTH, 0.5 + 2.5 * rows))
+    figure = Figure(figsize=(4.6, 3.6) if single else (style.WIDTH, 0.2 + 2.5 * rows))
     top, last = max(bars.max() for bars in shown.values()), max(bars.size for bars in shown.values()) - 1
     place = np.linspace(1e-6, count, 400)
     for index, curve in enumerate(curves):
@@ -92,159 +95,96 @@ def weights_figure(curves: Sequence[str], count: int, weights: Mapping[str, styl
         if single and count <= 12:
             below.bar_label(container, fmt=lambda c: f"{c:.3f}".lstrip("0"), fontsize=7, padding=1)
         above.set(
-            title=style.label(curve, "{}"), ylim=(0, 1.05), yticks=(0, 0.5, 1), ylabel="" if column else "rate / peak"
+            title=style.label(curve, "{}"),
+            ylim=(0, 1.05),
+            yticks=(0, 0.5, 1),
+            ylabel="" if column else "decay $f(t)$,\nupdates $w_i$ (dots)",
         )
-        below.set(ylim=(0, 1.12 * top), ylabel="" if column else "weight $c_j$")
+        below.set(ylim=(0, 1.12 * top), ylabel="" if column else "checkpoints $c_j$")
         for axes in (above, below):
             axes.set(xlim=(-0.6, max(last + 0.6, count + 0.15)), xticks=range(0, last + 1, max(1, -(-last // 4))))
             axes.grid(False, axis="x")
             axes.tick_params(labelleft=column == 0, labelbottom=axes is below and index + columns >= len(curves))
         if index + columns >= len(curves):
             below.set_xlabel("checkpoint, oldest first")
-    handles: list[Any] = [
-        Line2D([], [], color=style.GREY, label="update weight $w_i$", linestyle="", marker="o"),
-        Patch(color=style.GREY, label="checkpoint weight $c_j$"),
-    ]
-    if not DECAYS.keys().isdisjoint(curves):
-        handles.insert(0, Line2D([], [], color=style.GREY, label="decay curve $f(t)$"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
 
 @style.styled_figure
 def loss_figure(
     train: style.Points,
-    validation: Mapping[str, style.Points],
+    validation: style.Points,
+    differences: Mapping[str, style.Points],
     *,
     tokens_per_step: int,
-    merged_name: str | None = None,
     branch_step: int | None = None,
 ) -> Figure:
-    """Loss of the constant run, of its merges over time ("what an anneal would give now") and of the real decays.
+    """Loss of the constant run; beside it, what its merges and the real decays change at the same step.
 
-    The whole run and, with ``branch_step``, beside it the part from shortly before the branch on. The limits leave out
-    the high losses of the first fifth of the run.
+    The limits leave out the high losses of the first fifth of the run.
 
     Args:
       train: (step, training loss) of the constant run; may be empty. More than 500 points are averaged in 500 blocks.
-      validation: name -> (step, validation loss). A name with a curve in it is a real decay, another one a run.
+      validation: (step, validation loss) of the constant run; may be empty.
+      differences: name -> (step, validation loss minus that of the constant run); may be empty.
       tokens_per_step: for the upper axis.
-      merged_name: which of ``validation`` is the merged model's curve.
       branch_step: where the real decays branch off.
     """
-    style.not_empty("validation", validation)
-    if merged_name is not None and merged_name not in validation:
-        raise UsageError(f"merged_name {merged_name!r} is not among the validation curves: {', '.join(validation)}")
-    series = {name: style.series(name, points) for name, points in validation.items()}
     steps, losses = style.thin(*style.series("train", train)) if len(train) else (np.empty(0), np.empty(0))
-    looks = {name: style.look(name, real=name != merged_name) for name in series}
-    if merged_name is not None:
-        colour = style.CURVE_COLOURS[style.curve_of(merged_name) or "linear"]
-        looks[merged_name] |= {"color": colour, "linewidth": 2.0, "zorder": 4}
-    runs = [series[name] for name in series if name != merged_name and not style.curve_of(name)]
-    forks = [(step, loss) for x, y in runs for step, loss in zip(x, y, strict=True) if step == branch_step]
-    for name, (x, y) in series.items():
-        decay = name != merged_name and style.curve_of(name)
-        if decay and forks and x[0] > forks[0][0]:  # it starts where the run was
-            series[name] = np.append(forks[0][0], x), np.append(forks[0][1], y)
-    end = max(float(x[-1]) for x, _ in series.values())
-    spans = [(0.0, 0.2 * end)]  # from where to draw, from where to choose the limits
-    if branch_step is not None and branch_step < end:
-        zoom = max(0.0, branch_step - 0.3 * (end - branch_step))
-        spans.append((zoom, zoom))
-    figure = Figure(figsize=(style.WIDTH, 3.6))
-    panels = figure.subplots(1, len(spans), squeeze=False)[0]
-    for axes, (start, settled) in zip(panels, spans, strict=True):
-        for name, (x, y) in series.items():
-            axes.plot(x, y, label=style.label(name, "real {} decay"), markevery=-(-x.size // 25), **looks[name])
-        in_view = list(series.values())
-        if len(train) and axes is panels[0]:
-            in_view.append((steps, style.smooth(losses)))
-            axes.plot(*in_view[-1], color="#9A9A9A", linewidth=1.0, zorder=1.5, label="training, smoothed")
-            axes.plot(steps, losses, color="#DADADA", linewidth=0.5, zorder=1, label="training")
-        style.branch_line(axes, branch_step)
-        style.steps_axis(axes, tokens_per_step)
-        side = 0.02 * (end - start) or 1.0
-        axes.set(
-            xlim=(start - side, end + side), ylim=style.around(np.concatenate([y[x >= settled] for x, y in in_view]))
-        )
-    panels[0].set_ylabel("validation loss (nats per token)")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    shown = {"validation": style.series("validation", validation)} if len(validation) else {}
+    if steps.size:
+        shown["training, smoothed"] = steps, style.smooth(losses)
+    style.not_empty("train and validation", shown)
+    figure = Figure(figsize=(style.WIDTH, 3.0))
+    axes, *beside = figure.subplots(1, 2 if differences else 1, squeeze=False)[0]
+    colours = {"validation": style.RAW, "training, smoothed": style.GREY}
+    for name, (x, y) in shown.items():
+        axes.plot(x, y, color=colours[name], label=name)
+    axes.plot(steps, losses, color="#E4E4E4", linewidth=0.5, zorder=1, label="training")
+    end = max(float(x[-1]) for x, _ in shown.values())
+    axes.set_ylim(style.around(np.concatenate([y[x >= 0.2 * end] for x, y in shown.values()])))
+    axes.set(ylabel="loss (nats per token)", xlim=(0, end))
+    style.steps_axis(axes, tokens_per_step)
+    # Named in the corner that a falling loss leaves empty.
+    places = [(0.22 * end, float(np.interp(0.22 * end, x, y)), name, colours[name]) for name, (x, y) in shown.items()]
+    style.label_lines(axes, places, at=0.96, side="right")
+    for panel in beside:
+        _along(panel, differences, tokens_per_step, branch_step)
     return figure
 
 
+def _along(axes: Axes, differences: Mapping[str, style.Points], tokens: int, branch_step: int | None = None) -> None:
+    """Differences to the run along it, each line named at its end; a curve's second window is another kind of line."""
+    axes.axhline(0, color=style.RAW, linewidth=1)
+    series = {name: style.series(name, points) for name, points in differences.items()}
+    seen: list[str] = []
+    labels = [(max(float(x[-1]) for x, _ in series.values()), 0.0, "constant rate", style.RAW)]
+    for name, (x, y) in series.items():
+        curve, real = style.curve_of(name), name.startswith("decay")
+        look = style.look(name, real=real, other=style.CURVE_COLOURS["linear"])
+        look |= {} if real else {"linestyle": ("-", "--", ":", "-.")[seen.count(curve) % 4]}
+        seen.append(curve)
+        axes.plot(x, y, label=name, markevery=-(-x.size // 25), **look)
+        labels.append((float(x[-1]), float(y[-1]), style.label(name, "{}"), look["color"]))
+    # Early merges average what still falls fast: the limits are those of the second half.
+    axes.set_ylim(style.around(np.concatenate([[0.0], *(y[2 * x >= x[-1]] for x, y in series.values())])))
+    axes.set_ylabel("difference (nats per token)")
+    style.branch_line(axes, branch_step)
+    style.steps_axis(axes, tokens)
+    style.label_lines(axes, labels)
+
+
 @style.styled_figure
-def preview_figure(validation: style.Points, previews: Mapping[str, style.Points], *, tokens_per_step: int) -> Figure:
-    """Validation loss along the run: of its parameters, and of the merges that were made on the way.
+def preview_figure(previews: Mapping[str, style.Points], *, tokens_per_step: int) -> Figure:
+    """What the merges that were made along the run change at each step.
 
     Args:
-      validation: (step, loss) of the run itself.
-      previews: name -> (step, loss); a name with a curve in it gets its colour, further windows of it other lines.
+      previews: name -> (step, validation loss minus the run's own); a name with a curve in it gets its colour.
       tokens_per_step: for the upper axis.
     """
     style.not_empty("previews", previews)
     figure = Figure(figsize=(style.WIDTH, 3.0))
-    axes = figure.add_subplot()
-    seen: list[str] = []
-    for name, points in {"constant rate": validation, **previews}.items():
-        curve = style.curve_of(name)
-        line = ("-", "--", ":", "-.")[seen.count(curve) % 4]
-        seen.append(curve)
-        axes.plot(*style.series(name, points), label=name, linestyle=line, **style.look(name))
-    losses = np.concatenate([style.series(name, points)[1] for name, points in previews.items()])
-    axes.set_ylim(style.around(np.append(losses, style.series("validation", validation)[1][-1])))
-    axes.set_ylabel("validation loss (nats per token)")
-    style.steps_axis(axes, tokens_per_step)
-    figure.legend(loc="outside right upper")
-    return figure
-
-
-@style.styled_figure
-def gains_figure(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
-    """Paired differences to the raw checkpoint with their 95% intervals, one line a model, grouped.
-
-    Args:
-      rows: {"name", "group", "difference", "low", "high"} in nats per token, both ends NaN where they are not known;
-        groups stay in order of first mention.
-      title: above the figure.
-    """
-    style.not_empty("rows", rows)
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if missing := {"name", "group", "difference", "low", "high"} - set(row):
-            raise UsageError(f"row {row.get('name', row)!r} has no {', '.join(sorted(missing))}")
-        unknown = np.isnan(row["low"]) and np.isnan(row["high"])
-        if not unknown and not row["low"] <= row["difference"] <= row["high"]:
-            raise UsageError(f"row {row['name']!r}: {row['difference']} is not between {row['low']} and {row['high']}")
-        groups.setdefault(row["group"], []).append(row)
-    lines = len(rows) + len(groups)
-    figure = Figure(figsize=(style.WIDTH, 0.75 + 0.2 * lines))
-    axes = figure.add_subplot()
-    axes.axvline(0, color=style.RAW, linewidth=1, zorder=1)
-    ticks: dict[int, tuple[str, str]] = {}
-    line = -1
-    for index, (group, members) in enumerate(groups.items()):
-        line += 1  # the heading has a line of its own inside the axes, where no data can be
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-        heading: dict[str, Any] = {"fontsize": 8, "fontweight": "bold", "va": "center", "bbox": box}
-        axes.text(0.0, line, group, transform=axes.get_yaxis_transform(), **heading)
-        for row in members:
-            line += 1
-            middle, colour = row["difference"], style.look(row["name"])["color"]
-            reach = np.nan_to_num([[middle - row["low"]], [row["high"] - middle]])
-            axes.errorbar(middle, line, xerr=reach, fmt="oDs^v"[index % 5], color=colour, markersize=4.5, capsize=2.5)
-            ticks[line] = style.label(row["name"], "{}"), f"{middle:+.4f}".replace("-", "−")
-    axes.set(ylim=(lines - 0.4, -0.6), xlabel="difference to the raw checkpoint (nats per token; negative is better)")
-    axes.set_yticks(list(ticks), [name for name, _ in ticks.values()])
-    right = axes.secondary_yaxis("right")
-    right.set_yticks(list(ticks), [value for _, value in ticks.values()])
-    for side in (axes, right):
-        side.tick_params(axis="y", length=0)
-        side.spines[["left", "right"]].set_visible(False)
-    axes.grid(False, axis="y")
-    if title:
-        figure.suptitle(title)
+    _along(figure.add_subplot(), previews, tokens_per_step)
     return figure
 
 
@@ -252,32 +192,34 @@ def gains_figure(rows: Sequence[Mapping[str, Any]], *, title: str | None = None)
 def window_figure(
     values: Mapping[str, style.Points], *, references: Mapping[str, float], tokens_per_step: int
 ) -> Figure:
-    """Validation loss of merges against the length of their window; the best window of each curve is filled.
+    """What merges change against the length of their window; the best window of each curve is filled.
 
-    Losses far above the references, as of windows that reach into the warm-up, leave the figure at its top.
+    Differences far above the last checkpoint, as of windows that reach into the warm-up, leave the figure at its top.
 
     Args:
-      values: curve (or another name) -> (window in steps, validation loss).
-      references: name -> validation loss of the raw checkpoint and of each real decay: horizontal lines.
+      values: curve (or another name) -> (window in steps, validation loss minus that of the last checkpoint).
+      references: name -> the same difference of each real decay: horizontal lines.
       tokens_per_step: for the upper axis.
     """
     style.not_empty("values", values)
     references = {name: loss for name, loss in references.items() if np.isfinite(loss)}
-    figure = Figure(figsize=(style.WIDTH, 3.2))
+    figure = Figure(figsize=(style.WIDTH, 3.4))
     axes = figure.add_subplot()
     series = {name: style.series(name, points) for name, points in values.items()}
+    windows = np.unique(np.concatenate([x for x, _ in series.values()]))
+    labels = [(float(windows[-1]), 0.0, "last checkpoint", style.RAW)]
     for name, (x, y) in series.items():
         best, look = int(np.argmin(y)), style.look(name, other=style.GREY)
         axes.plot(x, y, markerfacecolor="white", label=style.label(name, "{} merge"), **look)
         axes.plot(x[best], y[best], markersize=6, zorder=4, gid="best", **look)
-    axes.plot([], [], "o", color=style.GREY, markersize=6, label="best window")
-    for name, loss in sorted(references.items(), key=lambda item: -item[1]):
+        labels.append((float(x[-1]), float(y[-1]), style.label(name, "{} merge"), look["color"]))
+    axes.axhline(0, color=style.RAW, linewidth=1)
+    for name, loss in references.items():
         look: dict[str, Any] = style.look(name, real=True) | {"marker": ""}
         axes.axhline(loss, linewidth=1.1, zorder=1.5, label=style.label(name, "real {} decay"), **look)
-    windows = np.unique(np.concatenate([x for x, _ in series.values()]))
-    losses = np.concatenate([*(y for _, y in series.values()), list(references.values())])
-    low, level = losses.min(), max(references.values(), default=np.inf)
-    axes.set_ylim(style.around(np.minimum(losses, 2 * level - low) if level > low else losses))
+        labels.append((float(windows[-1]), loss, style.label(name, "real {} decay"), look["color"]))
+    differences = np.concatenate([[0.0], *(y for _, y in series.values()), list(references.values())])
+    axes.set_ylim(style.around(np.minimum(differences, -differences.min() or differences.max())))
     ticks = None
     if windows[0] > 0 and windows[-1] >= 16 * windows[0]:
         axes.set_xscale("log", base=2)
@@ -286,6 +228,6 @@ def window_figure(
             if window / ticks[-1] > (windows[-1] / windows[0]) ** 0.09:
                 ticks.append(window)
     style.steps_axis(axes, tokens_per_step, ticks)
-    axes.set(xlabel="merge window (steps)", ylabel="validation loss (nats per token)")
-    figure.legend(loc="outside right upper")
+    axes.set(xlabel="merge window (steps)", ylabel="difference (nats per token)")
+    style.label_lines(axes, labels)
     return figure

@@ -1,20 +1,24 @@
-"""A comparison as files: report.md, table.csv, table.json and figures (PNG and SVG)."""
+"""A comparison as files: report.md, report.html, table.csv, table.json and figures (PNG and SVG)."""
 
 import csv
 import io
 import math
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from wsm_jax import config as config_lib
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.core.decay import DECAYS
 from wsm_jax.io import disk, files, machine, publish
-from wsm_jax.reporting import plots
+from wsm_jax.reporting import document, plot_style, plots
 from wsm_jax.reporting.comparison import Comparison, Row
-from wsm_jax.reporting.tables import markdown_table
+from wsm_jax.reporting.document import Page, Picture, Section, Table
+from wsm_jax.reporting.effects import Effect, forest
 
 GROUPS = {
     "merge": "merges at the decay's window",
@@ -133,121 +137,126 @@ def write(result: Comparison, directory: str | Path) -> Path:
         csv.writer(text).writerows(table(result))
         files.write_text(folder / "table.csv", text.getvalue())
         files.write_json(folder / "table.json", to_json(result))
-        figures = _figures(result)
-        for name, (figure, _) in figures.items():
-            plots.save(figure, folder / name)
-        captions = {name: caption for name, (_, caption) in figures.items()}
-        files.write_text(folder / "report.md", _markdown(result, captions))
+        document.write(page(result), folder, "report.md", "report.html")
         with publish.replaced(directory) as place:
             shutil.copytree(folder, place, dirs_exist_ok=True, copy_function=shutil.copyfile)
     return directory
 
 
-def _figures(result: Comparison) -> dict[str, tuple[Any, str]]:
+def page(result: Comparison) -> Page:
+    """The report as data."""
+    base, interval = result.base, result.base.plan.merge_interval
+    header, *rows = table(result)
+    test = result.rows[0].test
+    reading = (
+        f"Test split: {test.tokens.sum():,} tokens, {test.tokens.size:,} documents; intervals are over documents, "
+        "paired with the last checkpoint of the constant-rate run (one training seed). "
+        f"A window counts count x interval: {result.count} checkpoints x {interval} steps {_equal(result)}; the oldest "
+        f"lies {(result.count - 1) * interval} steps before the newest, so the emulated decay stops one interval "
+        "early. Curve and window of the chosen merge are those with the lowest validation loss."
+    )
+    gains, *others = _pictures(result)
+    sections = [
+        Section("", [*findings(result), gains]),
+        Section("Test loss", [Table(header, rows), reading]),
+        Section("Figures", others),
+        Section("Provenance", [_provenance(result)]),
+    ]
+    return Page(f"{base.path.name}: merging against real decays", sections)
+
+
+def _provenance(result: Comparison) -> Table:
+    base, facts = result.base, to_json(result)
+    rows = {
+        "run": f"{facts['parameters']:,} parameters, {base.plan.steps:,} steps of {base.plan.tokens_per_step:,} "
+        f"tokens, seed {facts['seed']}",
+        "identity": f"config {facts['config_hash']}, data {facts['data_hash'][:12]}",
+        "machine": facts["machine"],
+        "versions": ", ".join(f"{n} {v}" for n, v in {"Python": facts["python"], **facts["versions"]}.items()),
+        "command": f"`{facts['command']}`",
+        "data": "[table.json](table.json), [table.csv](table.csv)",
+    }
+    return Table(["", "value"], [*map(list, rows.items())], numbers=False)
+
+
+def _pictures(result: Comparison) -> list[Picture]:
     base, tokens = result.base, result.base.plan.tokens_per_step
     interval, count = base.plan.merge_interval, result.count
-    validation = {
-        "constant": [(r["step"], r["loss"]) for r in base.metrics("validation")],
-        f"mean of {count}": result.series,
-        **{
-            f"decay, {label}": [(r["step"], r["loss"]) for r in run.metrics("validation")]
-            for run, label in zip(result.decays, result.labels, strict=True)
-        },
-    }
+    validation = _validation(base)
+    along = {f"mean of {count}": _minus(result.series, validation)}
+    for run, label in zip(result.decays, result.labels, strict=True):
+        fork = [(result.branch_step, 0.0)]  # there the decay is the run itself
+        along[f"decay, {label}"] = [*fork, *_minus(_validation(run), validation)]
     # Neither evaluation.interval="" nor a short decay leaves a validation to draw.
-    validation = {name: points for name, points in validation.items() if points}
+    along = {name: points for name, points in along.items() if len(points) > 1}
+    raw = result.references["constant rate"]
+    windows = {curve: [(steps, loss - raw) for steps, loss in points] for curve, points in result.windows.items()}
+    references = {name: loss - raw for name, loss in result.references.items() if name != "constant rate"}
     train = [(r["step"], r["loss"]) for r in base.metrics("train")]
-    gains = [
-        {
-            "name": row.name.removeprefix("real decay, ") if row.group == "decay" else row.curve or row.group,
-            "group": GROUPS[row.group],
-            "difference": row.difference.loss,
-            "low": row.difference.interval[0],
-            "high": row.difference.interval[1],
-        }
-        for row in result.rows
-        if row.group != "raw"
-    ]
-    return {
-        "loss": (
-            plots.loss_figure(
-                train,
-                validation,
-                tokens_per_step=tokens,
-                merged_name=f"mean of {count}",
-                branch_step=result.branch_step,
-            ),
-            "Loss along the run; merges and decays on validation. The merged curve is what an anneal would give now: "
-            f"the mean of {count} checkpoints, {interval} steps apart.",
+    return [
+        Picture(
+            "gains",
+            forest([_effect(row) for row in result.rows if row.group != "raw"], unit="nats per token"),
+            "Test loss minus that of the last constant-rate checkpoint; bars: 95% over documents, one seed.",
         ),
-        "schedules": (
+        Picture(
+            "loss",
+            plots.loss_figure(train, validation, along, tokens_per_step=tokens, branch_step=result.branch_step),
+            f"Left: loss of the constant rate. Right: what an anneal would give now, the mean of {count} checkpoints, "
+            f"{interval} steps apart, and what the real decays give; validation loss minus the constant rate's at the "
+            "same step.",
+        ),
+        Picture(
+            "windows",
+            plots.window_figure(windows, references=references, tokens_per_step=tokens),
+            "Validation loss of the merges over their windows, minus that of the last checkpoint; filled: the best "
+            "window of each curve.",
+        ),
+        Picture(
+            "schedules",
             plots.schedules_figure(result.rates, branch_step=result.branch_step),
             "Learning rates (the paper's Figure 1).",
         ),
-        "weights": (
+        Picture(
+            "weights",
             plots.weights_figure(list(DECAYS), count),
             f"Merge weights of {count} checkpoints and the decays they emulate (the paper's Figure 2).",
         ),
-        "gains": (
-            plots.gains_figure(gains),
-            "Test loss minus that of the last constant-rate checkpoint; bars: 95% over documents, one seed.",
-        ),
-        "windows": (
-            plots.window_figure(result.windows, references=result.references, tokens_per_step=tokens),
-            "Validation loss of the merges over their windows.",
-        ),
-    } | preview_figure(base)
+        *preview_picture(base),
+    ]
 
 
-def preview_figure(base: Run) -> dict[str, tuple[Any, str]]:
+def _effect(row: Row) -> Effect:
+    low, high = row.difference.interval
+    verdict = "" if math.isnan(low) else "better" if high < 0 else "worse" if low > 0 else "open"
+    name = row.name.removeprefix("real decay, ") if row.group == "decay" else row.curve or row.group
+    return Effect(plot_style.label(name, "{}"), row.difference.loss, low, high, verdict, GROUPS[row.group])
+
+
+def _validation(run: Run) -> list[tuple[int, float]]:
+    return [(record["step"], record["loss"]) for record in run.metrics("validation")]
+
+
+def _minus(points: Sequence[tuple[int, float]], run: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Losses minus the run's at the same step, which is between two of its validations."""
+    steps, losses = np.transpose(run) if run else (np.empty(0), np.empty(0))
+    inside = [(step, loss) for step, loss in points if run and steps[0] <= step <= steps[-1]]
+    return [(step, loss - float(np.interp(step, steps, losses))) for step, loss in inside]
+
+
+def preview_picture(base: Run) -> list[Picture]:
     """The previews that the constant run made on its way, and what they cost; nothing where it made none."""
-    records = base.metrics("preview")
-    if not records:
-        return {}
-    names = [name for name in records[-1] if name not in ("kind", "step", "seconds")]
-    previews = {name: [(r["step"], r[name]) for r in records if name in r] for name in names}
-    validation = [(r["step"], r["loss"]) for r in base.metrics("validation")]
+    records, validation = base.metrics("preview"), _validation(base)
+    names = [name for name in (records or [{}])[-1] if name not in ("kind", "step", "seconds")]
+    previews = {name: _minus([(r["step"], r[name]) for r in records if name in r], validation) for name in names}
+    if not any(previews.values()):
+        return []
     took, training = (sum(r["seconds"] for r in base.metrics(kind)) for kind in ("preview", "train"))
     caption = (
-        "What an anneal would have given at each validation, merged and evaluated while training. "
-        f"Merging and evaluating took {took:.1f} s beside {training:.1f} s of training ({took / training:.1%})."
+        "What an anneal would have given at each validation, merged and evaluated while training; minus the run "
+        f"itself. Merging and evaluating took {took:.1f} s beside {training:.1f} s of training ({took / training:.1%})."
     )
-    figure = plots.preview_figure(validation, previews, tokens_per_step=base.plan.tokens_per_step)
-    return {"preview": (figure, caption)}
-
-
-def _markdown(result: Comparison, captions: dict[str, str]) -> str:
-    base, interval = result.base, result.base.plan.merge_interval
-    facts = to_json(result)
-    raw = facts["rows"][0]["test"]
-    lines = [
-        f"# {base.path.name}: merging against real decays",
-        "",
-        *markdown_table(table(result)),
-        "",
-        f"Test split: {raw['tokens']:,} tokens, {raw['documents']:,} documents; "
-        "intervals are over documents, paired with the last checkpoint of the constant-rate run (one training seed).",
-        f"A window counts count x interval: {result.count} checkpoints x {interval} steps {_equal(result)}; the oldest "
-        f"lies {(result.count - 1) * interval} steps before the newest, so the emulated decay stops one interval "
-        "early.",
-        "Curve and window of the chosen merge are those with the lowest validation loss.",
-        "",
-        *findings(result),
-        "",
-    ]
-    for name, caption in captions.items():
-        lines += [f"![{caption}]({name}.png)", "", caption, ""]
-    lines += [
-        "## Provenance",
-        "",
-        f"- {facts['parameters']:,} parameters, {base.plan.steps:,} steps of {base.plan.tokens_per_step:,} tokens, "
-        f"seed {facts['seed']}, config {facts['config_hash']}, data {facts['data_hash'][:12]}",
-        f"- {facts['machine']}; Python {facts['python']}; "
-        + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
-        f"- `{facts['command']}`",
-        "",
-    ]
-    return "\n".join(lines)
+    return [Picture("preview", plots.preview_figure(previews, tokens_per_step=base.plan.tokens_per_step), caption)]
 
 
 def _equal(result: Comparison) -> str:

@@ -1,5 +1,6 @@
 """Tables and values as text: in a terminal and in Markdown."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,12 @@ def text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.5f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def signed(value: float, low: float = math.nan, high: float = math.nan, digits: int = 4) -> str:
+    """A difference with its sign and, where it is known, its interval: ``−0.0123 [−0.0200, −0.0046]``."""
+    shown = [f"{number:+.{digits}f}".replace("-", "−") for number in (value, low, high)]
+    return shown[0] if math.isnan(low) or math.isnan(high) else f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
