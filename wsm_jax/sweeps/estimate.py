@@ -1,4 +1,4 @@
-"""What pieces will take: runs, updates, tokens, disk, and time where a run like theirs is there that tells its speed."""
+"""What pieces will take: runs, updates, tokens, disk, and time where a run like theirs tells its speed."""
 
 import dataclasses
 import json

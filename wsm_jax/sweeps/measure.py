@@ -22,7 +22,6 @@ from wsm_jax.sweeps import records, windows
 from wsm_jax.sweeps.plan import Piece, Plan
 from wsm_jax.sweeps.records import Record, Results
 from wsm_jax.sweeps.runs import PlannedRun
-from wsm_jax.sweeps.windows import Reading
 from wsm_jax.training.loop import train
 
 
@@ -120,9 +119,7 @@ def _parts(run: Run) -> list[list[Record]]:
     return [run.facts["data"][name] for name in ("stable", "switch")]
 
 
-def evaluated(
-    specs: Mapping[str, MergeSpec], evaluators: Mapping[str, Evaluator]
-) -> dict[str, dict[str, Evaluation]]:
+def evaluated(specs: Mapping[str, MergeSpec], evaluators: Mapping[str, Evaluator]) -> dict[str, dict[str, Evaluation]]:
     """What each merge gives on every split and domain; all merges come from one pass over what they read."""
     # A piece beside others has its share of the memory as it has of the cores.
     share = len(os.sched_getaffinity(0)) / (os.cpu_count() or 1)
@@ -130,9 +127,7 @@ def evaluated(
     return {name: {split: evaluate(params) for split, evaluate in evaluators.items()} for name, params in merges}
 
 
-def _record(
-    plan: Plan, piece: Piece, name: str, found: Mapping[str, Evaluation], test: Mapping[str, float]
-) -> Record:
+def _record(plan: Plan, piece: Piece, name: str, found: Mapping[str, Evaluation], test: Mapping[str, float]) -> Record:
     """The record of an arm, complete but for ``piece_seconds``."""
     reading, experiment = piece.readings[name], plan.experiment
     run = Run(reading.run.path)

@@ -121,8 +121,7 @@ def make(
             runs[name] = _planned(experiment, name, seed, configs[name], starts[name], runs, output)
             _named(f"run {name!r}", _check_there if number else _check, runs[name])
         readings = {
-            name: _named(f"arm {name!r}", windows.reading, runs[arm.run], arm)
-            for name, arm in experiment.arms.items()
+            name: _named(f"arm {name!r}", windows.reading, runs[arm.run], arm) for name, arm in experiment.arms.items()
         }
         pieces += _pieces(experiment, order, seed, runs, readings, output)
     found = {name: reading for piece in pieces for name, reading in piece.readings.items()}

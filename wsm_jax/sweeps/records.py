@@ -70,9 +70,7 @@ def asked(plan: Plan, piece: Piece) -> dict[str, Any]:
     experiment = plan.experiment
     return {
         "experiment": experiment.name,
-        "runs": {
-            name: [config_id(run.config), run.branch_step, run.params_from] for name, run in piece.runs.items()
-        },
+        "runs": {name: [config_id(run.config), run.branch_step, run.params_from] for name, run in piece.runs.items()},
         "arms": {name: dataclasses.asdict(experiment.arms[name]) for name in piece.readings},
         "measure": dataclasses.asdict(experiment.measure),
     }

@@ -12,8 +12,9 @@ from wsm_jax.data import tokens
 from wsm_jax.errors import UsageError
 from wsm_jax.io import disk, files, machine
 from wsm_jax.sweeps import records
-from wsm_jax.sweeps.partial import measured_part
+from wsm_jax.sweeps.declared import Declared
 from wsm_jax.sweeps.estimate import Estimator, total
+from wsm_jax.sweeps.partial import measured_part
 from wsm_jax.sweeps.plan import Piece, Plan
 from wsm_jax.sweeps.processes import LOG, side_by_side
 from wsm_jax.sweeps.records import Results
@@ -100,13 +101,11 @@ def check(plan: Plan) -> None:
             raise UsageError(f"{plan.output} is the folder of a run ({there.name}); choose another --output")
         return
     before = files.read_json(place)
-    same = (
-        isinstance(before, dict)
-        and (before.get("name"), before.get("scale")) == (plan.experiment.name, plan.declared.scale)
-        and Path(before.get("file", "")).resolve() == Path(plan.declared.file).resolve()
-    )
-    if not same:
-        made = ":".join(filter(None, [str(before.get("file")), before.get("scale")])) if isinstance(before, dict) else ""
+    if not isinstance(before, dict) or not {"name", "file", "scale"} <= set(before):
+        raise UsageError(f"{place} is not what wsm sweep writes; choose another --output")
+    same = (before["name"], before["scale"]) == (plan.experiment.name, plan.declared.scale)
+    if not same or Path(before["file"]).resolve() != Path(plan.declared.file).resolve():
+        made = Declared(plan.experiment, before["file"], before["scale"]).text
         raise UsageError(f"{plan.output} is the folder of the sweep {made}; choose another --output")
 
 

@@ -49,5 +49,6 @@ def show(found: dict[str, Any]) -> None:
     print_table(header, rows, title=f"{found['experiment']}: bits per byte")
     for claim in found["claims"]:
         low, high = claim["interval"]
-        print(f"{claim['verdict']}: {claim['statement']} {claim['estimate']:+.4f} [{low:+.4f}, {high:+.4f}] {claim['unit']}")
+        estimate = f"{claim['estimate']:+.4f} [{low:+.4f}, {high:+.4f}] {claim['unit']}"
+        print(f"{claim['verdict']}: {claim['statement']} {estimate}")
     print(f"results: {found['results']}")

@@ -109,7 +109,9 @@ def _merge(run: PlannedRun, arm: Arm) -> Reading:
     if isinstance(interval, str):
         interval = run.config.duration_steps("interval", interval)
     asked = _along(run)
-    count, interval = selection.window_shape(asked, window=merge.get("window"), count=merge.get("count"), interval=interval)
+    count, interval = selection.window_shape(
+        asked, window=merge.get("window"), count=merge.get("count"), interval=interval
+    )
     snapshot = selection.choose_snapshot(asked, merge.get("snapshot"))
     path, own = paths(run), run.plan.merge_interval
     end = _end(run, arm, (run.plan.merge_steps() or [0])[-1])
