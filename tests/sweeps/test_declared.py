@@ -43,7 +43,11 @@ def test_a_sweep_becomes_an_experiment(tmp_path):
         ("def", "", "file.py: SyntaxError"),
         ("raise SystemExit(4)", "", "the file ended the program"),
         ("def get_sweep(): return made('', arms={})", "", "file.py: e: arms is empty"),
-        ("def get_sweep(): return Sweep('s', 'c.py', axis('merge.count', []))", "", "file.py: axis 'merge.count' has no"),
+        (
+            "def get_sweep(): return Sweep('s', 'c.py', axis('merge.count', []))",
+            "",
+            "file.py: axis 'merge.count' has no",
+        ),
         (
             "def get_sweep():\n    c = {\n'x': Claim('', difference('a', 'b')),\n'x': Claim('', difference('a', 'b'))}",
             "",

@@ -5,32 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from wsm_jax.cli import config_flags
+from tests.sweeps.examples import GOOD, MEAN, made
 from wsm_jax.errors import UsageError
-from wsm_jax.sweeps import Arm, Experiment, RunSpec, plan, windows
-from wsm_jax.sweeps.declared import Declared
-
-CONFIG = str(Path(__file__).parent.parent.parent / "configs" / "matrix.py") + ":tiny"  # 128 steps, 64 checkpoints
-MEAN = {"curve": "linear", "count": 4}
-COOLDOWN = {"schedule.name": "cooldown"}
-GOOD = Experiment(
-    "e",
-    "An experiment",
-    CONFIG,
-    runs={
-        "decay": RunSpec(COOLDOWN, branch_from="constant@0.5run"),
-        "constant": RunSpec(),
-        "other": RunSpec({"optimizer.peak_lr": 1e-2}),
-        "again": RunSpec(branch_from="decay@100steps"),
-    },
-    arms={"last": Arm("constant"), "mean": Arm("constant", MEAN), "other": Arm("other"), "decay": Arm("decay")},
-    seeds=(3, 4),
-)
-
-
-def made(experiment=GOOD, **options):
-    declared = Declared(experiment, "file.py", "tiny")
-    return plan.make(declared, config_flags.load, **{"output": Path("nowhere") / "out", **options})
+from wsm_jax.sweeps import Arm, RunSpec, windows
 
 
 def changed(**fields):
@@ -100,7 +77,7 @@ def test_a_window_reaches_back_into_the_runs_that_a_run_was_branched_from():
 
 def test_parameters_from_elsewhere_begin_a_new_path():
     runs = {**GOOD.runs, "again": RunSpec(branch_from="decay@100steps", params_from="mean")}
-    with pytest.raises(UsageError, match="arm 'x': there are no 20 checkpoints .* there are 14, from 102 to 128"):
+    with pytest.raises(UsageError, match=r"arm 'x': there are no 20 checkpoints .* there are 14, from 102"):
         made(changed(runs=runs, arms={**GOOD.arms, "x": Arm("again", {"count": 20})}))
 
 
