@@ -5,7 +5,7 @@
 docs/experiments.md explains it.
 """
 
-from wsm_jax.sweeps import Arm, Choice, Claim, Experiment, RunSpec, difference
+from wsm_jax.sweeps import Arm, Choice, Claim, Experiment, Measure, RunSpec, difference
 
 WINDOWS = ("0.0625run", "0.125run", "0.25run", "0.5run")
 MERGES = {f"merge {window}": Arm("constant", {"curve": "linear", "window": window}) for window in WINDOWS}
@@ -37,4 +37,5 @@ def get_sweep(scale: str = "small") -> Experiment:
                 paper="63.95 against 62.67 points (Table 1)",
             ),
         },
+        measure=Measure(validation_tokens=16384, test_tokens=65536),
     )

@@ -51,7 +51,7 @@ def test_a_sweep_becomes_an_experiment(tmp_path):
         (
             "def get_sweep():\n    c = {\n'x': Claim('', difference('a', 'b')),\n'x': Claim('', difference('a', 'b'))}",
             "",
-            "file.py:9: 'x' is there twice in one dictionary",
+            "file.py:8: 'x' is there twice in one dictionary",
         ),
         (
             "def get_sweep(): return made('', claims={'c': Claim('', difference('a', 'b'))})",
