@@ -40,7 +40,7 @@ def test_a_dry_run_lists_pieces_with_what_they_take_and_writes_nothing(file, cap
     ]
     assert found["pieces"][0]["steps"] == 128 and found["pieces"][0]["tokens"] == 128 * 4 * 32
     assert found["all"]["runs"] == 2 and found["all"]["seconds"] is None
-    parameters = 4096 * 64 * 2  # at least, embeddings; a checkpoint holds points and means in float32
+    parameters = 4096 * 64  # at least: the embeddings; a checkpoint holds points and means in float32
     assert found["pieces"][0]["disk"] > 64 * 2 * 4 * parameters
     assert [path.name for path in tmp_path.iterdir()] == [file]
     assert main(["sweep", file, "--dry_run", "--only=1"]) == 0

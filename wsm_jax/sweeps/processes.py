@@ -50,13 +50,15 @@ def side_by_side(
                     if (status := process.poll()) is not None:
                         del running[name]
                         free.append(share)
+                        process.communicate()  # closes the pipe
                         ended(name, status)
                 time.sleep(_WAIT)
         except (KeyboardInterrupt, SystemExit) as error:
             for process, _ in running.values():
                 process.terminate()
             for name, (process, _) in running.items():
-                ended(name, process.wait())
+                process.communicate()
+                ended(name, process.returncode)
             raise Preempted("stopped; the same command again goes on from there") from error
 
 
