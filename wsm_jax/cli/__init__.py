@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from wsm_jax.cli import config_flags, eval, extras, inspect, merge, prepare, quiet, report, train, weights
+from wsm_jax.cli import config_flags, eval, extras, inspect, merge, prepare, quiet, report, sweep, train, weights
 from wsm_jax.errors import UsageError, ended
 
 # Verb -> what adds its arguments, what runs it, whether it takes a configuration, its help.
@@ -36,6 +36,12 @@ VERBS = {
         "Tell what a run, a checkpoint or a merge is, or with --hashes whether it is what was saved.",
     ),
     "eval": (eval.add, eval.run, False, "Loss of a run's checkpoint or merge on held-out documents."),
+    "sweep": (
+        sweep.add,
+        sweep.run,
+        True,
+        "Many runs and merges from one file, side by side; what is done is skipped, what was cut goes on.",
+    ),
     "report": (
         report.add,
         report.run,

@@ -122,6 +122,23 @@ def prepare(config: DataConfig, progress: bool = False) -> Corpus:
     return Corpus([(stores[s], w) for s, w in stable], [(stores[s], w) for s, w in switch], tokenizer)
 
 
+def check(config: DataConfig) -> int:
+    """The size that the vocabulary will have, at most; looks for what :func:`prepare` needs and reads no document.
+
+    Raises:
+      UsageError: bad fractions, sources or tokenizer; of local text also that there is none.
+    """
+    check_values(config, "data.")
+    _fractions(config)
+    folder = data_folder(config.store)
+    for field in ("source", "switch_source"):
+        text = getattr(config, field)
+        for spec, _ in sources.parse_mixture(text, f"data.{field}") if text.strip() or field == "source" else []:
+            if spec.partition(":")[0] in ("stdlib", "text"):
+                sources.find(spec, folder)
+    return _bpe_size(config.tokenizer) or load_tokenizer(config.tokenizer).vocab_size
+
+
 def _fractions(config: DataConfig) -> tuple[float, float]:
     for field in ("validation_fraction", "test_fraction"):
         value = getattr(config, field)

@@ -1,5 +1,6 @@
 """Losses of each domain by itself: held-out text of all that a run is trained on, and answers given their prompts."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Protocol
 from jax.sharding import Mesh
 
 from wsm_jax.checkpoints.run import Run
+from wsm_jax.data import tokens
 from wsm_jax.data.store import TokenStore
+from wsm_jax.data.tokens import Corpus
 from wsm_jax.errors import UsageError
 from wsm_jax.evaluation import answers
 from wsm_jax.evaluation.evaluate import held_out_stores, make_evaluator, model_and_data
@@ -36,13 +39,18 @@ class Measured(Protocol):
         ...
 
     @property
+    def sources(self) -> str:
+        """More text, in the form of ``data.source``: its held-out documents are measured too; "": none."""
+        ...
+
+    @property
     def answers(self) -> Mapping[str, str]:
         """Domain -> file of answers, measured on test alone."""
         ...
 
 
 def evaluators(run: Run, measure: Measured, *, mesh: Mesh | None = None, rules: Rules = RULES) -> dict[str, Evaluator]:
-    """``validation/DOMAIN`` and ``test/DOMAIN`` -> params -> Evaluation, for all that ``run`` is trained on.
+    """``validation/DOMAIN`` and ``test/DOMAIN`` -> params -> Evaluation, for all that ``run`` is trained on, and more.
 
     A domain is named after its source, see :func:`name`; sources of one name are one domain. The step is compiled once
     for all domains, and once more for each further length of answers.
@@ -73,7 +81,7 @@ def evaluators(run: Run, measure: Measured, *, mesh: Mesh | None = None, rules: 
             rules=rules,
         )
         for split, limit in limits.items()
-        for domain, stores in _by_name(held_out_stores(data, split)).items()
+        for domain, stores in _by_name([*held_out_stores(data, split), *_more(run, measure.sources, data)]).items()
     }
     for domain, file in measure.answers.items():
         if f"test/{domain}" in found:
@@ -89,6 +97,17 @@ def name(store: TokenStore) -> str:
     source = store.manifest["source"]
     short = Path(source.partition(":")[2] or source).name.split(".")[0]
     return short if re.fullmatch(r"\w[\w-]*", short) else source
+
+
+def _more(run: Run, sources: str, data: Corpus) -> list[TokenStore]:
+    """The stores of ``sources`` with the run's tokenizer and splits, but for those that it is trained on."""
+    if not sources:
+        return []
+    tokenizer = str(data.stable[0][0].path / "tokenizer.json")
+    other = {"source": sources, "switch_source": "", "switch_at": "", "tokenizer": tokenizer}
+    known = {store.hash for store, _ in [*data.stable, *data.switch]}
+    found = tokens.prepare(dataclasses.replace(run.config.data, **other)).stable
+    return [store for store, _ in found if store.hash not in known]
 
 
 def _by_name(stores: list[TokenStore]) -> dict[str, list[TokenStore]]:

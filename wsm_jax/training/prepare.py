@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -115,11 +115,7 @@ def prepare(
     metrics_lib.check_trackers(config.log)
     mesh = mesh or mesh_lib.from_config(config.mesh)
     origin, params_run = _origin(config, directory, branch_from, params_from, say)
-    schedule = run_schedule.from_config(config, origin.step)
-    leaves = family.of(config.model).leaves(config.model)
-    optimizer = optimizer_lib.make(config.optimizer, schedule, leaves)
-    averages = averaging.from_config(config, schedule)
-    previews = preview_lib.windows(config, plan, origin.step)
+    schedule, optimizer, averages, previews = parts_of(config, plan, origin.step)
     if config.batch_size % (config.accumulate * (parts := sharding.batch_parts(mesh, rules))):
         raise UsageError(
             f"batch_size={config.batch_size} is not a multiple of accumulate x devices = {config.accumulate} x {parts}"
@@ -143,15 +139,34 @@ def prepare(
     _check_room(abstract, mesh)
     if params_from and not origin.started:
         compatibility.check_params(params_from, abstract["params"])
-    shapes = tracking.read_shapes(averages, abstract["params"])
-    if config.optimizer.name == optimizer_lib.SCHEDULE_FREE:
-        shapes[optimizer_lib.SCHEDULE_FREE] = abstract["params"]
-    items = merge_items(config, abstract["params"], shapes)
+    items = saved_shapes(config, averages, abstract["params"])
     facts = {"format": format, **_facts(config, directory, plan, origin, corpus, model, abstract["params"])}
     return Setup(
         config, directory, plan, origin, corpus, model, mesh, rules, optimizer, schedule, averages, previews, abstract,
         items, facts,
     )  # fmt: skip
+
+
+class Parts(NamedTuple):
+    """What a configuration makes of a run before there is a model: what trains it, and what is kept beside it."""
+
+    schedule: Schedule
+    optimizer: optax.GradientTransformation
+    averages: dict[str, Average]
+    previews: list[Preview]
+
+
+def parts_of(config: Config, plan: Plan, branch_step: int | None) -> Parts:
+    """The parts of a run that its configuration alone decides, and the step at which it was branched, if it was.
+
+    Raises:
+      UsageError: a name that nobody knows, a value out of range, durations that do not fit.
+    """
+    schedule = run_schedule.from_config(config, branch_step)
+    leaves = family.of(config.model).leaves(config.model)
+    optimizer = optimizer_lib.make(config.optimizer, schedule, leaves)
+    averages = averaging.from_config(config, schedule)
+    return Parts(schedule, optimizer, averages, preview_lib.windows(config, plan, branch_step))
 
 
 def _origin(config: Config, directory: Path, branch_from: str, params_from: str, say: Say) -> tuple[Origin, Run | None]:
@@ -195,6 +210,14 @@ def merge_items(config: Config, params: Any, averages: Mapping[str, Any]) -> dic
     """
     kept = {} if config.checkpoint.snapshot == averaging.MEAN else {orbax.PARAMS: params}
     return {**kept, **averages}
+
+
+def saved_shapes(config: Config, averages: Mapping[str, Average], params: Any) -> dict[str, Any]:
+    """Shapes of what a merge checkpoint holds, by item, for such averages and shapes of the parameters."""
+    shapes = tracking.read_shapes(averages, params)
+    if config.optimizer.name == optimizer_lib.SCHEDULE_FREE:
+        shapes[optimizer_lib.SCHEDULE_FREE] = params
+    return merge_items(config, params, shapes)
 
 
 def _facts(

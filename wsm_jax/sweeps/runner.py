@@ -1,0 +1,178 @@
+"""Carries a plan out: pieces as processes side by side, then what is made of their records."""
+
+import dataclasses
+import importlib.util
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wsm_jax.data import tokens
+from wsm_jax.errors import UsageError
+from wsm_jax.io import disk, files, machine
+from wsm_jax.sweeps import records
+from wsm_jax.sweeps.declared import Declared
+from wsm_jax.sweeps.estimate import Estimator, total
+from wsm_jax.sweeps.partial import measured_part
+from wsm_jax.sweeps.plan import Piece, Plan
+from wsm_jax.sweeps.processes import LOG, side_by_side
+from wsm_jax.sweeps.records import Results
+
+SWEEP = "sweep.json"
+_TAIL = 8  # lines of the log of a piece that failed
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a sweep ended.
+
+    Attributes:
+      failed: piece -> exit status other than 0.
+      results: of all pieces that are done; None where there are none.
+    """
+
+    failed: dict[str, int]
+    results: Results | None
+
+    @property
+    def status(self) -> int:
+        """The exit status: that of the first piece that failed; 1 of one that a signal ended."""
+        status = next(iter(self.failed.values()), 0)
+        return status if status >= 0 else 1
+
+
+def run(plan: Plan, pieces: Sequence[Piece], parallel: int) -> Outcome:
+    """Does what is not done of ``pieces`` and writes the results of all pieces of the plan that are.
+
+    A piece that fails is reported, and the others go on.
+
+    Args:
+      plan: of the sweep.
+      pieces: those that are asked for.
+      parallel: at a time.
+
+    Raises:
+      UsageError: before any piece starts: a folder of another sweep, records that others cannot be paired with, text
+        or disk that is missing. At the end: records that do not fit together.
+      Preempted: a SIGINT or SIGTERM; the same call again goes on.
+    """
+    check(plan)
+    todo = [piece for piece in pieces if not records.is_done(plan, piece)]
+    _check_records(plan, todo)
+    if todo:
+        _prepare(plan, todo)
+        files.write_json(plan.output / SWEEP, described(plan))
+    count = f"{len(pieces)} pieces, {len(pieces) - len(todo)} of them done"
+    _say(f"{plan.experiment.name}: {count}; {len(todo)} to do, {parallel} at a time")
+    failed = _do(plan, todo, parallel)
+    done = [piece for piece in plan.pieces if records.is_done(plan, piece)]
+    if not done:
+        return Outcome(failed, None)
+    results = records.gather(plan, done)
+    _publish(plan, results)
+    return Outcome(failed, results)
+
+
+def described(plan: Plan) -> dict[str, Any]:
+    """What sweep.json says: the declaration, where it stands, and the settings."""
+    experiment = plan.experiment
+    claims = {
+        name: {"statement": claim.statement, "primary": claim.primary, "paper": claim.paper, "unit": claim.unit}
+        for name, claim in experiment.claims.items()
+    }
+    spec = {**dataclasses.asdict(dataclasses.replace(experiment, claims={})), "claims": claims}
+    return {
+        "name": experiment.name,
+        "file": plan.declared.file,
+        "scale": plan.declared.scale,
+        "spec": spec,
+        "settings": list(plan.settings),
+    }
+
+
+def check(plan: Plan) -> None:
+    """Raises UsageError where the output folder is that of another sweep, or cannot be written."""
+    disk.check_writable(plan.output)
+    disk.check_writable(plan.results)
+    place = plan.output / SWEEP
+    if not place.is_file():
+        if (there := plan.output / "config.json").is_file():
+            raise UsageError(f"{plan.output} is the folder of a run ({there.name}); choose another --output")
+        return
+    before = files.read_json(place)
+    if not isinstance(before, dict) or not {"name", "file", "scale"} <= set(before):
+        raise UsageError(f"{place} is not what wsm sweep writes; choose another --output")
+    same = (before["name"], before["scale"]) == (plan.experiment.name, plan.declared.scale)
+    if not same or Path(before["file"]).resolve() != Path(plan.declared.file).resolve():
+        made = Declared(plan.experiment, before["file"], before["scale"]).text
+        raise UsageError(f"{plan.output} is the folder of the sweep {made}; choose another --output")
+
+
+def _check_records(plan: Plan, todo: Sequence[Piece]) -> None:
+    """Raises UsageError for records that are there, and with which those that are to come cannot be paired."""
+    environment = machine.environment()
+    known = {name: environment[name] for name in ("wsm_jax", "versions", "python")}  # the machine is known to pieces
+    here = {piece.seed: known for piece in todo}
+    for piece in plan.pieces:
+        if piece not in todo and records.is_done(plan, piece):
+            records.check(plan, files.read_jsonl(piece.folder / records.RECORDS), here)
+
+
+def _prepare(plan: Plan, todo: Sequence[Piece]) -> None:
+    """Makes the tokens that the pieces read, once for all, and looks for the disk that they need."""
+    seen = []
+    for run in (run for piece in todo for run in piece.runs.values()):
+        if run.config.data not in seen:
+            seen.append(run.config.data)
+            tokens.prepare(run.config.data, progress=True)
+    needed = total(map(Estimator(plan.runs), todo)).disk
+    there = sum(disk.disk_bytes(run.path / "checkpoints") for piece in todo for run in piece.runs.values())
+    plan.output.mkdir(parents=True, exist_ok=True)
+    disk.check_disk(plan.output, needed - there, "choose another --output, or raise checkpoint.merge_interval")
+
+
+def _do(plan: Plan, todo: Sequence[Piece], parallel: int) -> dict[str, int]:
+    """Does pieces side by side; the exit status of those that failed."""
+    asked = ["sweep", plan.declared.text, f"--output={plan.output}", f"--results={plan.results}", *plan.settings]
+    commands = {piece.name: [sys.executable, "-m", "wsm_jax", *asked, f"--piece={piece.name}"] for piece in todo}
+    folders = {piece.name: piece.folder for piece in todo}
+    failed: dict[str, int] = {}
+    start, count = time.perf_counter(), 0
+
+    def ended(name: str, status: int) -> None:
+        nonlocal count
+        count += 1
+        minutes = (time.perf_counter() - start) / 60
+        left = minutes / count * (len(todo) - count)
+        if not status:
+            _say(f"[{count}/{len(todo)}] {name}; {minutes:.1f} minutes so far, about {left:.1f} to go")
+            return
+        failed[name] = status
+        _say(f"[{count}/{len(todo)}] {name} ended with {status}: {_last_line(folders[name] / LOG)}")
+
+    side_by_side(commands, folders, parallel, ended)
+    for name, status in failed.items():
+        tail = (folders[name] / LOG).read_text(errors="replace").strip().splitlines()[-_TAIL:]
+        _say("\n  ".join([f"failed: {name}, exit status {status}; {folders[name] / LOG} ends with", *tail]))
+    return failed
+
+
+def _last_line(log: Path) -> str:
+    return next(iter(log.read_text(errors="replace").strip().splitlines()[-1:]), "it said nothing")
+
+
+def _publish(plan: Plan, results: Results) -> None:
+    """Writes what is committed: records, nats, documents, claims, page."""
+    records.write(plan.results, results)
+    experiment = measured_part(plan.experiment, results.records, _say)
+    for module, arguments in (
+        ("wsm_jax.sweeps.claims", (experiment, plan.results)),
+        ("wsm_jax.reporting.experiment_page", (plan.results,)),
+    ):
+        if importlib.util.find_spec(module):  # pyright: ignore
+            importlib.import_module(module).write(*arguments)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
