@@ -1,7 +1,7 @@
 """What suits the machine where a model leaves it open: the attention, how many layers are unrolled, parts of the loss.
 
-Measured on CPUs alone; elsewhere the backend's attention, the layers in a scan and the loss in one part. A model of short
-sequences stays plain everywhere: what it would save is less than what compiling costs.
+Measured on CPUs alone; elsewhere it is the backend's attention, layers in a scan and the loss in one part. A model of
+short sequences stays plain everywhere: what it would save is less than what compiling costs.
 """
 
 from typing import Any
