@@ -8,9 +8,9 @@ The peer has an interpreter of its own (without --peer_python only ours is measu
     python -m venv peer && peer/bin/python -m pip install "torch==2.13.*" transformers
 
 On CPUs, for each family of ``--family``: 6 layers, width 256, 8 heads, context 256, batch 16, vocabulary 8,192,
-float32, AdamW (0.9, 0.95, decay 0.1), clip 1.0, synthetic tokens, 2 threads. ``neox`` is a small Pythia, ``llama`` has a
-fourth as many heads of keys, a feed-forward layer three times as wide as the stream and a tied head. Every contender is
-a process; after its warm-up they take turns, a few steps each, so that what disturbs the machine meets all of them.
+float32, AdamW (0.9, 0.95, decay 0.1), clip 1.0, synthetic tokens, 2 threads. ``neox`` is a small Pythia; ``llama`` has
+a fourth as many heads of keys, a feed-forward layer three times as wide as the stream and a tied head. Contenders are
+processes; after their warm-up they take turns, a few steps each, so that what disturbs the machine meets all of them.
 ``plain`` has attention, layers and loss as JAX has them and gives memory back; ``--parts`` takes one of these at a time
 from the default. ``--shape=2,64,4,64,4,512 --rounds=2`` tries it in a minute.
 

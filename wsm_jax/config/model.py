@@ -62,7 +62,7 @@ class TransformerFields(ModelFields):
     remat: str = setting(
         "none",
         "recompute blocks in the backward pass to save memory: none | full | dots (all but matrix products) | "
-        "offload (full, and what is kept goes to the host)",
+        "offload (full, and what is kept goes to the host; a CPU has one memory, so nothing goes there)",
         before={"none": False, "full": True},
     )
 
