@@ -11,14 +11,15 @@ On CPUs, for each family of ``--family``: 6 layers, width 256, 8 heads, context 
 float32, AdamW (0.9, 0.95, decay 0.1), clip 1.0, synthetic tokens, 2 threads. ``neox`` is a small Pythia; ``llama`` has
 a fourth as many heads of keys, a feed-forward layer three times as wide as the stream and a tied head. Contenders are
 processes; after their warm-up they take turns, a few steps each, so that what disturbs the machine meets all of them.
-``plain`` has attention, layers and loss as JAX has them and gives memory back; ``--parts`` takes one of these at a time
-from the default. ``--shape=2,64,4,64,4,512 --rounds=2`` tries it in a minute.
+With ``--parts`` also what each setting is worth: ``plain`` has attention, layers and loss as JAX has them and gives
+memory back, the others take one of these at a time from the default; and PyTorch eager.
+``--shape=2,64,4,64,4,512 --rounds=2`` tries it in a minute.
 
 On one card (H100, H200), for GPT-2 small and medium and a Llama of 1B, bfloat16, context 1,024: a contender at a time,
 the peer with torch.compile and SDPA, the cost of an EMA beside a step; at most ``--minutes``, and what was measured by
 then is written. ``--toy`` tries it on a CPU.
 
-Hardware: any x86-64 with 2 cores to spare and 8 GB of memory, 3 minutes a family; or one card of 80 GB, 6 minutes.
+Hardware: any x86-64 with 2 cores to spare and 8 GB of memory, 2 minutes a family; or one card of 80 GB, 6 minutes.
 Writes benchmarks/results/train_step_families.{jsonl,png,svg}, or train_step_gpu.jsonl.
 """
 

@@ -40,8 +40,9 @@ def cpu_variants(shape: Shape, peer_python: str, *, parts: bool) -> list[Variant
     """The contenders of a round, in order; with ``parts`` also what each setting is worth."""
     threads = str(shape["threads"])
     pinned = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "JAX_PLATFORMS": "cpu"}
-    found = [ours(OURS, shape, pinned), ours(f"{OURS}, plain", shape, pinned, **PLAIN)]
+    found = [ours(OURS, shape, pinned)]
     if parts:
+        found.append(ours(f"{OURS}, plain", shape, pinned, **PLAIN))
         for name in ("attention", "scan_unroll", "loss_blocks", "keep_heap"):
             found.append(ours(f"{OURS} but {name}={PLAIN[name]}", shape, pinned, **{name: PLAIN[name]}))
         found.append(peer("PyTorch eager", "eager", shape, peer_python, pinned))

@@ -25,11 +25,11 @@ def main() -> None:
     import jax
 
     step, parameters, config, start_averages = build(settings)
-    first = float(step())
-    float(step())
+    first = wait(step())
+    wait(step())
     if settings.get("averages"):
         start_averages()
-        float(step("averages"))
+        wait(step("averages"))
     from wsm_jax.config import MODEL_FIELDS, left_open
     from wsm_jax.models import model
 
@@ -48,7 +48,14 @@ def main() -> None:
     )
     for line in sys.stdin:
         count, *what = line.split()
-        answer(timed(functools.partial(step, *what), int(count)))
+        answer(timed(functools.partial(step, *what), int(count), wait))
+
+
+def wait(found: Any) -> float:
+    """The loss, once all that a step makes is there."""
+    import jax
+
+    return float(jax.block_until_ready(found)[0])
 
 
 def given(settings: dict[str, Any]) -> dict[str, Any]:
@@ -88,14 +95,13 @@ def build(settings: dict[str, Any]) -> tuple[Any, int, Any, Any]:
         kept["averages"] = tracking.initialise(rules, state["params"], places)
         kept["update"] = tracking.compile_update(rules, abstract["params"], places)
 
-    def step(what: str = "") -> jax.Array:
+    def step(what: str = "") -> Any:
         nonlocal state
         state, metrics = compiled(state, batch)
         kept["done"] += 1
         if what:
             kept["averages"] = kept["update"](kept["averages"], state["params"], kept["done"])
-            jax.block_until_ready(kept["averages"])
-        return metrics["loss"]
+        return metrics["loss"], state["step"], kept.get("averages")
 
     return step, model.parameter_count(state["params"]), built.config, start_averages
 

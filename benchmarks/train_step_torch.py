@@ -84,16 +84,16 @@ def configuration(transformers, shape: dict):
     return transformers.LlamaConfig(**common, **own, tie_word_embeddings=shape["tied"])
 
 
-def timed(step, count: int) -> dict:
+def timed(step, count: int, wait=float) -> dict:
     """Seconds on the clock and CPU-seconds (user and system) of ``count`` steps, and the last loss.
 
-    Steps are dispatched one after the other, as in training; the last loss is waited for.
+    Steps are dispatched one after the other, as in training; ``wait`` waits for what the last gave and makes it a loss.
     """
     before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     loss = 0.0
     for _ in range(count):
         loss = step()
-    loss = float(loss)
+    loss = wait(loss)
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     return {"seconds": seconds, "cpu_seconds": cpu, "loss": loss}

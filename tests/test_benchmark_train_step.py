@@ -50,7 +50,7 @@ def test_the_first_contender_has_the_defaults_and_the_last_is_the_compiled_peer(
     first, *_, last = cases.cpu_variants(shape, "peer/python", parts=True)
     assert json.loads(first.command[-1]) == shape == json.loads(last.command[-1])
     assert (first.name, last.name, last.command[0]) == (cases.OURS, cases.PEER, "peer/python")
-    assert [v.name for v in cases.cpu_variants(shape, "", parts=False)] == [cases.OURS, f"{cases.OURS}, plain"]
+    assert [v.name for v in cases.cpu_variants(shape, "", parts=False)] == [cases.OURS]
 
 
 @pytest.mark.parametrize(
