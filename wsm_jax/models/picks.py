@@ -14,7 +14,7 @@ from wsm_jax.models import attention as attention_lib
 LEAST_CONTEXT = 128  # two query blocks
 MOST_CONTEXT = 2048  # 32 query blocks, each compiled by itself
 MOST_COMPILED = 64  # query blocks of all unrolled layers together
-MOST_LAYERS = 16  # unrolled
+MOST_LAYERS = 12  # unrolled
 LOGITS = 2**22  # elements, at most, of one part of the loss: 16 MB
 
 
@@ -33,10 +33,11 @@ def attention(length: int, dtype: Any) -> str:
 def unrolled(config: TransformerFields) -> int:
     """All layers of a small model on CPUs, else 1.
 
-    A scan keeps what the backward pass needs in stacked arrays, which XLA:CPU copies a layer at a time. Without it an
-    update takes nine tenths, and compiles in two thirds of the time at 6 layers; but that time grows with the layers,
-    so at most MOST_LAYERS are unrolled, and no more than MOST_COMPILED query blocks. Where layers are recomputed they
-    stay in the scan, for outside of it XLA would see that they are computed twice, and keep them.
+    A scan keeps what the backward pass needs in stacked arrays, which XLA:CPU copies a layer at a time; without it an
+    update takes about nine tenths. Compiling takes as long at 6 layers, but then grows with them (12 layers of 4 query
+    blocks: 15 CPU-seconds, in a scan 9), so at most MOST_LAYERS are unrolled, and no more than MOST_COMPILED query
+    blocks. Where layers are recomputed they stay in the scan: outside of it XLA would see that something is computed
+    twice, and keep it.
     """
     blocks = -(-config.context // attention_lib.BLOCK) if config.attention == "blocks" else 1
     few = config.layers <= MOST_LAYERS and config.layers * blocks <= MOST_COMPILED
@@ -45,6 +46,8 @@ def unrolled(config: TransformerFields) -> int:
 
 def loss_blocks(context: int, width: int) -> int:
     """The fewest parts of the sequence, on CPUs, whose logits have at most LOGITS elements.
+
+    As fast as one part where the heap is kept, faster where it is not, and without the memory of all logits.
 
     Args:
       context: tokens of a sequence, which the parts divide.
