@@ -74,7 +74,7 @@ class Benchmark:
     def __init__(self, chosen: dict[str, tuple[averages.Average | None, bool]]):
         config = presets.preset(MODEL.value) if MODEL.value != "tiny" else presets.tiny()
         config.context, config.vocab_size = CONTEXT.value, config.vocab_size or 4096
-        built, mesh = model.build(config), sharding.make_mesh()
+        built, mesh = model.build(config, BATCH.value), sharding.make_mesh()
         rule = optimizer.make(OptimizerConfig(), SCHEDULE, LEAVES)
         abstract = train_state.abstract(built, rule, mesh)
         self.state = train_state.initialise(built, rule, 0, mesh)

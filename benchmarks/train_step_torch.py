@@ -1,7 +1,8 @@
 """The peer of ``benchmarks/train_step.py``: the model of transformers in PyTorch. Needs nothing of ours.
 
 Started by the benchmark as ``python train_step_torch.py eager|compile SHAPE_JSON``; for every line N on standard input
-it runs N steps and prints one JSON line.
+it runs N steps and prints one JSON line. Attention is PyTorch's own (``sdpa``). With bfloat16 as ``compute_dtype``
+products are taken in it (autocast) and parameters stay float32, as ours.
 """
 
 import json
@@ -15,40 +16,50 @@ import warnings
 def main() -> None:
     """Builds the model, warms up, then answers lines until standard input ends."""
     mode, shape = sys.argv[1], json.loads(sys.argv[2])
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: shape["threads"]])
+    if threads := shape.get("threads"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     import torch  # pyright: ignore[reportMissingImports]
     import transformers  # pyright: ignore[reportMissingImports]
 
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
-    torch.set_num_threads(shape["threads"])
+    if threads:
+        torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(configuration(transformers, shape))
+    device = "cuda" if torch.cuda.is_available() and not threads else "cpu"
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as XLA has it there
+    config = configuration(transformers, shape)
+    with torch.device(device):
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    tokens = torch.randint(0, shape["vocab_size"], (shape["batch_size"], shape["context"] + 1))
+    tokens = torch.randint(0, shape["vocab_size"], (shape["batch_size"], shape["context"] + 1), device=device)
+    half = shape.get("compute_dtype") == "bfloat16"
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def loss_of(inputs, targets):
-        logits = model(inputs, use_cache=False).logits
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            logits = model(inputs, use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
     compute = torch.compile(loss_of) if mode == "compile" else loss_of
 
-    def step() -> float:
+    def step():
         optimizer.zero_grad(set_to_none=True)
         loss = compute(inputs, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return loss.item()
+        return loss.detach()
 
-    first = step()
-    step()
+    first = float(step())
+    float(step())
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     parameters = sum(p.numel() for p in model.parameters())
-    answer({"versions": versions, "parameters": parameters, "first_loss": first})
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    answer({"versions": versions, "device": name, "parameters": parameters, "first_loss": first})
     for line in sys.stdin:
-        answer(timed(step, int(line)))
+        answer(timed(step, int(line.split()[0])))
 
 
 def configuration(transformers, shape: dict):
@@ -69,15 +80,20 @@ def configuration(transformers, shape: dict):
     if shape["family"] == "neox":
         return transformers.GPTNeoXConfig(**common, intermediate_size=4 * shape["d_model"])
     own = {"num_key_value_heads": shape["kv_heads"], "intermediate_size": shape["d_ff"]}
+    own |= {"rope_theta": shape.get("rope_theta", 10000.0)}
     return transformers.LlamaConfig(**common, **own, tie_word_embeddings=shape["tied"])
 
 
-def timed(step, count: int) -> dict:
-    """Seconds on the clock and CPU-seconds (user and system) of ``count`` steps, and the last loss."""
+def timed(step, count: int, wait=float) -> dict:
+    """Seconds on the clock and CPU-seconds (user and system) of ``count`` steps, and the last loss.
+
+    Steps are dispatched one after the other, as in training; ``wait`` waits for what the last gave and makes it a loss.
+    """
     before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     loss = 0.0
     for _ in range(count):
         loss = step()
+    loss = wait(loss)
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     return {"seconds": seconds, "cpu_seconds": cpu, "loss": loss}

@@ -1,4 +1,6 @@
-"""Attention by backend: what ``auto`` is where, and a kernel for TPUs that lowers without one."""
+"""What depends on the backend: the attention that ``auto`` is, a kernel for TPUs, moves to the host's memory."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -43,3 +45,20 @@ def test_splash_lowers_for_a_tpu_forward_and_backward(segments):
 
     traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(q, k, k)
     assert traced.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call") == 2
+
+
+@pytest.mark.parametrize(("platform", "moves"), [("cuda", 2), ("tpu", 2), ("cpu", 0)])
+def test_offload_moves_the_stream_between_layers_to_the_host_and_back(platform, moves):
+    """In one scan of layers forward and one backward; a CPU has one memory, so nothing moves there."""
+    fields = ModelConfig(layers=3, d_model=32, heads=4, context=16, vocab_size=128, remat="offload")
+
+    def lowered(fields):
+        built = model.build(fields)
+        params, tokens = jax.eval_shape(built.init, jax.random.key(0)), jax.ShapeDtypeStruct((2, 16), jnp.int32)
+        gradient = jax.jit(jax.grad(lambda params, tokens: model.mean_loss(built, params, tokens, tokens)))
+        return gradient.trace(params, tokens).lower(lowering_platforms=(platform,)).as_text()
+
+    text = lowered(fields)
+    assert text.count("annotate_device_placement") == moves
+    assert ("pinned_host" in text) == (moves > 0)
+    assert "annotate_device_placement" not in lowered(dataclasses.replace(fields, remat="full"))

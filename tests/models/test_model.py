@@ -268,6 +268,7 @@ def test_flops_per_token_of_gpt2_small():
         ({"attention": "flash"}, "model.attention"),
         ({"loss_blocks": 3}, "model.loss_blocks"),
         ({"loss_blocks": 0}, "model.loss_blocks"),
+        ({"scan_unroll": 0}, "model.scan_unroll"),
     ],
 )
 def test_a_shape_that_cannot_work_names_its_field(change, field):

@@ -55,6 +55,12 @@ class Run:
         return self.facts.get("format", 0)
 
     @property
+    def picked(self) -> dict[str, Any]:
+        """Fields of the model that its configuration leaves open -> what it was made with."""
+        found, before = self.facts.get("picked", {}), config_lib.left_open(self.config.model)
+        return {name: found.get(name, value) for name, value in before.items()}
+
+    @property
     def plan(self) -> Plan:
         """Its durations in steps."""
         return plan(self.config)
@@ -102,7 +108,7 @@ _FACT_TYPES: dict[str, Any] = {
     **dict.fromkeys(("data_hash", "config_hash", "config_id"), str),
     **dict.fromkeys(("parameters", "steps", "tokens_per_step", "merge_interval"), int),
     **dict.fromkeys(("tokens_at_branch", "longest_resume_interval"), int),
-    **dict.fromkeys(("data", "decay_mask"), dict),
+    **dict.fromkeys(("data", "decay_mask", "picked"), dict),
     "branch_step": int | None,
     "branch_points": list,
 }
@@ -217,11 +223,9 @@ def begin(path: Path, config: Config, facts: dict[str, Any]) -> None:
     write_json(path / "config.json", config_lib.to_dict(config))  # last: its presence makes the folder a run
 
 
-def format_of(path: Path, parent: Run | None) -> int:
-    """The format of the run at ``path``: its own, its parent's where it begins as a branch, else FORMAT."""
-    if _has_begun(path):
-        return Run(path).format
-    return parent.format if parent else FORMAT
+def source_of(path: Path, parent: Run | None) -> Run | None:
+    """The run whose conventions that at ``path`` keeps: itself, its parent where it begins as a branch, or none."""
+    return Run(path) if _has_begun(path) else parent
 
 
 def check_config(path: Path, config: Config) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 from wsm_jax.config.durations import MOST_STEPS, parse_duration, parse_list, split_commas
 from wsm_jax.config.fields import check_values, setting, shown, walk
 from wsm_jax.config.identity import config_hash, config_id
-from wsm_jax.config.model import MODEL_FIELDS, ModelConfig, ModelFields, model_fields
+from wsm_jax.config.model import MODEL_FIELDS, ModelConfig, ModelFields, left_open, model_fields
 from wsm_jax.errors import UsageError
 
 __all__ = [
     "MODEL_FIELDS", "AveragingConfig", "CheckpointConfig", "Config", "DataConfig", "EvaluationConfig", "LogConfig",
     "MeshConfig", "ModelConfig", "ModelFields", "OptimizerConfig", "PreviewConfig", "ScheduleConfig", "check_values",
-    "config_hash", "config_id", "flat_fields", "free_fields", "from_dict", "model_fields", "parse_duration",
-    "parse_list", "setting", "split_commas", "to_dict", "walk", "with_fields",
+    "config_hash", "config_id", "flat_fields", "free_fields", "from_dict", "left_open", "model_fields",
+    "parse_duration", "parse_list", "setting", "split_commas", "to_dict", "walk", "with_fields",
 ]  # fmt: skip
 
 

@@ -18,6 +18,7 @@ def setting(
     least: int | None = None,
     most: int = 2**63 - 1,
     before: Mapping[Any, Any] | None = None,
+    open: bool = False,
 ) -> Any:
     """A dataclass field with its default and one line of help (shown by ``wsm train --help``).
 
@@ -33,9 +34,11 @@ def setting(
       least: of a whole number, the smallest.
       most: of a whole number, the largest.
       before: value -> what earlier versions had in its place, which hashes hold still.
+      open: its default leaves it to what suits the machine and the shape; what that was is in run.json, see
+        :func:`wsm_jax.config.left_open`.
     """
     metadata = {"help": text, "later": later, "free": free, "kind": kind, "least": least, "most": most}
-    metadata["before"] = before or {}
+    metadata |= {"before": before or {}, "open": open}
     return dataclasses.field(default=default, metadata=metadata)
 
 

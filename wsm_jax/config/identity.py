@@ -25,7 +25,8 @@ def config_id(config: Any) -> str:
     They leave out the fields that touch neither the parameters nor what a merge reads (``free`` of :func:`setting`:
     logs, evaluations, previews, resume saves, the data folder) and local paths: of ``text:PATH`` and of a tokenizer's
     file it counts that there is one. The documents and tokens themselves are identified by ``data_hash``, which is
-    recorded beside it: two runs with the same ``config_id`` and ``data_hash`` compute the same.
+    recorded beside it: two runs with the same ``config_id`` and ``data_hash`` compute the same, up to the rounding of
+    fields that were left open (``picked`` in run.json): a machine's choice among equal sums identifies nothing.
     """
     return _digits(_hashed(config, _identifying))
 
@@ -67,7 +68,9 @@ def _hashed(node: Any, of: Callable[[Any, Any], Any]) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             if group := _hashed(value, of):
                 found[field.name] = group
-        elif not (field.metadata["later"] and value == field.default):
-            if (kept := of(field, field.metadata["before"].get(value, value))) is not _LEFT_OUT:
-                found[field.name] = kept
+            continue
+        before = field.metadata["before"]
+        value, default = (before.get(one, one) for one in (value, field.default))
+        if not (field.metadata["later"] and value == default) and (kept := of(field, value)) is not _LEFT_OUT:
+            found[field.name] = kept
     return found

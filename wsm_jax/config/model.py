@@ -27,9 +27,12 @@ class ModelFields:
         "Products of float32 are TF32 on GPUs and bfloat16 on TPUs unless JAX_DEFAULT_MATMUL_PRECISION=highest",
     )
     loss_blocks: int = setting(
-        1,
-        "parts of the sequence; the logits of one part exist at a time, so more parts need less memory",
+        -1,
+        "parts of the sequence; the logits of one part exist at a time, so more parts need less memory; "
+        "-1 = what suits the machine and the shape",
         later=True,
+        before={-1: 1},
+        open=True,
     )
 
 
@@ -44,15 +47,22 @@ class TransformerFields(ModelFields):
     d_model: int = setting(128, "width of the residual stream")
     heads: int = setting(4, "attention heads; d_model must be a multiple of it")
     attention: str = setting(
-        "xla",
+        "auto",
         "jax.nn.dot_product_attention with xla or cudnn; splash, for TPUs; blocks: query blocks, for CPUs; "
-        "auto: cudnn on GPUs, splash on TPUs, else xla",
+        "auto: what suits the machine and the shape",
+        before={"auto": "xla"},
+        open=True,
     )
-    scan_unroll: int = setting(1, "layers unrolled in one iteration of the layer scan")
+    scan_unroll: int = setting(
+        -1,
+        "layers unrolled in one iteration of the layer scan; -1 = what suits the machine and the shape",
+        before={-1: 1},
+        open=True,
+    )
     remat: str = setting(
         "none",
         "recompute blocks in the backward pass to save memory: none | full | dots (all but matrix products) | "
-        "offload (full, and what is kept goes to the host)",
+        "offload (full, and what is kept goes to the host; a CPU has one memory, so nothing goes there)",
         before={"none": False, "full": True},
     )
 
@@ -70,6 +80,15 @@ class ModelConfig(TransformerFields):
     family: str = setting("gpt2", "architecture, one of wsm_jax.models")
     bias: bool = setting(False, "biases in projections and norms, as OpenAI's GPT-2 has them", later=True)
     activation: str = setting("gelu", "gelu (exact) | gelu_new (with tanh, as OpenAI's GPT-2)", later=True)
+
+
+def left_open(config: ModelFields) -> dict[str, Any]:
+    """Fields that ``config`` leaves to what suits the machine -> what they were before they could be left open."""
+    return {
+        field.name: field.metadata["before"][field.default]
+        for field in dataclasses.fields(config)
+        if field.metadata["open"] and getattr(config, field.name) == field.default
+    }
 
 
 # Name of a family -> the dataclass of its fields; wsm_jax.models fills it, a family at a time.

@@ -101,7 +101,8 @@ def model_and_data(run: Run) -> tuple[Model, Corpus]:
 
 
 def _model(run: Run) -> Model:
-    shape = with_vocabulary(run.config.model, run.facts["data"]["vocab_size"], pad_given=not run.format)
+    fields = dataclasses.replace(run.config.model, **run.picked)
+    shape = with_vocabulary(fields, run.facts["data"]["vocab_size"], pad_given=not run.format)
     return build(family.of(shape).portable(shape))
 
 

@@ -66,6 +66,8 @@ class Family:
       flops_per_token: (config, parameters) -> training FLOPs a token, for MFU.
       check: raises UsageError for fields that cannot make a network; those that all families share are checked.
       portable: config -> the same function as this machine can compute it, for evaluations.
+      picked: (config, rows) -> config with the family's own open fields decided for this machine and for batches of so
+        many sequences on a device.
       active_parameters: (config, parameters) -> those that one token passes through.
       loss: (model, params, inputs [B, T], targets [B, T]) -> scalar that training descends, and scalars to record with
         it; None: the mean cross-entropy alone.
@@ -78,6 +80,7 @@ class Family:
     flops_per_token: Callable[[Any, int], float]
     check: Callable[[Any], None] = lambda config: None
     portable: Callable[[Any], Any] = lambda config: config
+    picked: Callable[[Any, int], Any] = lambda config, rows: config
     active_parameters: Callable[[Any, int], int] = lambda config, parameters: parameters
     loss: Callable[[Any, Params, jax.Array, jax.Array], tuple[jax.Array, Metrics]] | None = None
     presets: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)

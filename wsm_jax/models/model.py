@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wsm_jax.config import ModelFields
+from wsm_jax.config import ModelFields, left_open
 from wsm_jax.errors import UsageError
 from wsm_jax.models import (  # a family registers when its file is imported
     family,
     gpt2,  # noqa: F401
     llama,  # noqa: F401
     neox,  # noqa: F401
+    picks,
 )
 from wsm_jax.models.cross_entropy import mean_cross_entropy
 from wsm_jax.models.family import Forward, Init, Leaves, Metrics, Params
@@ -45,14 +46,21 @@ class Model:
         return matmul(*self.hidden(params, tokens_BxT), jnp.dtype("float32"))
 
 
-def build(config: ModelFields) -> Model:
-    """The model of ``config``.
+def build(config: ModelFields, rows: int = 1) -> Model:
+    """The model of ``config``; what that leaves open is decided for this machine.
+
+    Args:
+      config: fields of a family.
+      rows: sequences that a device computes at a time.
 
     Raises:
       UsageError: a shape or dtype that cannot work, naming the field.
     """
     check(config)
     kind = family.of(config)
+    config = kind.picked(config, rows)
+    if "loss_blocks" in left_open(config):
+        config = dataclasses.replace(config, loss_blocks=picks.loss_blocks(config.context, rows * config.vocab_size))
     return Model(config, *kind.network(config), leaves=kind.leaves(config))
 
 
@@ -62,7 +70,7 @@ def check(config: ModelFields) -> None:
     for field in ("context", "vocab_size"):
         if getattr(config, field) < 1:
             raise UsageError(f"model.{field} is {getattr(config, field)}; it must be at least 1")
-    if config.loss_blocks < 1 or config.context % config.loss_blocks:
+    if "loss_blocks" not in left_open(config) and (config.loss_blocks < 1 or config.context % config.loss_blocks):
         raise UsageError(f"model.loss_blocks={config.loss_blocks} does not divide model.context={config.context}")
     if config.compute_dtype not in ("float32", "bfloat16"):
         raise UsageError(f"model.compute_dtype is {config.compute_dtype!r}; choose float32 or bfloat16")
@@ -80,7 +88,7 @@ def loss_per_token(model: Model, params: Params, inputs_BxT: jax.Array, targets_
         return jax.nn.logsumexp(logits, axis=-1) - picked
 
     blocks = model.config.loss_blocks
-    if blocks == 1:
+    if blocks <= 1:
         return block((x_BxTxD, targets_BxT))
     parts = jax.tree.map(lambda a: jnp.stack(jnp.split(a, blocks, axis=1)), (x_BxTxD, targets_BxT))
     return jnp.moveaxis(jax.lax.map(jax.checkpoint(block), parts), 0, 1).reshape(targets_BxT.shape)
@@ -88,7 +96,7 @@ def loss_per_token(model: Model, params: Params, inputs_BxT: jax.Array, targets_
 
 def mean_loss(model: Model, params: Params, inputs_BxT: jax.Array, targets_BxT: jax.Array) -> jax.Array:
     """Mean cross-entropy in nats a token, float32 scalar."""
-    if model.config.loss_blocks == 1:
+    if model.config.loss_blocks <= 1:
         return loss_per_token(model, params, inputs_BxT, targets_BxT).mean()
     return mean_cross_entropy(*model.hidden(params, inputs_BxT), targets_BxT, model.config.loss_blocks)
 

@@ -153,6 +153,7 @@ family.register(
         flops_per_token=flops_per_token,
         check=check,
         portable=transformer.portable,
+        picked=transformer.picked,
         presets=PRESETS,
     )
 )

@@ -9,9 +9,10 @@ import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from wsm_jax.config import left_open
 from wsm_jax.config.model import TransformerFields
 from wsm_jax.errors import UsageError
-from wsm_jax.models import family
+from wsm_jax.models import family, picks
 from wsm_jax.models.attention import BACKENDS, IMPLEMENTATIONS
 from wsm_jax.models.layers import INIT_STD, PRODUCT
 from wsm_jax.parallel.activations import spread
@@ -92,7 +93,7 @@ def as_functions(make: Callable[[nnx.Rngs], Any]) -> tuple[family.Init, family.F
 def check(config: TransformerFields) -> None:
     """Raises UsageError where the fields that dense transformers share cannot make a network."""
     for field in ("layers", "d_model", "heads", "scan_unroll"):
-        if getattr(config, field) < 1:
+        if getattr(config, field) < 1 and field not in left_open(config):
             raise UsageError(f"model.{field} is {getattr(config, field)}; it must be at least 1")
     if config.remat not in REMAT:
         known = f"{', '.join(REMAT)}; what was true is full now, what was false is none"
@@ -125,4 +126,15 @@ def portable(config: Fields) -> Fields:
     """The same function where the kernel that was asked for does not run."""
     if BACKENDS.get(config.attention, jax.default_backend()) != jax.default_backend():
         return dataclasses.replace(config, attention="xla")
+    return config
+
+
+def picked(config: Fields, rows: int) -> Fields:
+    """``config`` with an attention and a number of unrolled layers; an implementation of :class:`family.Family`'s."""
+    del rows
+    open = left_open(config)
+    if "attention" in open:
+        config = dataclasses.replace(config, attention=picks.attention(config.context, config.compute_dtype))
+    if "scan_unroll" in open:
+        config = dataclasses.replace(config, scan_unroll=picks.unrolled(config))
     return config

@@ -27,7 +27,11 @@ PEAK_BF16_FLOPS = {
 
 def peak_flops(device: Any = None) -> float | None:
     """Dense bf16 FLOP/s of ``device`` (default: the first), or None where it is not known (CPUs)."""
-    kind = (device or jax.devices()[0]).device_kind
+    return peak_of((device or jax.devices()[0]).device_kind)
+
+
+def peak_of(kind: str) -> float | None:
+    """Dense bf16 FLOP/s of the chip that its vendor calls ``kind``, or None where it is not known."""
     return next((peak for name, peak in PEAK_BF16_FLOPS.items() if name in kind), None)
 
 

@@ -87,7 +87,7 @@ def train(
             say(forecast.forecast(setup.directory, config, plan, full, setup.merge_items, setup.origin.start))
             if first:
                 stack.enter_context(run_lib.claimed(setup.directory))
-                run_lib.begin(setup.directory, config, setup.facts)
+                run_lib.begin(setup.directory, setup.config, setup.facts)
         resume = stack.enter_context(
             Stream(
                 run_lib.resume_stream(setup.directory),

@@ -22,7 +22,7 @@ from wsm_jax.data import tokens
 from wsm_jax.data.tokens import Corpus
 from wsm_jax.errors import UsageError
 from wsm_jax.io import files, machine
-from wsm_jax.models import attention, family, presets
+from wsm_jax.models import family, presets
 from wsm_jax.models import model as model_lib
 from wsm_jax.models.model import Model
 from wsm_jax.parallel import chips, sharding
@@ -115,6 +115,8 @@ def prepare(
     metrics_lib.check_trackers(config.log)
     mesh = mesh or mesh_lib.from_config(config.mesh)
     origin, params_run = _origin(config, directory, branch_from, params_from, say)
+    source = run_lib.source_of(directory, origin.parent)
+    config, picked = _as_made(config, source)
     schedule, optimizer, averages, previews = parts_of(config, plan, origin.step)
     if config.batch_size % (config.accumulate * (parts := sharding.batch_parts(mesh, rules))):
         raise UsageError(
@@ -124,14 +126,16 @@ def prepare(
     with all_succeed():
         run_lib.check_config(directory, config)
         run_lib.check_states(directory, config)
-        format = run_lib.format_of(directory, origin.parent)
+        format = source.format if source else run_lib.FORMAT
         model_lib.check(presets.with_vocabulary(config.model, 1))  # of what is known before the tokenizer
         corpus = tokens.prepare(config.data, progress=progress)
     _check_corpus(origin, params_run, corpus, say)
-    model = model_lib.build(presets.with_vocabulary(config.model, corpus.vocab_size, pad_given=not format))
-    if getattr(config.model, "attention", "") == attention.AUTO:
-        chosen = attention.chosen(attention.AUTO, config.model.context, config.model.compute_dtype)
-        say(f"attention: {chosen} on {jax.default_backend()}")
+    shape = presets.with_vocabulary(config.model, corpus.vocab_size, pad_given=not format)
+    rows = config.batch_size // (config.accumulate * parts)
+    model = model_lib.build(dataclasses.replace(shape, **picked), rows)
+    picked = {name: getattr(model.config, name) for name in config_lib.left_open(config.model)}
+    if picked:
+        say(f"picked on {jax.default_backend()}: " + ", ".join(f"model.{name}={picked[name]}" for name in picked))
     where = {"host_averages": config.averaging.host, "rules": rules}
     abstract = train_state.abstract(model, optimizer, mesh, averages, **where)
     if line := sharding.check_spread(abstract["params"]):
@@ -141,6 +145,7 @@ def prepare(
         compatibility.check_params(params_from, abstract["params"])
     items = saved_shapes(config, averages, abstract["params"])
     facts = {"format": format, **_facts(config, directory, plan, origin, corpus, model, abstract["params"])}
+    facts["picked"] = picked
     return Setup(
         config, directory, plan, origin, corpus, model, mesh, rules, optimizer, schedule, averages, previews, abstract,
         items, facts,
@@ -181,6 +186,21 @@ def _origin(config: Config, directory: Path, branch_from: str, params_from: str,
             say(f"note: {field} differs from the parent's, so the branch reads other tokens")
     params_run = branch_lib.parse_params(params_from, config) if params_from and not started else None
     return Origin(parent, step, params_from, started, departing), params_run
+
+
+def _as_made(config: Config, source: Run | None) -> tuple[Config, dict[str, Any]]:
+    """``config`` as ``source`` was made, where it leaves a field of the model open, and what was picked for it then.
+
+    A kernel that is not on this machine gives way to one that computes the same.
+    """
+    if source is None:
+        return config, {}
+    open = config_lib.left_open(config.model)
+    made = {name: getattr(source.config.model, name, getattr(config.model, name)) for name in open}
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **made))
+    picked = {name: value for name, value in source.picked.items() if name in open}
+    here = family.of(config.model).portable(dataclasses.replace(config.model, **picked))
+    return config, {name: getattr(here, name) for name in picked}
 
 
 def _check_corpus(origin: Origin, params_run: Run | None, corpus: Corpus, say: Say) -> None:
