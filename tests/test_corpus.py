@@ -57,10 +57,9 @@ def test_nothing_is_on_two_sides(experiment_text, tmp_path):
     assert {name: counts[name] for name in ("texts", "copies", "measured", "joined", "documents")} == {
         "texts": 42, "copies": 1, "measured": 1, "joined": 2, "documents": 39,
     }  # fmt: skip
-    splits = [split_of(text, corpus.VALIDATION, corpus.TEST) for text in found.values()]
-    assert {name: counts[name] for name in ("train", "validation", "test")} == {
-        name: splits.count(name) for name in ("train", "validation", "test")
-    }
+    there = [split_of(text, corpus.VALIDATION, corpus.TEST) for text in found.values()]
+    splits = corpus_counts.splits(folder)["stable/peps"]
+    assert splits == {name: there.count(name) for name in ("train", "validation", "test")}
     (answer,) = read(folder / "eval" / "math500.jsonl.gz")
     assert answer == {"id": "math500:1", "prompt": f"{texts[3]}\n\n", "answer": "seven"}
 
@@ -139,6 +138,8 @@ def test_the_record_counts_answers_that_do_not_fit(experiment_text, tmp_path, mo
     monkeypatch.setattr(corpus_counts, "CONTEXTS", (150, 10**6))
     folder = corpus.build(experiment_text, tmp_path / "a", 0.1)
     record = {"command": "mine", **json.loads((folder / "corpus.json").read_text())}
+    for domain, found in corpus_counts.splits(folder).items():
+        record["counts"][domain] |= found
     record["left_out"] = corpus_counts.left_out(folder)
     few, none = record["left_out"].values()
     assert set(none.values()) == {0}
