@@ -9,11 +9,12 @@ import argparse
 import gzip
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.corpus import STABLE, TEST, VALIDATION, answers
+from experiments.corpus import ANNEAL, STABLE, TEST, VALIDATION, answers
 from wsm_jax.data.store import SPLITS, split_of
 from wsm_jax.data.tokenizer import train_bpe
 from wsm_jax.errors import ended
@@ -25,12 +26,24 @@ VOCABULARIES = (1024, 4096)
 CONTEXTS = (128, 1024)
 
 
+def splits(corpus: Path) -> dict[str, dict[str, int]]:
+    """``PHASE/DOMAIN`` -> split -> documents."""
+    found = {}
+    for phase, domains in (("stable", STABLE), ("anneal", ANNEAL)):
+        for domain in domains:
+            there = Counter(split_of(text, VALIDATION, TEST) for text in _texts(corpus / phase / f"{domain}.jsonl.gz"))
+            found[f"{phase}/{domain}"] = {split: there[split] for split in SPLITS}
+    return found
+
+
 def left_out(corpus: Path) -> dict[str, dict[str, int]]:
     """``BPE at CONTEXT`` -> domain -> answers that do not fit with their prompts."""
     items = {domain: read(file) for domain, file in answers(corpus).items()}
+    files = [corpus / "stable" / f"{domain}.jsonl.gz" for domain in STABLE]
     found: dict[str, dict[str, int]] = {}
     for size in VOCABULARIES:
-        tokenizer = train_bpe(_trained_on(corpus), size)
+        trained_on = (text for file in files for text in _texts(file) if split_of(text, VALIDATION, TEST) == "train")
+        tokenizer = train_bpe(trained_on, size)
         lengths = {domain: [len(t.ids) for t in encode(tokenizer, asked)] for domain, asked in items.items()}
         for context in CONTEXTS:
             found[f"bpe:{size} at {context}"] = {
@@ -39,13 +52,9 @@ def left_out(corpus: Path) -> dict[str, dict[str, int]]:
     return found
 
 
-def _trained_on(corpus: Path) -> Iterator[str]:
-    for domain in STABLE:
-        with gzip.open(corpus / "stable" / f"{domain}.jsonl.gz", "rt", encoding="utf-8") as lines:
-            for line in lines:
-                text = json.loads(line)["text"]
-                if split_of(text, VALIDATION, TEST) == "train":
-                    yield text
+def _texts(file: Path) -> Iterator[str]:
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        yield from (json.loads(line)["text"] for line in lines)
 
 
 def page(record: dict[str, Any]) -> str:
@@ -91,6 +100,8 @@ def main() -> int:
     command = "python -m experiments.corpus --output=runs/corpus/all"
     limits = "".join(f" --{name}={built[name]:g}" for name in ("megabytes", "kilobytes") if built[name])
     command = f"{command}{limits} && python -m experiments.corpus_counts --corpus=runs/corpus/all"
+    for domain, found in splits(options.corpus).items():
+        built["counts"][domain] |= found
     record = {"command": command, **built, "left_out": left_out(options.corpus)}
     options.output.mkdir(parents=True, exist_ok=True)
     write_json(options.output / "corpus.json", record)

@@ -11,6 +11,7 @@ from experiments import corpus, corpus_counts, overlap
 from wsm_jax import UsageError
 from wsm_jax.data.store import split_of
 from wsm_jax.data.tokenizer import train_bpe
+from wsm_jax.evaluation.answers import Item, encode
 
 
 def write(folder, file, records):
@@ -57,10 +58,9 @@ def test_nothing_is_on_two_sides(experiment_text, tmp_path):
     assert {name: counts[name] for name in ("texts", "copies", "measured", "joined", "documents")} == {
         "texts": 42, "copies": 1, "measured": 1, "joined": 2, "documents": 39,
     }  # fmt: skip
-    splits = [split_of(text, corpus.VALIDATION, corpus.TEST) for text in found.values()]
-    assert {name: counts[name] for name in ("train", "validation", "test")} == {
-        name: splits.count(name) for name in ("train", "validation", "test")
-    }
+    there = [split_of(text, corpus.VALIDATION, corpus.TEST) for text in found.values()]
+    splits = corpus_counts.splits(folder)["stable/peps"]
+    assert splits == {name: there.count(name) for name in ("train", "validation", "test")}
     (answer,) = read(folder / "eval" / "math500.jsonl.gz")
     assert answer == {"id": "math500:1", "prompt": f"{texts[3]}\n\n", "answer": "seven"}
 
@@ -136,9 +136,11 @@ def test_of_a_choice_the_text_of_the_right_option_is_the_answer():
 
 def test_the_record_counts_answers_that_do_not_fit(experiment_text, tmp_path, monkeypatch):
     monkeypatch.setattr(corpus_counts, "VOCABULARIES", (300,))
-    monkeypatch.setattr(corpus_counts, "CONTEXTS", (150, 10**6))
+    monkeypatch.setattr(corpus_counts, "CONTEXTS", (15, 10**6))
     folder = corpus.build(experiment_text, tmp_path / "a", 0.1)
     record = {"command": "mine", **json.loads((folder / "corpus.json").read_text())}
+    for domain, found in corpus_counts.splits(folder).items():
+        record["counts"][domain] |= found
     record["left_out"] = corpus_counts.left_out(folder)
     few, none = record["left_out"].values()
     assert set(none.values()) == {0}
@@ -150,7 +152,8 @@ def test_the_record_counts_answers_that_do_not_fit(experiment_text, tmp_path, mo
     ]
     tokenizer = train_bpe(texts, 300)
     asked = read(folder / "eval" / "gsm8k.jsonl.gz")
-    longer = [item for item in asked if len(tokenizer.encode(item["prompt"] + item["answer"])) > 150]
+    tokens = encode(tokenizer, [Item(item["prompt"], item["answer"]) for item in asked])
+    longer = [one for one in tokens if len(one.ids) > 15]
     assert few["gsm8k"] == len(longer) > 0
     row = next(line for line in corpus_counts.page(record).splitlines() if line.startswith("| gsm8k"))
     assert f" {len(asked)} " in row and f" {len(longer)} " in row
