@@ -48,7 +48,7 @@ def bits_per_byte(nats: np.ndarray, documents: Documents, domain: str) -> np.nda
       domain: one of ``documents.domains``.
 
     Returns:
-      float64 [..., 1 + documents]: of all documents, then without the first, without the second, and so on; a document of
+      float64 [..., 1 + documents]: of all documents, then without the first, without the second, and so on. One of
       another domain makes no difference, and neither does the only one of its domain, without which there is no loss.
     """
     inside = documents.domain == documents.domains.index(domain)
