@@ -129,7 +129,7 @@ def false_positives(noise: str, seeds: int, apart: bool, trials: int = TRIALS) -
         "trials": trials,
         "one_claim": float(np.mean(found < statistics.LEVEL)),
         "uncorrected": float(np.mean((found < statistics.LEVEL).any(axis=1))),
-        "holm": float(np.mean([min(statistics.holm(row)) < statistics.LEVEL for row in found])),
+        "holm": float(np.mean([min(statistics.holm(row)) < statistics.LEVEL for row in found.tolist()])),
     }
 
 
