@@ -1,6 +1,7 @@
 """Intervals over seeds and documents: closed forms, limits, Holm's correction, verdicts."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,10 +27,15 @@ def test_the_only_document_of_a_domain_stays():
     np.testing.assert_allclose(bits_per_byte(np.array([5.0, 1, 1]), texts, "a"), 0.5 / math.log(2))
 
 
+def t_test(values: np.ndarray) -> Any:
+    """SciPy's, of a mean of zero."""
+    return stats.ttest_1samp(values, 0)
+
+
 def test_seeds_alone_are_the_paired_t_test():
     """No losses by document."""
     values = np.array([-0.03, -0.01, -0.04, -0.02])
-    found, known = estimate(values), stats.ttest_1samp(values, 0)
+    found, known = estimate(values), t_test(values)
     assert found.interval == pytest.approx(tuple(known.confidence_interval(0.95)))
     assert found.p == pytest.approx(known.pvalue)
     assert (found.degrees, found.over) == (3, "seeds")
@@ -43,8 +49,8 @@ def means_without_each(values: np.ndarray) -> np.ndarray:
 def test_documents_alone_are_the_t_test_over_documents():
     """Seeds that agree on each document: documents of one size are as many values."""
     values = np.random.default_rng(0).normal(-1, 1, 12)
-    found, known = estimate(np.full(3, values.mean()), means_without_each(np.tile(values, (3, 1))), ONE), None
-    known = stats.ttest_1samp(values, 0)
+    found = estimate(np.full(3, values.mean()), means_without_each(np.tile(values, (3, 1))), ONE)
+    known = t_test(values)
     assert found.interval == pytest.approx(tuple(known.confidence_interval(0.95)))
     assert found.p == pytest.approx(known.pvalue)
     assert found.degrees == pytest.approx(11)
@@ -75,7 +81,7 @@ def test_one_seed_has_an_interval_over_documents_and_no_verdict():
     """What another seed would give is not known."""
     values = np.random.default_rng(0).normal(-1, 0.1, 12)
     found = estimate(values.mean(keepdims=True), means_without_each(values[None]), ONE)
-    assert found.interval == pytest.approx(tuple(stats.ttest_1samp(values, 0).confidence_interval(0.95)))
+    assert found.interval == pytest.approx(tuple(t_test(values).confidence_interval(0.95)))
     assert (found.p, found.stderr_seeds, found.over) == (None, None, "documents")
     assert verdict(found.interval, found.p) == "open"
     assert estimate(np.array([1.0])).interval is None

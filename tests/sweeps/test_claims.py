@@ -115,7 +115,7 @@ def test_holm_over_primary_claims(tmp_path: Path):
         "same": Claim("", difference("merge", "merge")),
         "other": Claim("", difference("merge", "decay"), unit="exponent"),
     }
-    found = claims.write(made_up.experiment(EFFECTS, claims=declared, smallest_effect=0.05), tmp_path)["claims"]
+    found = claims.write(made_up.experiment([*EFFECTS], claims=declared, smallest_effect=0.05), tmp_path)["claims"]
     gain, lead, same, other = found
     assert gain["p_holm"] == pytest.approx(2 * gain["p"])
     assert lead["p_holm"] == pytest.approx(max(lead["p"], gain["p_holm"]))
@@ -126,7 +126,7 @@ def test_holm_over_primary_claims(tmp_path: Path):
 def test_one_seed(tmp_path: Path):
     """Intervals are over documents, and verdicts are open."""
     made_up.write(tmp_path, EFFECTS, seeds=[4])
-    found = claims.write(of("gain", difference("merge", "last")), tmp_path)
+    found = claims.write(of("gain", difference("merge", "last"), seeds=[4, 5]), tmp_path)
     (claim,) = found["claims"]
     assert (found["seeds"], claim["over"], claim["p"], claim["verdict"]) == ([4], "documents", None, "open")
     assert claim["interval"][0] < -0.2 < claim["interval"][1]
@@ -144,7 +144,7 @@ def test_one_seed(tmp_path: Path):
         ({"versions": {"jax": "0.12"}}, r"'merge' of seed 1 .* versions is jax 0.12, the other's jax 0.10.2"),
         ({"data_hash": "d1"}, r"'merge' of seed 1 was trained on other data than at seed 0"),
         ({"seed": 0}, r"records.jsonl has 'merge' of seed 0 twice"),
-        ({"seed": 9}, r"records.jsonl lacks 'last' of seed 9"),
+        ({"seed": 9}, r"records.jsonl lacks 'merge' of seed 1"),
         ({"arm": "else"}, r"records.jsonl lacks 'merge' of seed 1"),
     ],
 )

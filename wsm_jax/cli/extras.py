@@ -7,7 +7,7 @@ from wsm_jax.errors import UsageError
 
 # Extra -> what it brings, by the names that are imported. A test holds it against pyproject.toml.
 MODULES = {
-    "eval": ("flax", "optax"),
+    "eval": ("flax", "optax", "scipy"),
     "data": (
         "grain",
         "tensorflow_datasets",

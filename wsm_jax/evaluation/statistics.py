@@ -19,6 +19,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 LEVEL = 0.05  # intervals of 95%, and false positives of one claim, or of all primary claims together
@@ -48,7 +49,7 @@ def bits_per_byte(nats: np.ndarray, documents: Documents, domain: str) -> np.nda
       domain: one of ``documents.domains``.
 
     Returns:
-      float64 [..., 1 + documents]: of all documents, then without the first, without the second, and so on; a document of
+      float64 [..., 1 + documents]: of all documents, then without the first, without the second, and so on. One of
       another domain makes no difference, and neither does the only one of its domain, without which there is no loss.
     """
     inside = documents.domain == documents.domains.index(domain)
@@ -86,7 +87,7 @@ class Estimate:
     over: str
 
 
-def estimate(by_seed: np.ndarray, without: np.ndarray | None = None, domain: np.ndarray | None = None) -> Estimate:
+def estimate(by_seed: ArrayLike, without: np.ndarray | None = None, domain: np.ndarray | None = None) -> Estimate:
     """The mean of a statistic over seeds, its 95% interval and its p value.
 
     Args:
@@ -94,10 +95,10 @@ def estimate(by_seed: np.ndarray, without: np.ndarray | None = None, domain: np.
       without: [seeds, documents], without each document in turn; None: not known.
       domain: int [documents], the domain of each.
     """
-    by_seed = np.asarray(by_seed, np.float64)
-    count, center = len(by_seed), float(by_seed.mean())
+    values = np.asarray(by_seed, np.float64)
+    count, center = len(values), float(values.mean())
     over = " and ".join(["seeds"] * (count > 1) + ["documents"] * (without is not None)) or "nothing"
-    seeds = float(by_seed.var(ddof=1)) / count if count > 1 else 0.0
+    seeds = float(values.var(ddof=1)) / count if count > 1 else 0.0
     documents, both, of_documents = 0.0, 0.0, 1.0
     if without is not None and domain is not None:
         documents, both, of_documents = _documents(without, domain)
@@ -109,7 +110,7 @@ def estimate(by_seed: np.ndarray, without: np.ndarray | None = None, domain: np.
         center,
         None if over == "nothing" else (center - max(half, half_alone), center + max(half, half_alone)),
         max(p, p_alone) if count > 1 else None,
-        by_seed.tolist(),
+        values.tolist(),
         math.sqrt(seeds) if count > 1 else None,
         math.sqrt(documents),
         math.sqrt(both),

@@ -56,7 +56,7 @@ def write(experiment: Experiment, folder: Path) -> Json:
     """Writes ``claims.json`` beside the results that it is computed from, and returns it.
 
     Args:
-      experiment: what was declared; records of other arms than its own are left alone.
+      experiment: what was declared; records of other arms and seeds are left alone.
       folder: has ``records.jsonl``, ``nats.npz`` and ``documents.json``.
 
     Raises:
@@ -97,9 +97,9 @@ def measured(
     for record in records:
         if (key := (record["arm"], record["seed"])) in found:
             raise UsageError(f"{RECORDS} has {_named(*key)} twice")
-        if record["arm"] in experiment.arms:
+        if record["arm"] in experiment.arms and record["seed"] in experiment.seeds:
             found[key] = record
-    seeds = sorted({seed for _, seed in found})
+    seeds = [seed for seed in experiment.seeds if any(seed == other for _, other in found)]
     _check(experiment, found, seeds)
     names = documents["domains"]
     texts = Documents(names, np.asarray(documents["domain"], int), np.asarray(documents["bytes"], int))

@@ -78,9 +78,10 @@ def exponent(cells: Sequence[tuple[str, str, str]]) -> Statistic:
         def logarithm(arm: str, base: str) -> np.ndarray:
             return np.log(mean_loss(loss, base, domains) - mean_loss(loss, arm, domains))
 
-        y = np.stack([logarithm(arm, base) for arm, _, base in cells])
-        x = np.stack([logarithm(other, base) for _, other, base in cells])
-        x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-        return np.sign((x * y).sum(axis=0)) * np.sqrt((y**2).sum(axis=0) / (x**2).sum(axis=0)) - 1
+        with np.errstate(invalid="ignore", divide="ignore"):
+            y = np.stack([logarithm(arm, base) for arm, _, base in cells])
+            x = np.stack([logarithm(other, base) for _, other, base in cells])
+            x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+            return np.sign((x * y).sum(axis=0)) * np.sqrt((y**2).sum(axis=0) / (x**2).sum(axis=0)) - 1
 
     return statistic

@@ -158,8 +158,7 @@ class Experiment:
             if not choice.of:
                 raise UsageError(f"{self.name}: choice {name!r} has no candidates")
         for name, claim in self.claims.items():
-            with np.errstate(all="ignore"):  # these losses are no losses
-                claim.statistic(lambda arm, domain, name=name: self._known(name, arm), ["domain"])
+            claim.statistic(lambda arm, domain, name=name: self._known(name, arm), ["domain"])
 
     def _known(self, claim: str, arm: str) -> np.ndarray:
         if arm not in self.arms and arm not in self.choices:
