@@ -22,7 +22,8 @@ MOST_LINES, MOST_PANELS = 40, 12  # of a figure
 HOW_TO_READ = (
     "Each figure is of test losses, lower is better, with its 95% interval over {over}. A claim is better where it "
     "holds (the whole interval is below zero, and for a primary claim also p after Holm's correction is below 0.05), "
-    "worse where the opposite does, equal where the whole interval is within the smallest effect of interest, else open."
+    "worse where the opposite does, equal where the whole interval is within the smallest effect of interest, "
+    "else open."
 )
 
 
