@@ -114,9 +114,11 @@ def test_sections_without_anything_are_left_out():
 
 def test_an_interval_that_is_not_known_is_not_shown():
     claim = samples.CLAIMS[0] | {"interval": [None, None], "p": None, "p_holm": None, "verdict": "open"}
+    claim["over"] = "documents"
     claims = samples.claims_of("one_seed", [], [claim])
     text = document.render(experiment_page.page(claims, [], [], []), "md")
     assert "| +0.0121 | – | – | open |" in text and "nan" not in text
+    assert "with its 95% interval over documents. A claim" in text
 
 
 def cells(*fields: str, change=lambda claims: None):

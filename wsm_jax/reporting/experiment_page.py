@@ -20,9 +20,9 @@ UNIT = "bits per byte"
 NEEDED = {"experiment", "title", "scale", "seeds", "unit", "smallest_effect", "arms", "claims", "differences"}
 MOST_LINES, MOST_PANELS = 40, 12  # of a figure
 HOW_TO_READ = (
-    "Each figure is of test losses, lower is better, with its 95% interval over seeds and documents. A claim is better "
-    "where it holds (the whole interval is below zero, and for a primary claim also p after Holm's correction is below "
-    "0.05), worse where the opposite does, equal where the whole interval is within the smallest effect of interest, "
+    "Each figure is of test losses, lower is better, with its 95% interval over {over}. A claim is better where it "
+    "holds (the whole interval is below zero, and for a primary claim also p after Holm's correction is below 0.05), "
+    "worse where the opposite does, equal where the whole interval is within the smallest effect of interest, "
     "else open."
 )
 
@@ -88,13 +88,19 @@ def page(claims: Json, records: Sequence[Json], introduction: Sequence[str], dat
         claims["title"],
         [
             Section("", introduction),
-            Section("Claims", [HOW_TO_READ, *pictures, claim_table(ordered)] if ordered else []),
+            Section("Claims", [how_to_read(ordered), *pictures, claim_table(ordered)] if ordered else []),
             Section("Over the axes", heat_map),
             Section("Choices", _choices(claims)),
             Section("Arms", _arms(claims, figure=not heat_map)),
             Section("How it was made", _origin(claims, records, data)),
         ],
     )
+
+
+def how_to_read(claims: Sequence[Json]) -> str:
+    """What estimates, intervals and verdicts are."""
+    over = dict.fromkeys(claim.get("over", "seeds and documents") for claim in claims)
+    return HOW_TO_READ.format(over=", or ".join(over))
 
 
 def effect(value: Json, name: str, group: str = "") -> Effect:

@@ -45,13 +45,14 @@ def page(root: Path, found: dict[str, Json]) -> Page:
     titles = {name: f"{claims['title']} ({claims['scale']})" for name, claims in found.items()}
     pictures = experiment_page.claim_pictures([(titles[name], claim) for name, claim in primary], smallest)
     links = [f"[{name}]({name}/README.md)" for name, _ in primary]
+    reading = experiment_page.how_to_read([claim for _, claim in primary])
     table = experiment_page.claim_table([claim for _, claim in primary], {"experiment": links})
     each = [Section(titles[name], experiment_page.about(root / name, found[name], name)) for name in found]
     return Page(
         "Results",
         [
             Section("", experiment_page.about(root, {})),
-            Section("Primary claims", [experiment_page.HOW_TO_READ, *pictures, table] if primary else []),
+            Section("Primary claims", [reading, *pictures, table] if primary else []),
             Section("Experiments", [_overview(found)]),
             *each,
         ],

@@ -249,7 +249,8 @@ def preview_picture(base: Run) -> list[Picture]:
     records, validation = base.metrics("preview"), _validation(base)
     names = [name for name in (records or [{}])[-1] if name not in ("kind", "step", "seconds")]
     previews = {name: _minus([(r["step"], r[name]) for r in records if name in r], validation) for name in names}
-    if not any(previews.values()):
+    previews = {name: points for name, points in previews.items() if points}
+    if not previews:
         return []
     took, training = (sum(r["seconds"] for r in base.metrics(kind)) for kind in ("preview", "train"))
     caption = (
