@@ -6,6 +6,7 @@ import os
 import select
 import shlex
 import subprocess
+import tempfile
 import time
 from typing import Any
 
@@ -39,12 +40,13 @@ class Contender:
     def __init__(self, variant: Variant, limit: float = 600.0):
         clean = {name: value for name, value in os.environ.items() if name not in (TUNABLES, "XLA_FLAGS")}
         self.variant, self._rest = variant, b""
+        self._errors = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             variant.command,
             env=clean | variant.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._errors,
         )
         self.facts = self._read(limit)
 
@@ -66,6 +68,7 @@ class Contender:
         """Ends the process."""
         self._process.kill()
         self._process.communicate()
+        self._errors.close()
 
     def _read(self, limit: float) -> dict[str, Any]:
         """The next line that is a JSON object."""
@@ -79,7 +82,10 @@ class Contender:
             ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, end - time.monotonic()))
             found = os.read(self._process.stdout.fileno(), 1 << 16) if ready else b""
             if not found:
-                self.close()
                 why = "ended early" if ready else f"did not answer in {limit:.0f} s"
-                raise Failed(f"{self.variant.name} {why}; run it by hand: {shlex.join(self.variant.command)}")
+                self._process.kill()
+                self._errors.seek(0)
+                last = self._errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+                self.close()
+                raise Failed(f"{self.variant.name} {why} ({last}); by hand: {shlex.join(self.variant.command)}")
             self._rest += found

@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 import warnings
+from collections.abc import Callable
 
 
 def main() -> None:
@@ -84,7 +85,7 @@ def configuration(transformers, shape: dict):
     return transformers.LlamaConfig(**common, **own, tie_word_embeddings=shape["tied"])
 
 
-def timed(step, count: int, wait=float) -> dict:
+def timed(step, count: int, wait: Callable[..., float] = float) -> dict:
     """Seconds on the clock and CPU-seconds (user and system) of ``count`` steps, and the last loss.
 
     Steps are dispatched one after the other, as in training; ``wait`` waits for what the last gave and makes it a loss.

@@ -82,7 +82,6 @@ def get_config(name: str = "small") -> Config:
             compute_dtype=size.compute_dtype,
             attention=size.attention,
             scan_unroll=size.layers,
-            loss_blocks=1,
         ),
         data=DataConfig(tokenizer=size.tokenizer, validation_fraction=0.04, test_fraction=0.04, workers=size.workers),
         optimizer=OptimizerConfig(peak_lr=3e-3),

@@ -58,7 +58,7 @@ def test_the_first_contender_has_the_defaults_and_the_last_is_the_compiled_peer(
     [
         ("import time; time.sleep(60)", "did not answer in 1 s"),
         ("print('{}', flush=True); input(); import time; time.sleep(60)", "did not answer in 1 s"),
-        ("raise SystemExit(1)", "ended early"),
+        ("raise SystemExit('no card')", r"ended early \(no card\)"),
         ("print('no JSON\\\\n{}', flush=True)", "ended early"),
     ],
 )

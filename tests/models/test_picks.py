@@ -19,13 +19,13 @@ def picked(rows=16, **fields):
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({}, ("blocks", 6, 8)),
-        ({"rows": 4}, ("blocks", 6, 2)),
+        ({}, ("blocks", 6, 4)),
+        ({"rows": 4}, ("blocks", 6, 1)),
         ({"context": 64}, ("xla", 1, 1)),
-        ({"layers": 13}, ("blocks", 1, 8)),
-        ({"context": 2048, "rows": 2}, ("blocks", 1, 8)),
-        ({"context": 4096, "rows": 1}, ("xla", 6, 8)),
-        ({"remat": "full"}, ("blocks", 1, 8)),
+        ({"layers": 13}, ("blocks", 1, 4)),
+        ({"context": 2048, "rows": 2}, ("blocks", 1, 4)),
+        ({"context": 4096, "rows": 1}, ("xla", 6, 4)),
+        ({"remat": "full"}, ("blocks", 1, 4)),
         ({"attention": "xla", "scan_unroll": 2, "loss_blocks": 1}, ("xla", 2, 1)),
     ],
 )

@@ -15,7 +15,7 @@ LEAST_CONTEXT = 128  # two query blocks
 MOST_CONTEXT = 2048  # 32 query blocks, each compiled by itself
 MOST_COMPILED = 64  # query blocks of all unrolled layers together
 MOST_LAYERS = 12  # unrolled
-LOGITS = 2**22  # elements, at most, of one part of the loss: 16 MB
+LOGITS = 2**23  # elements, at most, of one part of the loss: 32 MB; a half as many are slower
 
 
 def attention(length: int, dtype: Any) -> str:
