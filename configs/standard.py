@@ -50,7 +50,7 @@ def get_config(name: str = "standard") -> Config:
         duration=f"{size.steps}steps",
         batch_size=size.batch_size,
         model=ModelConfig(layers=size.layers, d_model=size.d_model, heads=size.heads, context=size.context),
-        data=DataConfig(tokenizer=size.tokenizer, validation_fraction=0.05, test_fraction=0.1, workers=0),
+        data=DataConfig(tokenizer=size.tokenizer, validation_fraction=0.03, test_fraction=0.12, workers=0),
         optimizer=OptimizerConfig(peak_lr=2e-3),
         schedule=ScheduleConfig(warmup="0.02run"),
         checkpoint=CheckpointConfig(

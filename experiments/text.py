@@ -45,7 +45,7 @@ def text(scale: str) -> Text:
       UsageError: the folder of text that $WSM_EXPERIMENT_DATA names (default ../shared/data) is not there.
     """
     place = Path("runs") / "corpus" / scale
-    if not (place / "corpus.json").is_file():
+    if not (place / "corpus.json").is_file():  # it may have been built elsewhere and copied here
         data = Path(os.environ.get("WSM_EXPERIMENT_DATA", "../shared/data"))
         if not (data / "text").is_dir():
             raise UsageError(
@@ -75,7 +75,7 @@ def text(scale: str) -> Text:
             test_tokens=test,
             document_tokens=document,
             sources=mixture(0.5, 0.5),
-            answers={file.stem: str(file) for file in sorted((place / "eval").glob("*.jsonl"))},
+            answers=corpus.answers(place),
         ),
     )
 

@@ -8,7 +8,7 @@ import pytest
 from wsm_jax.evaluation import statistics
 from wsm_jax.io import files
 
-ARCHIVE = Path("results")
+ARCHIVE = Path(__file__).parents[2] / "results" / "archive" / "2026-11"
 RAW_POINT = {"size": "1.3M", "curve": "linear", "count": 2, "weight_decay_aware": False}
 LAWA = {"peak_lr": 0.002, "share": 0.5}
 

@@ -1,5 +1,6 @@
 """Loss on held-out documents of a run's data, for the parameters of its checkpoints and merges."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

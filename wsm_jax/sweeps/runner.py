@@ -1,7 +1,6 @@
 """Carries a plan out: pieces as processes side by side, then what is made of their records."""
 
 import dataclasses
-import importlib.util
 import sys
 import time
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 from wsm_jax.data import tokens
 from wsm_jax.errors import UsageError
 from wsm_jax.io import disk, files, machine
-from wsm_jax.sweeps import records
+from wsm_jax.sweeps import claims, records
 from wsm_jax.sweeps.declared import Declared
 from wsm_jax.sweeps.estimate import Estimator, total
 from wsm_jax.sweeps.partial import measured_part
@@ -166,12 +165,10 @@ def _publish(plan: Plan, results: Results) -> None:
     """Writes what is committed: records, nats, documents, claims, page."""
     records.write(plan.results, results)
     experiment = measured_part(plan.experiment, results.records, _say)
-    for module, arguments in (
-        ("wsm_jax.sweeps.claims", (experiment, plan.results)),
-        ("wsm_jax.reporting.experiment_page", (plan.results,)),
-    ):
-        if importlib.util.find_spec(module):  # pyright: ignore
-            importlib.import_module(module).write(*arguments)
+    claims.write(experiment, plan.results)
+    from wsm_jax.reporting import experiment_page  # late: matplotlib is large, and pieces do without it
+
+    experiment_page.write(plan.results)
 
 
 def _say(text: str) -> None:
