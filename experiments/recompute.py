@@ -2,7 +2,8 @@
 
     python experiments/recompute.py results/NAME/SCALE CLAIM
 
-Imports nothing of this project. CLAIM: a claim that is a difference of two arms, or an arm of the table.
+Imports nothing of this project. CLAIM: a claim that is a difference of two arms, or an arm of the table, measured at
+two seeds or more.
 """
 
 import json

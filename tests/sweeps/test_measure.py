@@ -59,8 +59,9 @@ def by_arm(made):
 
 def test_a_window_through_a_branch_is_the_window_of_the_run_that_went_straight_on(done):
     found = by_arm(done[0])
-    assert found["reached"]["test"] == found["merge"]["test"] != found["last"]["test"]
-    assert found["reached"]["validation_domains"] == found["merge"]["validation_domains"]
+    for split in ("validation", "test"):  # to rounding: what else is merged in the pass decides the order of sums
+        assert found["reached"][split] == pytest.approx(found["merge"][split], rel=1e-7)
+        assert found["last"][split] != pytest.approx(found["merge"][split], rel=1e-4)
     assert found["merge"]["merge"] == {"curve": "minus_sqrt", "count": 8, "interval": 3, "snapshot": "point"}
     assert (found["merge"]["step"], found["merge"]["tokens"]) == (30, 30 * 8 * 16)
     inputs = windows.spec(done[0].pieces[0].readings["reached"]).inputs

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.runs import ROOT, ended, recorded_step, stop_when
+from tests.runs import ROOT, recorded_step, stop_when
 from wsm_jax.io.files import read_json, read_jsonl
 from wsm_jax.sweeps import records
 
@@ -20,6 +20,12 @@ def start(tiny, *arguments):
     command = [sys.executable, "-m", "wsm_jax", "sweep", *map(str, arguments), "--parallel=1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=tiny.environment, **pipes)
+
+
+def finished(process):
+    """Exit status, output and what it said, of a command that may take minutes on a busy machine."""
+    out, err = process.communicate(timeout=1800)
+    return process.returncode, out, err
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +40,8 @@ def ablation(tiny):
 @pytest.fixture(scope="module")
 def uninterrupted(tiny, ablation):
     folder = tiny.folder / "uninterrupted"
-    status, output = ended(start(tiny, *ablation, f"--output={folder}"))
-    assert status == 0, output
+    status, _, told = finished(start(tiny, *ablation, f"--output={folder}"))
+    assert status == 0, told
     return folder
 
 
@@ -53,8 +59,8 @@ def test_killed_and_resumed_it_leaves_the_same_records(tiny, ablation, uninterru
     stop_when(start(tiny, *command), lambda: recorded_step(second) > 0, signal.SIGKILL)
     done = folder / "pieces" / "seed0-run" / records.RECORDS
     before = done.stat().st_mtime_ns
-    status, output = ended(start(tiny, *command, "--json"))
-    assert status == 0 and "2 pieces, 1 of them done" in output, output
+    status, _, told = finished(start(tiny, *command, "--json"))
+    assert status == 0 and "2 pieces, 1 of them done" in told, told
     assert done.stat().st_mtime_ns == before
     assert without_times(folder / "results") == without_times(uninterrupted / "results")
     found, expected = (records.read(place / "results") for place in (folder, uninterrupted))
@@ -89,13 +95,11 @@ def test_a_run_that_breaks_is_reported_and_the_others_are_there(tiny, tmp_path):
         "from wsm_jax.sweeps import Sweep, axis\n"
         f"def get_sweep():\n    return Sweep('rates', {str(config)!r}, {points})\n"
     )
-    process = start(tiny, file, f"--output={tmp_path}/out", "--json")
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 3, err
+    status, out, err = finished(start(tiny, file, f"--output={tmp_path}/out", "--json"))
+    assert status == 3, err
     assert "failed: seed0-peak_lr=1e+30, exit status 3" in err and "not finite" in err
     assert "left out of the results: peak_lr=1e+30 last, peak_lr=1e+30" in err
     assert [row["arm"] for row in json.loads(out)["arms"]] == ["peak_lr=0.001 last", "peak_lr=0.001"]
     assert {r["run"] for r in read_jsonl(tmp_path / "out" / "results" / "records.jsonl")} == {"peak_lr=0.001"}
-    again = start(tiny, file, f"--output={tmp_path}/out", "--only=1")
-    status, output = ended(again)
-    assert status == 0 and "1 pieces, 1 of them done" in output, output
+    status, _, told = finished(start(tiny, file, f"--output={tmp_path}/out", "--only=1"))
+    assert status == 0 and "1 pieces, 1 of them done" in told, told
