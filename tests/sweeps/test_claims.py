@@ -12,6 +12,7 @@ import pytest
 
 from tests.sweeps import made_up
 from wsm_jax.errors import UsageError
+from wsm_jax.reporting import experiment_page
 from wsm_jax.sweeps import Choice, Claim, claims, difference
 from wsm_jax.sweeps.contrasts import exponent, frontier, slope
 from wsm_jax.sweeps.experiment import Statistic
@@ -162,7 +163,6 @@ def test_records_that_do_not_fit(fields: dict[str, Any], message: str, tmp_path:
     ("statistic", "message"),
     [
         (difference("merge", "last", ["novels"]), None),
-        (lambda loss, _: loss("merge", "novels") * np.nan, r"claim 'it': its value at seed 0 is not finite"),
         (lambda loss, _: loss("merge", "novels").mean(), r"claim 'it': the statistic makes an array of \(\)"),
         (
             lambda loss, names: loss("merge", "benchmarks" if len(names) > 1 else names[0]),
@@ -179,6 +179,18 @@ def test_statistics_that_do_not_work(statistic: Statistic, message: str | None, 
         return
     with pytest.raises(UsageError, match=message):
         claims.write(experiment, tmp_path)
+
+
+def test_a_claim_that_the_losses_do_not_define_is_open_and_the_others_are_there(tmp_path: Path):
+    made_up.write(tmp_path, EFFECTS)
+    experiment = of("it", lambda loss, _: loss("merge", "novels") * np.nan)
+    both = {**experiment.claims, "gain": of("gain", difference("merge", "last")).claims["gain"]}
+    undefined, defined = claims.write(dataclasses.replace(experiment, claims=both), tmp_path)["claims"]
+    assert (undefined["estimate"], undefined["interval"], undefined["verdict"]) == (None, None, "open")
+    assert undefined["undefined"].startswith("its value at seed 0 is not finite")
+    assert defined["estimate"] is not None
+    page = experiment_page.write(tmp_path).read_text()
+    assert "not defined" in page
 
 
 def test_files_that_are_damaged(tmp_path: Path):

@@ -106,7 +106,8 @@ def how_to_read(claims: Sequence[Json]) -> str:
 def effect(value: Json, name: str, group: str = "") -> Effect:
     """A claim or difference as it is drawn; an interval that is not known is NaN."""
     low, high = (math.nan if end is None else end for end in value["interval"] or (None, None))
-    return Effect(name, value["estimate"], low, high, value["verdict"], group)
+    estimate = math.nan if value["estimate"] is None else value["estimate"]
+    return Effect(name, estimate, low, high, value["verdict"], group)
 
 
 def claim_pictures(claims: Sequence[tuple[str, Json]], smallest: float) -> list[Picture]:

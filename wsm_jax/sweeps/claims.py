@@ -238,7 +238,10 @@ def _claim(experiment: Experiment, found: Measured, name: str, claim: Claim) -> 
     def watched(loss: Loss, domains: Sequence[str]) -> np.ndarray:
         return claim.statistic(lambda arm, domain: asked.append((arm, domain)) or loss(arm, domain), domains)
 
-    value = dataclasses.asdict(_estimated(found, watched, f"claim {name!r}"))
+    try:
+        value = dataclasses.asdict(_estimated(found, watched, f"claim {name!r}"))
+    except Undefined as error:
+        value = {**dict.fromkeys(field.name for field in dataclasses.fields(Estimate)), "undefined": str(error)}
     return {
         "claim": name,
         "primary": claim.primary,
@@ -249,6 +252,10 @@ def _claim(experiment: Experiment, found: Measured, name: str, claim: Claim) -> 
         "arms": list(dict.fromkeys(arm for arm, _ in asked)),
         "domains": list(dict.fromkeys(domain for _, domain in asked)),
     }
+
+
+class Undefined(UsageError):
+    """A statistic that these losses do not define, such as the distance of two frontiers that no loss is common to."""
 
 
 def _estimated(found: Measured, statistic: Statistic, what: str) -> Estimate:
@@ -265,7 +272,7 @@ def _estimated(found: Measured, statistic: Statistic, what: str) -> Estimate:
         if row.shape != shape:
             raise UsageError(f"{what}: the statistic makes an array of {row.shape} of losses of {shape}; one for each")
         if not np.isfinite(row).all():
-            raise UsageError(f"{what}: its value at seed {seed} is not finite with all documents, or without some")
+            raise Undefined(f"its value at seed {seed} is not finite with all documents, or without some")
         rows.append(row)
     values = np.stack(rows)
     return statistics.estimate(values[:, 0], values[:, 1:], documents)

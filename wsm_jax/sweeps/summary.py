@@ -1,11 +1,12 @@
 """What a sweep found, for the terminal: the loss of every arm, its difference to the first, and the claims."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from wsm_jax.io import files
-from wsm_jax.reporting.tables import print_table
+from wsm_jax.reporting.tables import print_table, signed
 from wsm_jax.sweeps.plan import Plan
 
 CLAIMS = "claims.json"
@@ -48,7 +49,8 @@ def show(found: dict[str, Any]) -> None:
         rows.append([row["arm"], str(len(row["seeds"])), f"{row['validation']:.4f}", f"{row['test']:.4f}", difference])
     print_table(header, rows, title=f"{found['experiment']}: bits per byte")
     for claim in found["claims"]:
-        low, high = claim["interval"]
-        estimate = f"{claim['estimate']:+.4f} [{low:+.4f}, {high:+.4f}] {claim['unit']}"
-        print(f"{claim['verdict']}: {claim['statement']} {estimate}")
+        known = [
+            math.nan if value is None else value for value in (claim["estimate"], *(claim["interval"] or (None, None)))
+        ]
+        print(f"{claim['verdict']}: {claim['statement']} {signed(*known)} {claim['unit']}")
     print(f"results: {found['results']}")
