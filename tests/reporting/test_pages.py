@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,10 +122,10 @@ def test_an_interval_that_is_not_known_is_not_shown():
     assert "with its 95% interval over documents. A claim" in text
 
 
-def cells(*fields: str, change=lambda claims: None):
+def cells(*fields: str, change=lambda claims: None) -> tuple[Any, Any]:
     claims = samples.claims_of("sweep", samples.points(*fields), [])
     change(claims)
-    pictures = experiment_page._heat_map(claims)
+    pictures: list[Any] = experiment_page._heat_map(claims)
     return claims, pictures[0].figure if pictures else None
 
 

@@ -182,7 +182,7 @@ def test_a_forest_plot():
     for effect, place in zip(EFFECTS, places, strict=True):
         assert [[effect.estimate, place]] in drawn
         assert ([[effect.low, place], [effect.high, place]] in drawn) == (effect.name != "one document")
-    markers = {line.get_marker() for line in axes.get_lines() if line.get_gid() == "estimate"}
+    markers = {str(line.get_marker()) for line in axes.get_lines() if line.get_gid() == "estimate"}
     assert markers == {"o", "D", "s"}
 
 
@@ -190,7 +190,7 @@ def test_an_interval_far_wider_than_the_others_ends_in_arrows():
     wide = Effect("of two seeds", 0.01, -3.0, 3.02, "open")
     (axes,) = effects.forest([*EFFECTS, wide], unit=NATS).axes
     assert max(np.abs(axes.get_xlim())) < 0.5
-    assert [line.get_marker() for line in axes.get_lines() if line.get_marker() in "<>"] == ["<", ">"]
+    assert [m for m in (str(line.get_marker()) for line in axes.get_lines()) if m in "<>"] == ["<", ">"]
     (axes,) = effects.forest([wide], unit=NATS).axes
     assert axes.get_xlim()[1] > 3.02
 

@@ -36,7 +36,8 @@ def schedules_figure(
     start = 0 if branch_step is None else branch_step
     for name, values in schedules.items():
         steps, rates = style.series(name, values)
-        look, text = style.look(name, real=True) | {"marker": ""}, style.label(name, "{} decay")
+        look: dict[str, Any] = style.look(name, real=True) | {"marker": ""}
+        text = style.label(name, "{} decay")
         axes.plot(steps, rates, label=text, linewidth=1.6, **look)
         # The decays end at one point: each is named where it has a quarter of its way behind it.
         x = start + (steps[-1] - start) / 4 if style.curve_of(name) else steps[-1]
