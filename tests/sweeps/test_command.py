@@ -65,6 +65,19 @@ def test_what_cannot_be_done_is_one_line_before_anything_starts(file, capsys, ar
     assert [path.name for path in tmp_path.iterdir()] == [file]
 
 
+def test_pieces_that_read_different_text_are_refused_before_any_starts(file, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("WSM_DATA", str(tmp_path / "data"))
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(20):
+            (tmp_path / name / f"{number}.txt").write_text(f"{name} {number}")
+    sources = [f"text:{tmp_path}/{name}" for name in "ab"]
+    (tmp_path / file).write_text(MADE.replace('optimizer.peak_lr", [0.001, 0.002]', f'data.source", {sources}'))
+    line = refused(capsys, file, "--config.data.tokenizer=bpe:300", "--config.data.test_fraction=0.3")
+    assert "read different data, so they would be measured on different documents" in line
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_folder_of_another_file_is_refused(file, capsys, tmp_path):
     (tmp_path / "out").mkdir()
     files.write_json(tmp_path / "out" / "sweep.json", {"name": "rates", "file": "other.py", "scale": "tiny"})

@@ -104,6 +104,7 @@ def with_run(settings=None, **fields):
         (with_run({"optimizer.name": "lion"}, branch_from="constant@64steps"), "optimizer.name differs"),
         (with_run(branch_from="x@0.5run"), "runs need each other's checkpoints: x → x"),
         (changed(runs={**GOOD.runs, "..": RunSpec()}), "run '..' cannot be the name of a folder"),
+        (with_run(), "run 'x': nothing of it is measured; add an arm"),
         (changed(config="nowhere.py"), "run 'constant': --config: no file nowhere.py"),
         (with_arm(merge={"cuont": 4}), "arm 'x': 'cuont' is no field of a merge; did you mean count?"),
         (with_arm(merge={"count": "4"}), "arm 'x': merge.count is '4'; it must be a whole number"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def evaluation(nats, sizes):
     return Evaluation(np.asarray(nats), np.full(len(nats), 7), np.asarray(sizes), "hash")
 
 
-def done(folder, experiment=GOOD, **changed):
+def done(folder, experiment=GOOD, **changed: Any):
     """A plan whose pieces have made-up records."""
     plan = made(experiment, output=folder)
     for piece in plan.pieces:
@@ -92,13 +93,14 @@ def test_a_piece_is_done_while_what_is_asked_of_it_is_the_same(tmp_path):
     ],
 )
 def test_records_that_cannot_be_paired_are_refused_by_name(tmp_path, changed, says):
-    plan = done(tmp_path, **{"seed3-other": changed})
+    there: Any = {"seed3-other": changed}
+    plan = done(tmp_path, **there)
     with pytest.raises(UsageError, match=says):
         records.gather(plan, plan.pieces)
 
 
 def test_seeds_may_come_from_different_processors(tmp_path):
-    there = {"machine": "two"}
+    there: Any = {"machine": "two"}
     plan = done(tmp_path, **{"seed4-constant": there, "seed4-other": there})
     assert len(records.gather(plan, plan.pieces).records) == 8
     with pytest.raises(UsageError, match="'last' of seed 4 was measured with machine two, other arms with one"):

@@ -41,10 +41,11 @@ DONE = Estimate(0, 0, 0, 0, 0.0)
 
 def total(estimates: Iterable[Estimate]) -> Estimate:
     """The sum of some."""
-    all_of = list(estimates)
-    seconds = [one.seconds for one in all_of]
-    counts = [sum(one[field] for one in all_of) for field in range(4)]
-    return Estimate(*counts, None if None in seconds else sum(filter(None, seconds)))  # pyright: ignore
+    runs, steps, tokens, disk, seconds = 0, 0, 0, 0, 0.0
+    for one in estimates:
+        runs, steps, tokens, disk = runs + one.runs, steps + one.steps, tokens + one.tokens, disk + one.disk
+        seconds = None if seconds is None or one.seconds is None else seconds + one.seconds
+    return Estimate(runs, steps, tokens, disk, seconds)
 
 
 class Estimator:

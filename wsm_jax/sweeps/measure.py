@@ -12,7 +12,6 @@ from wsm_jax.checkpoints import orbax
 from wsm_jax.checkpoints import run as run_lib
 from wsm_jax.checkpoints.orbax import PARAMS
 from wsm_jax.checkpoints.run import Run
-from wsm_jax.errors import UsageError
 from wsm_jax.evaluation import domains
 from wsm_jax.evaluation.evaluate import Evaluation, Evaluator
 from wsm_jax.io import files, machine, memory
@@ -96,8 +95,6 @@ def _origin(piece: Piece, run: PlannedRun) -> Path:
 
 def measured(plan: Plan, piece: Piece) -> Results:
     """The results of every arm of a piece whose runs are trained, without ``piece_seconds``."""
-    if not piece.readings:
-        raise UsageError(f"{piece.name} has runs, but no arm is one of theirs")
     specs = {name: windows.spec(reading) for name, reading in piece.readings.items()}
     evaluations = evaluated(specs, domains.evaluators(_widest(piece), plan.experiment.measure))
     rows, nats, documents = [], {}, {}

@@ -276,6 +276,8 @@ def _pieces(
     for root in dict.fromkeys(together.values()):
         own = {name: runs[name] for name in order if together[name] == root}
         arms = {name: reading for name, reading in readings.items() if reading.run.name in own}
+        if not arms:
+            raise UsageError(f"run {root!r}: nothing of it is measured; add an arm, or leave the run out")
         name = f"seed{seed}-{folder_name(root)}"
         found.append(Piece(name, output / "pieces" / name, own, arms))
     return found

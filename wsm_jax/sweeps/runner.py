@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wsm_jax.config import DataConfig
 from wsm_jax.data import tokens
 from wsm_jax.errors import UsageError
+from wsm_jax.evaluation import evaluate
 from wsm_jax.io import disk, files, machine
 from wsm_jax.sweeps import claims, records
 from wsm_jax.sweeps.declared import Declared
@@ -120,15 +122,32 @@ def _check_records(plan: Plan, todo: Sequence[Piece]) -> None:
 
 def _prepare(plan: Plan, todo: Sequence[Piece]) -> None:
     """Makes the tokens that the pieces read, once for all, and looks for the disk that they need."""
-    seen = []
-    for run in (run for piece in todo for run in piece.runs.values()):
-        if run.config.data not in seen:
-            seen.append(run.config.data)
-            tokens.prepare(run.config.data, progress=True)
+    _check_documents([(piece, [run.config.data for run in piece.runs.values()]) for piece in todo])
     needed = total(map(Estimator(plan.runs), todo)).disk
     there = sum(disk.disk_bytes(run.path / "checkpoints") for piece in todo for run in piece.runs.values())
     plan.output.mkdir(parents=True, exist_ok=True)
     disk.check_disk(plan.output, needed - there, "choose another --output, or raise checkpoint.merge_interval")
+
+
+def _check_documents(pieces: Sequence[tuple[Piece, Sequence[DataConfig]]]) -> None:
+    """Raises UsageError where pieces would be measured on different documents: their losses cannot be compared."""
+    made: list[tuple[DataConfig, list[str]]] = []
+
+    def documents(config: DataConfig) -> list[str]:
+        known = [hashes for other, hashes in made if other == config]
+        if not known:
+            stores = evaluate.held_out_stores(tokens.prepare(config, progress=True), "test")
+            made.append((config, [store.hash for store in stores]))
+        return known[0] if known else made[-1][1]
+
+    first: list[str] = []
+    for piece, configs in pieces:
+        widest = max(map(documents, configs), key=len)
+        if (first := first or widest) != widest:
+            raise UsageError(
+                f"{pieces[0][0].name} and {piece.name} read different data, so they would be measured on different "
+                "documents; give all runs the same data"
+            )
 
 
 def _do(plan: Plan, todo: Sequence[Piece], parallel: int) -> dict[str, int]:
