@@ -1,6 +1,7 @@
 """The benchmark of training steps: its shapes, and contenders that fail or take too long."""
 
 import dataclasses
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -17,17 +18,13 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 @pytest.fixture
 def cases(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import train_step_cases
-
-    return train_step_cases
+    return importlib.import_module("train_step_cases")
 
 
 @pytest.fixture
 def process(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import train_step_process
-
-    return train_step_process
+    return importlib.import_module("train_step_process")
 
 
 def parameters(fields):

@@ -79,7 +79,7 @@ def loss_memory(axes: dict[str, int]) -> dict[str, float]:
     rows, context, vocabulary = 8, 1024, 157184
     mesh, optimizer = mesh_of(axes), optax.sgd(1e-2)
     shape = {"layers": 1, "d_model": 64, "heads": 8, "context": context, "vocab_size": vocabulary}
-    fields = ModelConfig(**shape, attention="xla", loss_blocks=16)
+    fields = ModelConfig(**shape, attention="xla", loss_blocks=16)  # pyright: ignore[reportArgumentType]
     state = train_state.abstract(model := model_lib.build(fields), optimizer, mesh)
     tokens = jax.ShapeDtypeStruct((rows, context), np.int32, sharding=sharding.batch_sharding(mesh))
     step = jit_train_step(model, optimizer, mesh, state).lower(state, {"inputs": tokens, "targets": tokens}).compile()

@@ -99,15 +99,14 @@ def page(claims: Json, records: Sequence[Json], introduction: Sequence[str], dat
 
 def how_to_read(claims: Sequence[Json]) -> str:
     """What estimates, intervals and verdicts are."""
-    over = dict.fromkeys(claim.get("over", "seeds and documents") for claim in claims)
+    over = dict.fromkeys(claim.get("over") or "seeds and documents" for claim in claims)
     return HOW_TO_READ.format(over=", or ".join(over))
 
 
 def effect(value: Json, name: str, group: str = "") -> Effect:
     """A claim or difference as it is drawn; an interval that is not known is NaN."""
     low, high = (math.nan if end is None else end for end in value["interval"] or (None, None))
-    estimate = math.nan if value["estimate"] is None else value["estimate"]
-    return Effect(name, estimate, low, high, value["verdict"], group)
+    return Effect(name, value["estimate"], low, high, value["verdict"], group)
 
 
 def claim_pictures(claims: Sequence[tuple[str, Json]], smallest: float) -> list[Picture]:
@@ -119,7 +118,8 @@ def claim_pictures(claims: Sequence[tuple[str, Json]], smallest: float) -> list[
     """
     units: dict[str, list[Effect]] = collections.defaultdict(list)
     for group, claim in claims:
-        units[claim["unit"]].append(effect(claim, claim["statement"], group))
+        if claim["estimate"] is not None:  # the losses define it
+            units[claim["unit"]].append(effect(claim, claim["statement"], group))
     pictures = []
     for number, (unit, effects) in enumerate(units.items(), 1):
         band = smallest if unit == UNIT else 0.0
@@ -151,6 +151,8 @@ def claim_table(claims: Sequence[Json], more: Mapping[str, Sequence[str]] | None
 
 
 def _figures(value: Json) -> str:
+    if value["estimate"] is None:
+        return "not defined"
     found = effect(value, "")
     return signed(found.estimate, found.low, found.high)
 

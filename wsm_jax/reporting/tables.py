@@ -26,8 +26,6 @@ def text(value: Any) -> str:
 
 def signed(value: float, low: float = math.nan, high: float = math.nan, digits: int = 4) -> str:
     """A difference with its sign and, where it is known, its interval: ``−0.0123 [−0.0200, −0.0046]``."""
-    if math.isnan(value):
-        return "not defined"
     shown = [f"{number:+.{digits}f}".replace("-", "−") for number in (value, low, high)]
     return shown[0] if math.isnan(low) or math.isnan(high) else f"{shown[0]} [{shown[1]}, {shown[2]}]"
 

@@ -1,6 +1,5 @@
 """What a sweep found, for the terminal: the loss of every arm, its difference to the first, and the claims."""
 
-import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -49,8 +48,11 @@ def show(found: dict[str, Any]) -> None:
         rows.append([row["arm"], str(len(row["seeds"])), f"{row['validation']:.4f}", f"{row['test']:.4f}", difference])
     print_table(header, rows, title=f"{found['experiment']}: bits per byte")
     for claim in found["claims"]:
-        known = [
-            math.nan if value is None else value for value in (claim["estimate"], *(claim["interval"] or (None, None)))
-        ]
-        print(f"{claim['verdict']}: {claim['statement']} {signed(*known)} {claim['unit']}")
+        print(f"{claim['verdict']}: {claim['statement']} {_figures(claim)} {claim['unit']}")
     print(f"results: {found['results']}")
+
+
+def _figures(claim: dict[str, Any]) -> str:
+    if claim["estimate"] is None:
+        return "not defined"
+    return signed(claim["estimate"], *(claim["interval"] or ()))
