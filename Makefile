@@ -4,7 +4,7 @@ SEED ?= 0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-browser slow lint setup clean
+.PHONY: demo test test-all test-browser slow lint docs setup clean
 
 setup: $(VENV)/ready
 
@@ -38,6 +38,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir build/docs
+
+docs: setup  # look at them while they are written
+	$(BIN)/mkdocs serve
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
