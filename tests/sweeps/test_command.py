@@ -73,7 +73,8 @@ def test_pieces_that_read_different_text_are_refused_before_any_starts(file, cap
             (tmp_path / name / f"{number}.txt").write_text(f"{name} {number}")
     sources = [f"text:{tmp_path}/{name}" for name in "ab"]
     (tmp_path / file).write_text(MADE.replace('optimizer.peak_lr", [0.001, 0.002]', f'data.source", {sources}'))
-    line = refused(capsys, file, "--config.data.tokenizer=bpe:300", "--config.data.test_fraction=0.3")
+    held_out = [f"--config.data.{split}_fraction=0.3" for split in ("validation", "test")]
+    line = refused(capsys, file, "--config.data.tokenizer=bpe:300", *held_out)
     assert "read different data, so they would be measured on different documents" in line
     assert not (tmp_path / "runs").exists()
 
