@@ -16,7 +16,7 @@ import numpy as np
 from wsm_jax.checkpoints import orbax
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError
-from wsm_jax.io import hashes
+from wsm_jax.io import hashes, places
 from wsm_jax.io.files import read_json
 from wsm_jax.parallel import ranges
 from wsm_jax.parallel.processes import all_succeed
@@ -118,7 +118,7 @@ def damages(path: str | os.PathLike, items: Collection[str] | None = None) -> It
       path: a checkpoint, which is read whole.
       items: only these of its items and what belongs to none.
     """
-    folder = Path(path).absolute()
+    folder = places.at(path).absolute()
     try:
         kept = hashes.load(folder)
     except UsageError:
@@ -160,7 +160,7 @@ def _changed_file(file: Path, digest: str, held: Held) -> Damage | None:
 
 def _changed_arrays(source: "Source", table: hashes.Table) -> Iterator[Damage]:
     if other := sorted(set(table) ^ set(source.leaves)):
-        yield Damage(Path(source.path), f"has other arrays than were saved, e.g. {other[0]}")
+        yield Damage(source.path, f"has other arrays than were saved, e.g. {other[0]}")
         return
     parts = [
         (path, range(first, min(first + _TOGETHER, len(digests))))
@@ -188,7 +188,7 @@ def check(path: str | os.PathLike, items: Collection[str] | None = None) -> None
     Raises:
       UsageError: damage, with what to do, or a checkpoint that ought to have hashes and has none.
     """
-    if not (Path(path) / hashes.FILE).exists():
+    if not (places.at(path) / hashes.FILE).exists():
         note_absence(path)
     elif damage := next(damages(path, items), None):
         raise UsageError(f"{damage}; {advice(path)}")
@@ -207,11 +207,11 @@ def note_absence(path: str | os.PathLike) -> None:
     Raises:
       UsageError: the run is of a version that saves hashes with everything, so they are lost.
     """
-    run = _run_of(Path(path))
+    run = _run_of(places.at(path))
     if run is None:
         return
     if "hashes" in read_json(run / "run.json"):
-        raise UsageError(f"{Path(path) / hashes.FILE} is missing; {advice(path)}")
+        raise UsageError(f"{places.at(path) / hashes.FILE} is missing; {advice(path)}")
     if run not in _noted and jax.process_index() == 0:
         print(f"note: {path} has no hashes, for an earlier version saved it; it is read unchecked", file=sys.stderr)
     _noted.add(run)
@@ -231,7 +231,7 @@ def _run_of(path: Path) -> Path | None:
 
 def advice(path: str | os.PathLike) -> str:
     """What to do about a checkpoint that is damaged, by where it lies."""
-    path = Path(path)
+    path = places.at(path)
     run = _run_of(path)
     if run is None:
         return "copy or merge it again"

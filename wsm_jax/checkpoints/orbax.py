@@ -21,6 +21,7 @@ import numpy as np
 
 from wsm_jax.checkpoints.quiet import quiet
 from wsm_jax.errors import UsageError
+from wsm_jax.io import places
 from wsm_jax.io.files import parse_json
 from wsm_jax.parallel import ranges
 
@@ -79,7 +80,7 @@ def _storage_options(key: Any, value: Any) -> Any:
 
 def complete_steps(directory: str | os.PathLike) -> list[int]:
     """Steps of the complete checkpoints in a stream's folder, ascending; a save under way is not listed."""
-    root = Path(directory)
+    root = places.at(directory)
     if not root.is_dir():
         return []
     return sorted(int(p.name) for p in root.iterdir() if is_step(p.name) and is_checkpoint(p))
@@ -92,7 +93,7 @@ def is_step(text: str) -> bool:
 
 def is_checkpoint(path: str | os.PathLike) -> bool:
     """Whether ``path`` is a complete Orbax checkpoint: it is renamed to its name once all of it is there."""
-    root = Path(path).absolute()
+    root = places.at(path).absolute()
     # Orbax's own check takes 20 ms, as it starts a loop and threads, and an empty folder for one of its old format.
     if _TEMPORARY in root.name:
         return False
@@ -105,7 +106,7 @@ def is_checkpoint(path: str | os.PathLike) -> bool:
 def _require(path: str | os.PathLike) -> Path:
     if not is_checkpoint(path):
         raise UsageError(f"{path} is not a complete Orbax checkpoint")
-    return Path(path).absolute()
+    return places.at(path).absolute()
 
 
 def item_names(path: str | os.PathLike) -> list[str]:
@@ -269,11 +270,12 @@ def save_tree(path: str | os.PathLike, tree: Any, metadata: dict[str, Any] | Non
     Raises:
       UsageError: ``path`` exists.
     """
-    if os.path.exists(path):
+    place = places.at(path).absolute()
+    if place.exists():
         raise UsageError(f"{path} exists; choose another name or remove it")
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
     with context(mergeable=True):
-        orbax().save(Path(path).absolute(), tree, checkpointable_name=item, custom_metadata=metadata or {})
+        orbax().save(place, tree, checkpointable_name=item, custom_metadata=metadata or {})
 
 
 def array_names(path: str | os.PathLike, item: str | None = None) -> tuple[Path, dict[str, str], str]:

@@ -11,7 +11,7 @@ import jax
 
 from wsm_jax.checkpoints import integrity
 from wsm_jax.errors import UsageError
-from wsm_jax.io import disk, publish
+from wsm_jax.io import disk, places, publish
 from wsm_jax.parallel.processes import all_succeed
 
 MARK = ".made-by-wsm-merge"  # in the folder where a merge is under way; what lacks it is somebody else's
@@ -19,9 +19,9 @@ MARK = ".made-by-wsm-merge"  # in the folder where a merge is under way; what la
 
 def check_free(output: str | os.PathLike) -> None:
     """Raises UsageError where ``output`` exists, or would be taken for a checkpoint that a run saved."""
-    if os.path.lexists(output):
+    if os.path.lexists(places.at(output)):
         raise UsageError(f"{output} exists; choose another name or remove it")
-    for folder in Path(output).absolute().parents:
+    for folder in places.at(output).absolute().parents:
         if folder.name == "checkpoints" and (folder.parent / "run.json").is_file():
             raise UsageError(f"{output} is among the checkpoints of a run, which merge reads; write to another folder")
 
@@ -35,7 +35,7 @@ def unfinished(output: str | os.PathLike) -> Iterator[Path]:
     Raises:
       UsageError: ``output`` exists, or another process is writing it.
     """
-    output = Path(output).absolute()
+    output = places.at(output).absolute()
     folder = output.with_name(f".{output.name}.merging")
     lock = None
     try:

@@ -22,7 +22,7 @@ from wsm_jax.checkpoints import orbax
 from wsm_jax.checkpoints.plan import Plan, check, plan
 from wsm_jax.config import Config
 from wsm_jax.errors import UsageError
-from wsm_jax.io import hashes
+from wsm_jax.io import hashes, places
 from wsm_jax.io.files import read_json, read_jsonl, write_json
 
 FORMAT = 1  # of new runs; 0, those that do not say it, padded a vocabulary that was given
@@ -36,7 +36,7 @@ class Run:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = places.at(path)
         if not (self.path / "config.json").is_file():
             inside = sorted(self.path.glob("*/run.json"))
             hint = f"did you mean {inside[0].parent}?" if inside else f"wsm train --run={path} makes one"
@@ -147,12 +147,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def resume_stream(path: str | os.PathLike) -> Path:
     """Folder of the full states under the run directory ``path``."""
-    return Path(path) / "checkpoints" / "resume"
+    return places.at(path) / "checkpoints" / "resume"
 
 
 def merge_stream(path: str | os.PathLike) -> Path:
     """Folder of the parameters to merge under the run directory ``path``."""
-    return Path(path) / "checkpoints" / "merge"
+    return places.at(path) / "checkpoints" / "merge"
 
 
 def is_claimed(path: Path) -> bool | None:
@@ -244,7 +244,7 @@ def check_states(path: str | os.PathLike, config: Config) -> None:
     A kill takes at most the state that was being written, and what was saved then ends before the next one. Else states
     were removed, and training would begin long before what is there and write it anew.
     """
-    if not _has_begun(Path(path)):
+    if not _has_begun(places.at(path)):
         return
     run = Run(path)
     start = (orbax.complete_steps(run.resume_stream) or [run.facts.get("branch_step") or 0])[-1]
@@ -268,9 +268,10 @@ def resumed_plan(path: str | os.PathLike, config: Config) -> Plan:
       UsageError: as :func:`plan`, of a new run as :func:`wsm_jax.checkpoints.plan.check` too, or ``path`` is a file.
     """
     made = plan(config)
-    if Path(path).exists() and not Path(path).is_dir():
+    place = places.at(path)
+    if place.exists() and not place.is_dir():
         raise UsageError(f"{path} is a file, not the folder of a run; use another --run")
-    if not _has_begun(Path(path)):
+    if not _has_begun(places.at(path)):
         check(config)
         return made
     run = Run(path)
@@ -283,7 +284,7 @@ def longest_resume_interval(path: str | os.PathLike, made: Plan) -> int:
 
     A kill after a change of ``checkpoint.resume_interval`` leaves states at the interval of before.
     """
-    if not _has_begun(Path(path)):
+    if not _has_begun(places.at(path)):
         return made.resume_interval
     run = Run(path)
     return max(made.resume_interval, run.plan.resume_interval, run.facts.get("longest_resume_interval", 0))
@@ -322,7 +323,7 @@ def _resolved(place: str) -> str:
 
 def _is_there(place: str) -> bool:
     """Whether the folder of RUN@STEP, or of a checkpoint, is where it was; it may have been moved since."""
-    return any(Path(path).exists() for path in (place, place.rpartition("@")[0] or place))
+    return any(places.at(path).exists() for path in (place, place.rpartition("@")[0] or place))
 
 
 def tokens_read(facts: dict[str, Any], step: int) -> int:

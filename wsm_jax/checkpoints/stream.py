@@ -17,7 +17,7 @@ from wsm_jax.checkpoints import integrity, orbax
 from wsm_jax.checkpoints.quiet import quiet
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError
-from wsm_jax.io import disk, publish
+from wsm_jax.io import disk, places, publish
 
 _DELETED = ".deleted-"  # begins the name of a checkpoint that is being removed
 _SAVING = ".saving-"  # begins the name of one that is being written, and of what Orbax makes of it meanwhile
@@ -45,7 +45,7 @@ class Stream:
         keep_steps: Collection[int] = (),
         read_only: bool = False,
     ):
-        self._directory = Path(directory).absolute()
+        self._directory = places.at(directory).absolute()
         self._keep, self._keep_steps = keep, frozenset(keep_steps)
         self._mergeable = mergeable
         self._background = ThreadPoolExecutor(1)

@@ -19,7 +19,7 @@ from wsm_jax.checkpoints import orbax, orbax_tree
 from wsm_jax.checkpoints.huggingface import read_exactly, write_exactly
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.errors import UsageError
-from wsm_jax.io import hashes
+from wsm_jax.io import hashes, places
 from wsm_jax.parallel.processes import all_succeed
 
 
@@ -31,7 +31,7 @@ class Source:
     """
 
     def __init__(self, path: str | os.PathLike, item: str | None = None):
-        self.path, self._item = Path(path), item
+        self.path, self._item = places.at(path), item
         self._folder, self._names, layout = orbax.array_names(path, item)
         scalars, texts, keys = orbax.others(path, item)
         self.hashes = hashes.read(self.path, "" if self._folder == self.path.absolute() else self._folder.name)

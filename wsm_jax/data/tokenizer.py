@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from wsm_jax.errors import UsageError
+from wsm_jax.io import places
 
 if TYPE_CHECKING:
     import tokenizers
@@ -151,7 +152,7 @@ def tokenizer_files(path: str | pathlib.Path) -> list[pathlib.Path]:
     Raises:
       UsageError: nothing of the kind there.
     """
-    path = pathlib.Path(path).expanduser()
+    path = places.at(path).expanduser()
     if path.is_file():
         return [path]
     if (path / "tokenizer.json").is_file():

@@ -18,6 +18,7 @@ from wsm_jax.core.trees import named_leaves
 from wsm_jax.data.pipeline import evaluation_batches
 from wsm_jax.data.tokens import Corpus, TokenStore, prepare
 from wsm_jax.errors import NonFiniteError, UsageError
+from wsm_jax.io import places
 from wsm_jax.models import family
 from wsm_jax.models.model import Model, build, loss_per_token
 from wsm_jax.models.presets import with_vocabulary
@@ -290,7 +291,7 @@ def checkpoint_path(run: Run, *, step: int | None = None, merged: str | None = N
       UsageError: not there, naming what is.
     """
     if merged is not None:
-        path = next((p for p in (run.merged(merged), Path(merged)) if p.is_dir()), None)
+        path = next((p for p in (run.merged(merged), places.at(merged)) if p.is_dir()), None)
         if path is None:
             there = run.merged("").glob("*")
             names = ", ".join(sorted(p.name for p in there if orbax.is_checkpoint(p))) or "none"

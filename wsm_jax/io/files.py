@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,12 +11,6 @@ from typing import Any
 from wsm_jax.errors import UsageError
 from wsm_jax.io import disk
 from wsm_jax.io.publish import appear
-
-
-def check_local(path: str | os.PathLike) -> None:
-    """Raises UsageError for the address of a bucket, of which Path makes a folder."""
-    if re.match(r"[a-z0-9]+:/", str(path)):  # Path makes one slash of two
-        raise UsageError(f"{path} is no path of a file system; mount the bucket and name its folder")
 
 
 def parse_json(text: str | bytes) -> Any:

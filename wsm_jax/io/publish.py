@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from wsm_jax.io import disk
+from wsm_jax.io import disk, places
 
 _PREFIX = ".tmp-"
 # A killed writer leaves its temporary folder behind. Nobody writes for a day, so older ones are swept.
@@ -21,7 +21,7 @@ _FLUSH_SECONDS = 0.2
 def data_folder(setting: str = "") -> pathlib.Path:
     """The folder of prepared data: ``setting`` if given, else ``$WSM_DATA``, else ``~/.cache/wsm_jax``."""
     chosen = setting or os.environ.get("WSM_DATA", "") or "~/.cache/wsm_jax"
-    return pathlib.Path(chosen).expanduser().absolute()
+    return places.at(chosen).expanduser().absolute()
 
 
 def appear(made: pathlib.Path, place: pathlib.Path) -> None:
