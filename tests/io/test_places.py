@@ -1,4 +1,4 @@
-"""Addresses that are no path of this machine: refused in one line, wherever a path is taken, before anything is made."""
+"""Addresses that are no path here: refused in one line, wherever a path is taken, before anything is made."""
 
 import pathlib
 
