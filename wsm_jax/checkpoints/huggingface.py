@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from wsm_jax.checkpoints import model_folder
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.errors import UsageError
-from wsm_jax.io import hashes, places
+from wsm_jax.io import hashes, places, publish
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -33,7 +33,8 @@ _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 def is_folder(path: str | os.PathLike) -> bool:
     """Whether ``path`` is a folder with a model in safetensors."""
-    return any((places.at(path) / name).is_file() for name in (SINGLE, INDEX))
+    place = places.at(path)
+    return any((place / name).is_file() for name in (SINGLE, INDEX)) and publish.is_whole(place)
 
 
 def files(path: str | os.PathLike) -> dict[Path, list[str]]:

@@ -16,7 +16,7 @@ import numpy as np
 from wsm_jax.checkpoints import orbax
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError
-from wsm_jax.io import hashes, places
+from wsm_jax.io import hashes, places, publish
 from wsm_jax.io.files import read_json
 from wsm_jax.parallel import ranges
 from wsm_jax.parallel.processes import all_succeed
@@ -84,6 +84,9 @@ def seal(folder: Path, found: Mapping[str, Sequence[Units]] | None = None) -> No
             held |= source.held()
             if found is not None:
                 arrays[item] = _table(source, found[item])
+    if places.on_bucket(folder):  # its marker will say what the bucket itself says of its objects
+        hashes.write(folder, arrays)
+        return
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / hashes.FILE)
     digests = _at_once(lambda file: hashes.of_file(file, held.get(file, ())), files)
     hashes.write(folder, arrays, dict(zip((_relative(file, folder) for file in files), digests, strict=True)))
@@ -126,6 +129,11 @@ def damages(path: str | os.PathLike, items: Collection[str] | None = None) -> It
         return
     if kept is None:
         return
+    if (changed := publish.changed(folder)) is not None:  # a bucket knows of its objects without reading them
+        yield from (Damage(folder / name, what) for name, what in changed)
+        if changed:
+            return
+        kept = dataclasses.replace(kept, files={})
     wanted = [item for item in kept.arrays if items is None or not item or item in items]
     files = [name for name in kept.files if items is None or "/" not in name or name.split("/")[0] in items]
     with contextlib.ExitStack() as stack:

@@ -3,7 +3,7 @@
 A *stream* is a folder with one complete checkpoint a step. A run has two: ``resume`` holds everything needed to go on,
 for the last few steps and the branch points; ``merge`` holds only the parameters, float32, uncompressed, as plain files
 of at most 64 MB or one layer, so that a merge can read any part of them at the disk's speed. Orbax writes to a
-temporary name and renames, so a folder named by a step is whole.
+temporary name and renames, so a folder named by a step is whole; one in a bucket is where it has its marker.
 """
 
 import functools
@@ -21,7 +21,7 @@ import numpy as np
 
 from wsm_jax.checkpoints.quiet import quiet
 from wsm_jax.errors import UsageError
-from wsm_jax.io import places
+from wsm_jax.io import places, publish
 from wsm_jax.io.files import parse_json
 from wsm_jax.parallel import ranges
 
@@ -83,7 +83,8 @@ def complete_steps(directory: str | os.PathLike) -> list[int]:
     root = places.at(directory)
     if not root.is_dir():
         return []
-    return sorted(int(p.name) for p in root.iterdir() if is_step(p.name) and is_checkpoint(p))
+    steps = [path for path in root.iterdir() if is_step(path.name)]
+    return sorted(int(path.name) for path, whole in zip(steps, places.ask(is_checkpoint, steps), strict=True) if whole)
 
 
 def is_step(text: str) -> bool:
@@ -97,6 +98,8 @@ def is_checkpoint(path: str | os.PathLike) -> bool:
     # Orbax's own check takes 20 ms, as it starts a loop and threads, and an empty folder for one of its old format.
     if _TEMPORARY in root.name:
         return False
+    if places.on_bucket(root):  # Orbax writes there under the name that stays
+        return publish.is_draft(root) or publish.is_whole(root)
     if (root / COMPLETE).exists():
         return True
     is_item = (root.parent / COMPLETE).exists()
@@ -229,7 +232,7 @@ def _check_chunks(path: str | os.PathLike, item: str | None) -> None:
         return
     folder, names, layout = array_names(path, item)
     opening = {
-        leaf: ts.open({"driver": layout, "kvstore": file_store(folder / name)}, open=True)
+        leaf: ts.open({"driver": layout, "kvstore": places.store(folder / name)}, open=True)
         for leaf, name in names.items()
     }
     arrays = {}
@@ -270,7 +273,7 @@ def save_tree(path: str | os.PathLike, tree: Any, metadata: dict[str, Any] | Non
     Raises:
       UsageError: ``path`` exists.
     """
-    place = places.at(path).absolute()
+    place = places.local(path).absolute()
     if place.exists():
         raise UsageError(f"{path} exists; choose another name or remove it")
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -345,11 +348,6 @@ def _metadata(path: str | os.PathLike, item: str | None) -> tuple[Path, list[tup
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UsageError(f"{folder}: unreadable checkpoint metadata ({type(error).__name__}: {error})") from error
     return folder, kinds, layout
-
-
-def file_store(folder: Path) -> dict[str, str]:
-    """TensorStore's key-value store of a folder. In a URL a ``#``, ``?`` or ``%`` of the path would mean something."""
-    return {"driver": "file", "path": f"{folder.absolute()}/"}
 
 
 def is_empty(entry: dict[str, Any]) -> bool:

@@ -10,10 +10,7 @@ report/        tables and figures
 
 import contextlib
 import dataclasses
-import fcntl
 import os
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +19,7 @@ from wsm_jax.checkpoints import orbax
 from wsm_jax.checkpoints.plan import Plan, check, plan
 from wsm_jax.config import Config
 from wsm_jax.errors import UsageError
-from wsm_jax.io import hashes, places
+from wsm_jax.io import claims, hashes, places
 from wsm_jax.io.files import read_json, read_jsonl, write_json
 
 FORMAT = 1  # of new runs; 0, those that do not say it, padded a vocabulary that was given
@@ -156,42 +153,17 @@ def merge_stream(path: str | os.PathLike) -> Path:
 
 
 def is_claimed(path: Path) -> bool | None:
-    """Whether a process trains the run at ``path``; None on a file system without locks, which cannot tell."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    finally:
-        os.close(folder)
-    return False
+    """Whether a process trains the run at ``path``; None where that cannot be told, e.g. without locks."""
+    return claims.is_claimed(path)
 
 
-@contextlib.contextmanager
-def claimed(path: Path) -> Iterator[None]:
+def claimed(path: Path) -> contextlib.AbstractContextManager[None]:
     """Holds the run directory, made if missing: one process writes it at a time.
 
     Raises:
       UsageError: another process trains the run.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(0.2)  # of another trainer, or of somebody who only looks, which takes an instant
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(f"{path} is being trained by another process; wait for it or use another --run") from error
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(folder)
+    return claims.claimed(path, f"{path} is being trained by another process; wait for it or use another --run")
 
 
 def begin(path: Path, config: Config, facts: dict[str, Any]) -> None:
@@ -318,7 +290,8 @@ def check_same(path: Path, config: Config, facts: dict[str, Any]) -> None:
 def _resolved(place: str) -> str:
     """RUN@STEP, or a checkpoint, with every link and ``..`` of its path resolved."""
     path, at, step = place.rpartition("@")
-    return f"{os.path.realpath(path)}@{step}" if at and orbax.is_step(step) else os.path.realpath(place)
+    is_run = at and orbax.is_step(step)
+    return f"{places.at(path).resolve()}@{step}" if is_run else str(places.at(place).resolve())
 
 
 def _is_there(place: str) -> bool:

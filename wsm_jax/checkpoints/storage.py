@@ -15,7 +15,7 @@ from wsm_jax.checkpoints import huggingface, model_folder, orbax
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError, warn
-from wsm_jax.io import hashes, places
+from wsm_jax.io import hashes, places, publish
 from wsm_jax.parallel.processes import all_succeed
 
 ORBAX, SAFETENSORS = FORMATS = ("orbax", "safetensors")
@@ -94,7 +94,7 @@ def open_source(path: str | os.PathLike, item: str | None = None) -> Source:
       UsageError: no complete checkpoint of a known format, or its metadata is damaged.
     """
     if huggingface.is_folder(path):
-        return huggingface.Source(path)
+        return huggingface.Source(publish.at_hand(places.at(path)))
     if orbax.is_checkpoint(path):
         from wsm_jax.checkpoints import zarr  # and with it TensorStore
 

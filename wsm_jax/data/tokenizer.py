@@ -150,9 +150,9 @@ def tokenizer_files(path: str | pathlib.Path) -> list[pathlib.Path]:
     """The file or the two files that :func:`load_tokenizer` reads.
 
     Raises:
-      UsageError: nothing of the kind there.
+      UsageError: nothing of the kind there, or an address.
     """
-    path = places.at(path).expanduser()
+    path = places.local(path).expanduser()
     if path.is_file():
         return [path]
     if (path / "tokenizer.json").is_file():

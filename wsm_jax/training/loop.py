@@ -79,6 +79,8 @@ def train(
       Preempted: SIGINT or SIGTERM came; the state is saved.
     """
     say = _silent if quiet or jax.process_index() else _say
+    if profile is not None:
+        places.local(directory)  # a trace is files
     setup = prepare(config, places.at(directory), branch_from, params_from, mesh, rules, say, progress=not quiet)
     plan, first = setup.plan, jax.process_index() == 0
     with contextlib.ExitStack() as stack:
@@ -207,6 +209,7 @@ class _Saver:
             self._evaluate(state["params"], done, found if looking else {})
         if full:
             self._merge.wait()  # a full state on disk promises that every merge checkpoint before it is there
+            self._writer.flush()
             self._resume.save(done, train_state.items(state))
         if saving or validating:
             self._progress.restart()

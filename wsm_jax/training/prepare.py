@@ -111,7 +111,7 @@ def prepare(
       UsageError: bad input; nothing was written but tokens.
     """
     plan = run_lib.resumed_plan(directory, config)
-    metrics_lib.check_trackers(config.log)
+    metrics_lib.check_trackers(config.log, directory)
     mesh = mesh or mesh_lib.from_config(config.mesh)
     origin, params_run = _origin(config, directory, branch_from, params_from, say)
     schedule = run_schedule.from_config(config, origin.step)
