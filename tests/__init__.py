@@ -1,3 +1,3 @@
 import pytest
 
-pytest.register_assert_rewrite("tests.disks", "tests.runs")
+pytest.register_assert_rewrite("tests.buckets", "tests.disks", "tests.runs")

@@ -1,4 +1,4 @@
-"""Outside ``models`` nothing knows a family or its leaves; outside ``parallel`` nothing counts a mesh's devices."""
+"""What one room alone knows: ``models`` the families, ``parallel`` the devices of a mesh, ``io`` the buckets."""
 
 import ast
 from collections.abc import Iterator
@@ -45,6 +45,15 @@ def test_meshes_are_counted_in_parallel_alone():
         place
         for place, node in programs("parallel")
         if isinstance(node, ast.Attribute) and ast.unparse(node).endswith(("mesh.size", "mesh.devices", "mesh.shape"))
+    ]
+    assert found == []
+
+
+def test_buckets_are_known_in_io_alone():
+    found = [
+        place
+        for place, node in programs("io")
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "gs:" in node.value
     ]
     assert found == []
 

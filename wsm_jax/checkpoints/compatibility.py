@@ -8,11 +8,12 @@ from wsm_jax.checkpoints.run import Run
 from wsm_jax.config import Config
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError
+from wsm_jax.io import places
 
 
 def origin_of(path: str | Path) -> Run | None:
     """The run in whose folder the checkpoint at ``path`` lies."""
-    folders = (folder for folder in Path(path).resolve().parents if (folder / "run.json").is_file())
+    folders = (folder for folder in places.at(path).resolve().parents if (folder / "run.json").is_file())
     return next((Run(folder) for folder in folders), None)
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from wsm_jax.checkpoints import model_folder
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.errors import UsageError
-from wsm_jax.io import hashes
+from wsm_jax.io import hashes, places, publish
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -33,7 +33,8 @@ _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 def is_folder(path: str | os.PathLike) -> bool:
     """Whether ``path`` is a folder with a model in safetensors."""
-    return any((Path(path) / name).is_file() for name in (SINGLE, INDEX))
+    place = places.at(path)
+    return any((place / name).is_file() for name in (SINGLE, INDEX)) and publish.is_whole(place)
 
 
 def files(path: str | os.PathLike) -> dict[Path, list[str]]:
@@ -46,7 +47,7 @@ def files(path: str | os.PathLike) -> dict[Path, list[str]]:
       UsageError: an index that cannot be read, names a file that is not there or is outside the folder; a single file
         beside the files of an index.
     """
-    folder = Path(path)
+    folder = places.at(path)
     single = (folder / SINGLE).is_file()
     if not (folder / INDEX).is_file():
         return {folder / SINGLE: []}
@@ -80,7 +81,7 @@ class Source:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = places.at(path)
         self.leaves: dict[str, Leaf] = {}
         self.aliases: dict[str, dict[str, str]] = {}
         self._places: dict[str, tuple[Path, int]] = {}  # name -> file, offset of the data

@@ -9,7 +9,7 @@ from typing import Any
 from wsm_jax.checkpoints import huggingface, integrity, orbax, storage
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.errors import UsageError
-from wsm_jax.io import hashes
+from wsm_jax.io import hashes, places
 from wsm_jax.io.files import read_json
 
 
@@ -27,7 +27,7 @@ def inspect(path: str | os.PathLike, item: str | None = None) -> dict[str, Any]:
     Raises:
       UsageError: neither.
     """
-    path = Path(path)
+    path = places.at(path)
     return (
         _run(path) if (path / "config.json").is_file() and (path / "checkpoints").is_dir() else _checkpoint(path, item)
     )
@@ -43,7 +43,7 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       UsageError: no checkpoint there.
     """
-    path = Path(path)
+    path = places.at(path)
     found = list(_checkpoints(path))
     if not found:
         raise UsageError(f"{path} is no checkpoint and no run or stream that holds any")

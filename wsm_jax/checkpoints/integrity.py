@@ -16,7 +16,7 @@ import numpy as np
 from wsm_jax.checkpoints import orbax
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError
-from wsm_jax.io import hashes
+from wsm_jax.io import hashes, places, publish
 from wsm_jax.io.files import read_json
 from wsm_jax.parallel import ranges
 from wsm_jax.parallel.processes import all_succeed
@@ -84,6 +84,9 @@ def seal(folder: Path, found: Mapping[str, Sequence[Units]] | None = None) -> No
             held |= source.held()
             if found is not None:
                 arrays[item] = _table(source, found[item])
+    if places.on_bucket(folder):  # its marker will say what the bucket itself says of its objects
+        hashes.write(folder, arrays)
+        return
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / hashes.FILE)
     digests = _at_once(lambda file: hashes.of_file(file, held.get(file, ())), files)
     hashes.write(folder, arrays, dict(zip((_relative(file, folder) for file in files), digests, strict=True)))
@@ -118,7 +121,7 @@ def damages(path: str | os.PathLike, items: Collection[str] | None = None) -> It
       path: a checkpoint, which is read whole.
       items: only these of its items and what belongs to none.
     """
-    folder = Path(path).absolute()
+    folder = places.at(path).absolute()
     try:
         kept = hashes.load(folder)
     except UsageError:
@@ -126,6 +129,11 @@ def damages(path: str | os.PathLike, items: Collection[str] | None = None) -> It
         return
     if kept is None:
         return
+    if (changed := publish.changed(folder)) is not None:  # a bucket knows of its objects without reading them
+        yield from (Damage(folder / name, what) for name, what in changed)
+        if changed:
+            return
+        kept = dataclasses.replace(kept, files={})
     wanted = [item for item in kept.arrays if items is None or not item or item in items]
     files = [name for name in kept.files if items is None or "/" not in name or name.split("/")[0] in items]
     with contextlib.ExitStack() as stack:
@@ -160,7 +168,7 @@ def _changed_file(file: Path, digest: str, held: Held) -> Damage | None:
 
 def _changed_arrays(source: "Source", table: hashes.Table) -> Iterator[Damage]:
     if other := sorted(set(table) ^ set(source.leaves)):
-        yield Damage(Path(source.path), f"has other arrays than were saved, e.g. {other[0]}")
+        yield Damage(source.path, f"has other arrays than were saved, e.g. {other[0]}")
         return
     parts = [
         (path, range(first, min(first + _TOGETHER, len(digests))))
@@ -188,7 +196,7 @@ def check(path: str | os.PathLike, items: Collection[str] | None = None) -> None
     Raises:
       UsageError: damage, with what to do, or a checkpoint that ought to have hashes and has none.
     """
-    if not (Path(path) / hashes.FILE).exists():
+    if not (places.at(path) / hashes.FILE).exists():
         note_absence(path)
     elif damage := next(damages(path, items), None):
         raise UsageError(f"{damage}; {advice(path)}")
@@ -207,11 +215,11 @@ def note_absence(path: str | os.PathLike) -> None:
     Raises:
       UsageError: the run is of a version that saves hashes with everything, so they are lost.
     """
-    run = _run_of(Path(path))
+    run = _run_of(places.at(path))
     if run is None:
         return
     if "hashes" in read_json(run / "run.json"):
-        raise UsageError(f"{Path(path) / hashes.FILE} is missing; {advice(path)}")
+        raise UsageError(f"{places.at(path) / hashes.FILE} is missing; {advice(path)}")
     if run not in _noted and jax.process_index() == 0:
         print(f"note: {path} has no hashes, for an earlier version saved it; it is read unchecked", file=sys.stderr)
     _noted.add(run)
@@ -231,7 +239,7 @@ def _run_of(path: Path) -> Path | None:
 
 def advice(path: str | os.PathLike) -> str:
     """What to do about a checkpoint that is damaged, by where it lies."""
-    path = Path(path)
+    path = places.at(path)
     run = _run_of(path)
     if run is None:
         return "copy or merge it again"

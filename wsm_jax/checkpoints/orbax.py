@@ -3,7 +3,7 @@
 A *stream* is a folder with one complete checkpoint a step. A run has two: ``resume`` holds everything needed to go on,
 for the last few steps and the branch points; ``merge`` holds only the parameters, float32, uncompressed, as plain files
 of at most 64 MB or one layer, so that a merge can read any part of them at the disk's speed. Orbax writes to a
-temporary name and renames, so a folder named by a step is whole.
+temporary name and renames, so a folder named by a step is whole; one in a bucket is where it has its marker.
 """
 
 import functools
@@ -21,6 +21,7 @@ import numpy as np
 
 from wsm_jax.checkpoints.quiet import quiet
 from wsm_jax.errors import UsageError
+from wsm_jax.io import places, publish
 from wsm_jax.io.files import parse_json
 from wsm_jax.parallel import ranges
 
@@ -79,10 +80,11 @@ def _storage_options(key: Any, value: Any) -> Any:
 
 def complete_steps(directory: str | os.PathLike) -> list[int]:
     """Steps of the complete checkpoints in a stream's folder, ascending; a save under way is not listed."""
-    root = Path(directory)
+    root = places.at(directory)
     if not root.is_dir():
         return []
-    return sorted(int(p.name) for p in root.iterdir() if is_step(p.name) and is_checkpoint(p))
+    steps = [path for path in root.iterdir() if is_step(path.name)]
+    return sorted(int(path.name) for path, whole in zip(steps, places.ask(is_checkpoint, steps), strict=True) if whole)
 
 
 def is_step(text: str) -> bool:
@@ -92,10 +94,12 @@ def is_step(text: str) -> bool:
 
 def is_checkpoint(path: str | os.PathLike) -> bool:
     """Whether ``path`` is a complete Orbax checkpoint: it is renamed to its name once all of it is there."""
-    root = Path(path).absolute()
+    root = places.at(path).absolute()
     # Orbax's own check takes 20 ms, as it starts a loop and threads, and an empty folder for one of its old format.
     if _TEMPORARY in root.name:
         return False
+    if places.on_bucket(root):  # Orbax writes there under the name that stays
+        return publish.is_draft(root) or publish.is_whole(root)
     if (root / COMPLETE).exists():
         return True
     is_item = (root.parent / COMPLETE).exists()
@@ -105,7 +109,7 @@ def is_checkpoint(path: str | os.PathLike) -> bool:
 def _require(path: str | os.PathLike) -> Path:
     if not is_checkpoint(path):
         raise UsageError(f"{path} is not a complete Orbax checkpoint")
-    return Path(path).absolute()
+    return places.at(path).absolute()
 
 
 def item_names(path: str | os.PathLike) -> list[str]:
@@ -228,7 +232,7 @@ def _check_chunks(path: str | os.PathLike, item: str | None) -> None:
         return
     folder, names, layout = array_names(path, item)
     opening = {
-        leaf: ts.open({"driver": layout, "kvstore": file_store(folder / name)}, open=True)
+        leaf: ts.open({"driver": layout, "kvstore": places.store(folder / name)}, open=True)
         for leaf, name in names.items()
     }
     arrays = {}
@@ -269,11 +273,12 @@ def save_tree(path: str | os.PathLike, tree: Any, metadata: dict[str, Any] | Non
     Raises:
       UsageError: ``path`` exists.
     """
-    if os.path.exists(path):
+    place = places.local(path).absolute()
+    if place.exists():
         raise UsageError(f"{path} exists; choose another name or remove it")
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
     with context(mergeable=True):
-        orbax().save(Path(path).absolute(), tree, checkpointable_name=item, custom_metadata=metadata or {})
+        orbax().save(place, tree, checkpointable_name=item, custom_metadata=metadata or {})
 
 
 def array_names(path: str | os.PathLike, item: str | None = None) -> tuple[Path, dict[str, str], str]:
@@ -343,11 +348,6 @@ def _metadata(path: str | os.PathLike, item: str | None) -> tuple[Path, list[tup
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UsageError(f"{folder}: unreadable checkpoint metadata ({type(error).__name__}: {error})") from error
     return folder, kinds, layout
-
-
-def file_store(folder: Path) -> dict[str, str]:
-    """TensorStore's key-value store of a folder. In a URL a ``#``, ``?`` or ``%`` of the path would mean something."""
-    return {"driver": "file", "path": f"{folder.absolute()}/"}
 
 
 def is_empty(entry: dict[str, Any]) -> bool:

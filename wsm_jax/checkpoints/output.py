@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import jax
 
 from wsm_jax.checkpoints import integrity
 from wsm_jax.errors import UsageError
-from wsm_jax.io import disk, publish
+from wsm_jax.io import claims, disk, places, publish
 from wsm_jax.parallel.processes import all_succeed
 
 MARK = ".made-by-wsm-merge"  # in the folder where a merge is under way; what lacks it is somebody else's
@@ -19,9 +20,10 @@ MARK = ".made-by-wsm-merge"  # in the folder where a merge is under way; what la
 
 def check_free(output: str | os.PathLike) -> None:
     """Raises UsageError where ``output`` exists, or would be taken for a checkpoint that a run saved."""
-    if os.path.lexists(output):
+    place = places.at(output).absolute()
+    if publish.is_taken(place):
         raise UsageError(f"{output} exists; choose another name or remove it")
-    for folder in Path(output).absolute().parents:
+    for folder in place.parents:
         if folder.name == "checkpoints" and (folder.parent / "run.json").is_file():
             raise UsageError(f"{output} is among the checkpoints of a run, which merge reads; write to another folder")
 
@@ -30,12 +32,17 @@ def check_free(output: str | os.PathLike) -> None:
 def unfinished(output: str | os.PathLike) -> Iterator[Path]:
     """A path beside ``output`` to write the checkpoint at; it becomes ``output`` when the block ends without an error.
 
-    What a killed merge has left there is removed. On several processes all enter and leave together.
+    What a killed merge has left there is removed. On several processes all enter and leave together. What is to be in a
+    bucket is made on a disk, for its objects cannot be written block by block, and put there at the end.
 
     Raises:
       UsageError: ``output`` exists, or another process is writing it.
     """
-    output = Path(output).absolute()
+    output = places.at(output).absolute()
+    if places.on_bucket(output):
+        with _unfinished_in_bucket(output) as made:
+            yield made
+        return
     folder = output.with_name(f".{output.name}.merging")
     lock = None
     try:
@@ -56,6 +63,23 @@ def unfinished(output: str | os.PathLike) -> Iterator[Path]:
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
+
+
+@contextlib.contextmanager
+def _unfinished_in_bucket(output: Path) -> Iterator[Path]:
+    if jax.process_count() > 1:
+        raise UsageError(f"{output} is in a bucket, which one process writes; merge there without jax.distributed")
+    check_free(output)
+    with (
+        claims.claimed(output, f"{output} is being written by another merge; wait for it or choose another name"),
+        tempfile.TemporaryDirectory(prefix="wsm-merge-") as folder,
+    ):
+        made = Path(folder) / output.name
+        with disk.writing(folder, lambda: disk.disk_bytes(folder)):
+            yield made
+            integrity.seal(made)
+        check_free(output)
+        publish.appear(made, output)
 
 
 def _claim(folder: Path, output: Path) -> int:

@@ -22,6 +22,8 @@ def when_used(function: Callable[[], None]) -> None:
 def quiet() -> Iterator[None]:
     """Drops what Orbax logs below an error, also in its threads, until the block ends; the loggers are left as found.
 
+    And the traceback of what one of its threads raised: who waits for the save gets the error itself.
+
     It doubts every checkpoint in plain files of zarr3, which a merge reads: it looks for OCDBT and zarr2 only.
     """
     _hold(1)
@@ -48,4 +50,6 @@ def _hold(change: int) -> None:
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR or "/orbax/" not in record.pathname
+    if "/orbax/" not in record.pathname:
+        return True
+    return record.levelno >= logging.ERROR and "_SignalingThread.run() raised" not in record.getMessage()

@@ -10,10 +10,7 @@ report/        tables and figures
 
 import contextlib
 import dataclasses
-import fcntl
 import os
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +19,7 @@ from wsm_jax.checkpoints import orbax
 from wsm_jax.checkpoints.plan import Plan, check, plan
 from wsm_jax.config import Config
 from wsm_jax.errors import UsageError
-from wsm_jax.io import hashes
+from wsm_jax.io import claims, hashes, places
 from wsm_jax.io.files import read_json, read_jsonl, write_json
 
 FORMAT = 1  # of new runs; 0, those that do not say it, padded a vocabulary that was given
@@ -36,7 +33,7 @@ class Run:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = places.at(path)
         if not (self.path / "config.json").is_file():
             inside = sorted(self.path.glob("*/run.json"))
             hint = f"did you mean {inside[0].parent}?" if inside else f"wsm train --run={path} makes one"
@@ -153,51 +150,26 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def resume_stream(path: str | os.PathLike) -> Path:
     """Folder of the full states under the run directory ``path``."""
-    return Path(path) / "checkpoints" / "resume"
+    return places.at(path) / "checkpoints" / "resume"
 
 
 def merge_stream(path: str | os.PathLike) -> Path:
     """Folder of the parameters to merge under the run directory ``path``."""
-    return Path(path) / "checkpoints" / "merge"
+    return places.at(path) / "checkpoints" / "merge"
 
 
 def is_claimed(path: Path) -> bool | None:
-    """Whether a process trains the run at ``path``; None on a file system without locks, which cannot tell."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    finally:
-        os.close(folder)
-    return False
+    """Whether a process trains the run at ``path``; None where that cannot be told, e.g. without locks."""
+    return claims.is_claimed(path)
 
 
-@contextlib.contextmanager
-def claimed(path: Path) -> Iterator[None]:
+def claimed(path: Path) -> contextlib.AbstractContextManager[None]:
     """Holds the run directory, made if missing: one process writes it at a time.
 
     Raises:
       UsageError: another process trains the run.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(0.2)  # of another trainer, or of somebody who only looks, which takes an instant
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(f"{path} is being trained by another process; wait for it or use another --run") from error
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(folder)
+    return claims.claimed(path, f"{path} is being trained by another process; wait for it or use another --run")
 
 
 def begin(path: Path, config: Config, facts: dict[str, Any]) -> None:
@@ -248,7 +220,7 @@ def check_states(path: str | os.PathLike, config: Config) -> None:
     A kill takes at most the state that was being written, and what was saved then ends before the next one. Else states
     were removed, and training would begin long before what is there and write it anew.
     """
-    if not _has_begun(Path(path)):
+    if not _has_begun(places.at(path)):
         return
     run = Run(path)
     start = (orbax.complete_steps(run.resume_stream) or [run.facts.get("branch_step") or 0])[-1]
@@ -272,9 +244,10 @@ def resumed_plan(path: str | os.PathLike, config: Config) -> Plan:
       UsageError: as :func:`plan`, of a new run as :func:`wsm_jax.checkpoints.plan.check` too, or ``path`` is a file.
     """
     made = plan(config)
-    if Path(path).exists() and not Path(path).is_dir():
+    place = places.at(path)
+    if place.exists() and not place.is_dir():
         raise UsageError(f"{path} is a file, not the folder of a run; use another --run")
-    if not _has_begun(Path(path)):
+    if not _has_begun(places.at(path)):
         check(config)
         return made
     run = Run(path)
@@ -287,7 +260,7 @@ def longest_resume_interval(path: str | os.PathLike, made: Plan) -> int:
 
     A kill after a change of ``checkpoint.resume_interval`` leaves states at the interval of before.
     """
-    if not _has_begun(Path(path)):
+    if not _has_begun(places.at(path)):
         return made.resume_interval
     run = Run(path)
     return max(made.resume_interval, run.plan.resume_interval, run.facts.get("longest_resume_interval", 0))
@@ -321,12 +294,13 @@ def check_same(path: Path, config: Config, facts: dict[str, Any]) -> None:
 def _resolved(place: str) -> str:
     """RUN@STEP, or a checkpoint, with every link and ``..`` of its path resolved."""
     path, at, step = place.rpartition("@")
-    return f"{os.path.realpath(path)}@{step}" if at and orbax.is_step(step) else os.path.realpath(place)
+    is_run = at and orbax.is_step(step)
+    return f"{places.at(path).resolve()}@{step}" if is_run else str(places.at(place).resolve())
 
 
 def _is_there(place: str) -> bool:
     """Whether the folder of RUN@STEP, or of a checkpoint, is where it was; it may have been moved since."""
-    return any(Path(path).exists() for path in (place, place.rpartition("@")[0] or place))
+    return any(places.at(path).exists() for path in (place, place.rpartition("@")[0] or place))
 
 
 def tokens_read(facts: dict[str, Any], step: int) -> int:

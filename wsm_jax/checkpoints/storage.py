@@ -15,7 +15,7 @@ from wsm_jax.checkpoints import huggingface, model_folder, orbax
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError, warn
-from wsm_jax.io import files, hashes
+from wsm_jax.io import hashes, places, publish
 from wsm_jax.parallel.processes import all_succeed
 
 ORBAX, SAFETENSORS = FORMATS = ("orbax", "safetensors")
@@ -94,23 +94,23 @@ def open_source(path: str | os.PathLike, item: str | None = None) -> Source:
       UsageError: no complete checkpoint of a known format, or its metadata is damaged.
     """
     if huggingface.is_folder(path):
-        return huggingface.Source(path)
+        return huggingface.Source(publish.at_hand(places.at(path)))
     if orbax.is_checkpoint(path):
         from wsm_jax.checkpoints import zarr  # and with it TensorStore
 
         return zarr.Source(path, item)
-    files.check_local(path)
+    place = places.at(path)
     wanted = f"a complete Orbax checkpoint nor a folder with {huggingface.SINGLE}"
-    if not os.path.exists(path):
+    if not place.exists():
         hint = "; there is nothing at that path"
-    elif os.path.isfile(path):
+    elif place.is_file():
         hint = f"; a single file goes into a folder of its own, as {huggingface.SINGLE}"
-    elif (Path(path) / "run.json").is_file():
+    elif (place / "run.json").is_file():
         hint = f"; it is a run: --run={path}"
     else:
-        steps = orbax.complete_steps(Path(path))
+        steps = orbax.complete_steps(place)
         hint = f"; it holds those of steps {steps[0]} to {steps[-1]}: name them, oldest first" if steps else ""
-        hint = hint or orbax.hint(Path(path)) or model_folder.hint(Path(path))
+        hint = hint or orbax.hint(place) or model_folder.hint(place)
     raise UsageError(f"{path} is neither {wanted}{hint}")
 
 

@@ -1,9 +1,12 @@
-"""The asynchronous writer of a folder with one checkpoint a step, and what it keeps of them."""
+"""The asynchronous writer of a folder with one checkpoint a step, and what it keeps of them.
+
+Into a bucket Orbax writes too, array by array and each process its part, so that no host holds a model twice, in memory
+or on a disk; only when a checkpoint is there differs, see :mod:`wsm_jax.io.publish`.
+"""
 
 import contextlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,11 +20,8 @@ from wsm_jax.checkpoints import integrity, orbax
 from wsm_jax.checkpoints.quiet import quiet
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError
-from wsm_jax.io import disk, publish
+from wsm_jax.io import disk, places, publish
 
-_DELETED = ".deleted-"  # begins the name of a checkpoint that is being removed
-_SAVING = ".saving-"  # begins the name of one that is being written, and of what Orbax makes of it meanwhile
-_LEFTOVERS = (f"{_DELETED}*", f"{_SAVING}*", "*.orbax-checkpoint-tmp*")  # the last of earlier versions
 _LEAF_BYTES = 1 << 14  # that folders and metadata take for each array
 
 
@@ -45,14 +45,13 @@ class Stream:
         keep_steps: Collection[int] = (),
         read_only: bool = False,
     ):
-        self._directory = Path(directory).absolute()
+        self._directory = places.at(directory).absolute()
         self._keep, self._keep_steps = keep, frozenset(keep_steps)
         self._mergeable = mergeable
         self._background = ThreadPoolExecutor(1)
         if not read_only and jax.process_index() == 0:
             self._directory.mkdir(parents=True, exist_ok=True)
-            for pattern in _LEFTOVERS:
-                _clear(self._directory, pattern)
+            publish.sweep(self._directory)
         self._steps = orbax.complete_steps(self._directory)
         self._saving: tuple[int, Future[None]] | None = None
         self._quiet = contextlib.ExitStack()
@@ -85,7 +84,7 @@ class Stream:
         found = {item: integrity.units(tree) for item, tree in items.items()} if self._mergeable else None
         if found is not None and jax.process_index():  # Orbax is done when all processes are; so these are there then
             self._part(step, jax.process_index()).write_text(json.dumps(found))
-        made = self._directory / f"{_SAVING}{step}"
+        made = publish.draft(self._directory / str(step))
         needed = disk.tree_bytes(items) + _LEAF_BYTES * len(jax.tree.leaves(items))
         disk.check_room(self._directory / str(step), needed)
         with disk.writing(self._directory / str(step), needed):
@@ -106,9 +105,9 @@ class Stream:
                     publish.appear(made, place)
             finally:
                 if jax.process_index() == 0:
-                    _clear(self._directory, f"{_SAVING}{step}*")
-        while jax.process_index() and not place.exists():
-            if not made.exists() and not place.exists():
+                    publish.discard(place)
+        while jax.process_index() and not publish.is_whole(place):
+            if not made.exists() and not publish.is_whole(place):
                 raise UsageError(f"{place} was not saved by the first process; see its message")
             time.sleep(0.01)
 
@@ -121,7 +120,7 @@ class Stream:
         return parts
 
     def _part(self, step: int, process: int) -> Path:
-        return self._directory / f"{_SAVING}{step}.hashes-{process}"
+        return self._directory / f"{publish.SAVING}{step}.hashes-{process}"
 
     def load(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         """The items of ``abstract`` (name -> tree of ShapeDtypeStruct with shardings) saved at ``step``.
@@ -159,34 +158,17 @@ class Stream:
                 self._background.shutdown()
 
     def _remove_old(self) -> None:
-        """Removes what need not be kept: renamed first to what is no step, for a kill would leave half a checkpoint."""
+        """Removes what need not be kept."""
         for step in self._steps[: -self._keep] if self._keep else []:
             if step in self._keep_steps:
                 continue
             self._steps.remove(step)
             if jax.process_index() == 0:
-                _remove(self._directory, step)
-
-
-def _clear(directory: Path, pattern: str) -> None:
-    """Removes what is left of saves; one that has failed may still have threads that write for a moment."""
-    for _ in range(50):
-        found = list(directory.glob(pattern))
-        if not found:
-            return
-        for leftover in found:
-            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-        time.sleep(0.02)
-
-
-def _remove(directory: Path, step: int) -> None:
-    doomed = directory / f"{_DELETED}{step}"
-    os.replace(directory / str(step), doomed)
-    shutil.rmtree(doomed)
+                publish.remove(self._directory / str(step))
 
 
 def drop_after(directory: Path, last: int) -> None:
     """Removes the checkpoints after step ``last`` from the folder of a stream that is not open."""
     for step in orbax.complete_steps(directory):
         if step > last:
-            _remove(directory, step)
+            publish.remove(directory / str(step))

@@ -1,7 +1,8 @@
 """Orbax checkpoints read and written array by array, any part of them, without the tree in memory.
 
 Arrays that lie in plain files, uncompressed, are read and written as raw bytes: so it is with our merge stream and with
-every merge. Others (OCDBT, compressed, cut along other axes) are read through TensorStore, whole chunks at a time.
+every merge. Others (OCDBT, compressed, cut along other axes, in a bucket) are read through TensorStore, whole chunks at
+a time.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from wsm_jax.checkpoints import orbax, orbax_tree
 from wsm_jax.checkpoints.huggingface import read_exactly, write_exactly
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.errors import UsageError
-from wsm_jax.io import hashes
+from wsm_jax.io import hashes, places
 from wsm_jax.parallel.processes import all_succeed
 
 
@@ -31,7 +32,7 @@ class Source:
     """
 
     def __init__(self, path: str | os.PathLike, item: str | None = None):
-        self.path, self._item = Path(path), item
+        self.path, self._item = places.at(path), item
         self._folder, self._names, layout = orbax.array_names(path, item)
         scalars, texts, keys = orbax.others(path, item)
         self.hashes = hashes.read(self.path, "" if self._folder == self.path.absolute() else self._folder.name)
@@ -39,9 +40,9 @@ class Source:
 
         def spec(name: str) -> dict[str, Any]:
             if ocdbt:
-                base = orbax.file_store(self._folder)
+                base = places.store(self._folder)
                 return {"driver": driver, "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
-            return {"driver": driver, "kvstore": orbax.file_store(self._folder / name)}
+            return {"driver": driver, "kvstore": places.store(self._folder / name)}
 
         opening = {leaf: ts.open(spec(name), open=True, read=True) for leaf, name in self._names.items()}
         self._arrays: dict[str, ts.TensorStore] = {}
@@ -57,7 +58,7 @@ class Source:
             chunk = array.chunk_layout.read_chunk.shape
             rows = int(chunk[0] or 1) if chunk else 1
             across = math.prod(array.shape[1:])
-            raw = None if ocdbt else _raw(array)
+            raw = None if ocdbt or places.on_bucket(self.path) else _raw(array)
             if raw is not None:
                 self._raw[leaf] = raw
             quantum = 1 if raw else min(rows * across, math.prod(array.shape))

@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from wsm_jax.checkpoints import storage
 from wsm_jax.cli import merge_request
 from wsm_jax.errors import UsageError
+from wsm_jax.io import places
 from wsm_jax.merging import inputs, provenance, weighting
 from wsm_jax.merging import steps as steps_lib
 from wsm_jax.merging.spec import MergeSpec
@@ -51,7 +51,7 @@ def make_specs(options: argparse.Namespace) -> dict[str, MergeSpec]:
     weights = inputs.input_weights(given, rule, has_curve=has_curve, steps=at)
     known = {"steps": steps} if steps else {}
     record = provenance.record(weights, curve=options.curve, **rule.changes, **known, output=str(options.output))
-    output = merge_request.unused(options, Path(options.output or "merged"))
+    output = merge_request.unused(options, places.at(options.output or "merged"))
     for note in notes:
         print(f"wsm: note: {note}", file=sys.stderr)
     merge_request.warn(inputs.uneven(steps, rule) if has_curve and at is None else None)
@@ -69,7 +69,7 @@ def _window_of_folder(
     if len(given) > 1 or given[0][1] is not None:
         raise UsageError(f"{flags[0]} goes with --run=DIR or with one folder of checkpoints, without a weight")
     path = given[0][0]
-    if (Path(path) / "run.json").is_file():
+    if (places.at(path) / "run.json").is_file():
         raise UsageError(f"{path} is a run: wsm merge --run={path} {' '.join(flags)}=...")
     folder = steps_lib.look_into(path, options.item)
     window = {flag: getattr(options, flag) for flag in _WINDOW_OPTIONS}
@@ -90,7 +90,7 @@ def _steps_beside(given: list[tuple[str, float | None]]) -> list[str]:
 
 def _steps_inside(path: str) -> str | None:
     """What to say of the steps inside a folder that is itself a model; of one that is none, which is refused."""
-    if not Path(path).is_dir():
+    if not places.at(path).is_dir():
         return None
     is_model = storage.is_checkpoint(path)
     try:

@@ -10,6 +10,7 @@ from wsm_jax.checkpoints import output as output_lib
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.core.leaves import parse_rule
 from wsm_jax.errors import UsageError
+from wsm_jax.io import places
 from wsm_jax.merging import offline, weighting
 from wsm_jax.merging.spec import MergeSpec, opened
 from wsm_jax.merging.weighting import Rule
@@ -88,7 +89,7 @@ def output_path(options: argparse.Namespace, merging: Run, name: str, *, check: 
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise UsageError(f"--name={name} must be the name of one folder; it is made in {merging.merged('')}")
     within = [] if options.every is None else [name]
-    output = Path(options.output, *within) if options.output else merging.merged(name)
+    output = places.at(options.output).joinpath(*within) if options.output else merging.merged(name)
     return unused(options, output) if check else output
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from wsm_jax.errors import UsageError
+from wsm_jax.io import places
 from wsm_jax.reporting.tables import print_table
 
 
@@ -25,7 +26,7 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, settings: list[str]) -> None:
     """Writes the report of the runs, the page of an experiment or the index of results."""
-    first = Path(options.runs[0])
+    first = places.at(options.runs[0])
     if not (first / "config.json").is_file() and any(
         [*first.glob(f"{level}claims.json")] for level in ("", "*/", "*/*/")
     ):
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace, settings: list[str]) -> None:
 
     runs = [Run(path) for path in options.runs]
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    output = Path(options.output or runs[0].path / "report")
+    output = places.at(options.output or runs[0].path / "report")
     comparison.check(runs[0], runs[1:])
     disk.check_writable(output)  # what cannot be written is not computed
     result = comparison.compare(runs[0], runs[1:], learned=options.learned, say=say)

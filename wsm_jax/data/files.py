@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from wsm_jax.errors import UsageError
+from wsm_jax.io import places
 from wsm_jax.io.files import parse_json
 
 SUFFIXES = (".txt", ".md", ".py", ".parquet", ".jsonl", ".jsonl.gz")
@@ -30,8 +31,9 @@ def select(pattern: str) -> list[NamedFile]:
     Folders and globs take the known kinds only (see ``SUFFIXES``) and no hidden files.
 
     Raises:
-      UsageError: nothing of a known kind is there.
+      UsageError: nothing of a known kind is there, or the address of a bucket.
     """
+    places.local(pattern)
     expanded = os.path.expanduser(pattern)
     if os.path.isfile(expanded):
         if not expanded.endswith(SUFFIXES):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from wsm_jax.config import split_commas
 from wsm_jax.data import files
 from wsm_jax.errors import UsageError
-from wsm_jax.io.publish import data_folder
+from wsm_jax.io.publish import data_folder, workroom
 
 KINDS = "stdlib | text:PATH_OR_GLOB | tfds:NAME | hf:NAME"
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:nan|inf)", re.IGNORECASE)
@@ -113,7 +113,7 @@ def documents(source: str, store: str = "") -> Iterator[Document]:
     Raises:
       UsageError: nothing matched, a file or record that cannot be read, or what the source needs is not installed.
     """
-    return find(source, data_folder(store)).open()()
+    return find(source, workroom(data_folder(store))).open()()
 
 
 def fingerprint(documents: Iterable[Document]) -> str:

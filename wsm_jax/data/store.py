@@ -12,6 +12,7 @@ import numpy as np
 from wsm_jax.data.sources import Document
 from wsm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from wsm_jax.errors import UsageError
+from wsm_jax.io import publish
 from wsm_jax.io.files import json_or_none, write_json
 from wsm_jax.io.publish import published
 
@@ -30,6 +31,7 @@ class TokenStore:
 
     Attributes:
       path: that folder.
+      files: the same on this machine.
       manifest: source, hashes, vocabulary and, under ``splits``, documents, tokens and UTF-8 bytes of each split.
       hash: identifies the tokens and their splits exactly; losses are compared only between equal hashes.
 
@@ -38,8 +40,8 @@ class TokenStore:
     """
 
     def __init__(self, path: pathlib.Path):
-        self.path = path
-        manifest = json_or_none(path / "manifest.json")
+        self.path, self.files = path, publish.at_hand(path)
+        manifest = json_or_none(self.files / "manifest.json")
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise UsageError(f"{path} is not a token store of this version; delete it and run wsm prepare")
         if not _is_manifest(manifest):
@@ -48,7 +50,7 @@ class TokenStore:
         self.hash: str = manifest["hash"]
         for split in SPLITS:
             expected = manifest["splits"][split]["tokens"] * np.dtype(manifest["dtype"]).itemsize
-            file = path / split / "tokens.bin"
+            file = self.files / split / "tokens.bin"
             if not file.is_file() or file.stat().st_size != expected:
                 raise self._damaged(f"{split}/tokens.bin", f"it should hold {expected} bytes")
             for name in ("offsets.npy", "bytes.npy"):
@@ -59,7 +61,7 @@ class TokenStore:
         dtype, count = np.dtype(self.manifest["dtype"]), self.manifest["splits"][split]["tokens"]
         if count == 0:  # nothing to map
             return np.zeros(0, dtype)
-        return np.memmap(self.path / split / "tokens.bin", dtype=dtype, mode="r", shape=(count,))
+        return np.memmap(self.files / split / "tokens.bin", dtype=dtype, mode="r", shape=(count,))
 
     def offsets(self, split: str) -> np.ndarray:
         """Where each document starts, and the end: int64 [documents + 1], in tokens."""
@@ -85,7 +87,7 @@ class TokenStore:
     def _array(self, split: str, name: str, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
         """The array of a file; with ``mmap_mode`` none of it is read, but its form and length are known to be right."""
         try:
-            array = np.load(self.path / split / name, mmap_mode)
+            array = np.load(self.files / split / name, mmap_mode)
         except Exception as error:  # NumPy meets other bytes with many kinds of them
             reason = " ".join(str(error).split())[:100]
             raise self._damaged(f"{split}/{name}", reason or type(error).__name__) from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wsm_jax.errors import UsageError
+from wsm_jax.io import places
 
 if TYPE_CHECKING:
     import tokenizers
@@ -170,9 +171,9 @@ def tokenizer_files(path: str | pathlib.Path) -> list[pathlib.Path]:
     """The file or the two files that :func:`load_tokenizer` reads.
 
     Raises:
-      UsageError: nothing of the kind there.
+      UsageError: nothing of the kind there, or an address.
     """
-    path = pathlib.Path(path).expanduser()
+    path = places.local(path).expanduser()
     if path.is_file():
         return [path]
     if (path / "tokenizer.json").is_file():

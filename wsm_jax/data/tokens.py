@@ -16,6 +16,7 @@ from wsm_jax.data.sources import Document, Source
 from wsm_jax.data.store import FORMAT, SPLITS, TokenStore, split_of, write_store
 from wsm_jax.data.tokenizer import LARGEST, SMALLEST, Tokenizer, load_tokenizer, tokenizer_files, train_bpe
 from wsm_jax.errors import UsageError
+from wsm_jax.io import publish
 from wsm_jax.io.files import json_or_none, write_json
 from wsm_jax.io.publish import data_folder
 
@@ -76,7 +77,8 @@ def prepare(config: DataConfig, progress: bool = False) -> Corpus:
     stable = sources.parse_mixture(config.source, "data.source")
     switch = sources.parse_mixture(config.switch_source, "data.switch_source") if config.switch_source.strip() else []
     folder = data_folder(config.store)
-    found = {spec: sources.find(spec, folder) for spec in dict.fromkeys(spec for spec, _ in stable + switch)}
+    work = publish.workroom(folder)
+    found = {spec: sources.find(spec, work) for spec in dict.fromkeys(spec for spec, _ in stable + switch)}
     held_out = [split for split, fraction in zip(SPLITS[1:], fractions, strict=True) if fraction > 0]
     # Of the switch's sources, losses are measured on those that have held-out documents.
     required = {spec: ["train"] for spec in found} | {spec: ["train", *held_out] for spec, _ in stable}
@@ -99,7 +101,7 @@ def prepare(config: DataConfig, progress: bool = False) -> Corpus:
         if given:
             tokenizer = given
         elif stores:  # their keys say that they were made with the vocabulary that is wanted
-            tokenizer = load_tokenizer(next(iter(stores.values())).path)
+            tokenizer = load_tokenizer(next(iter(stores.values())).files)
         else:
             say(f"training a vocabulary of {size} tokens")
             texts = (d.text for spec, _ in stable for d in readers[spec]() if split_of(d.text, *fractions) == "train")
@@ -116,7 +118,7 @@ def prepare(config: DataConfig, progress: bool = False) -> Corpus:
             (folder / "index").mkdir(exist_ok=True)
             write_json(folder / "index" / f"{keys[source.spec]}.json", {"store": place.name, "source": source.spec})
     else:
-        tokenizer = given or load_tokenizer(next(iter(stores.values())).path)
+        tokenizer = given or load_tokenizer(next(iter(stores.values())).files)
     _check_different({spec: stores[spec] for spec, _ in stable})
     _check_different({spec: stores[spec] for spec, _ in switch})
     return Corpus([(stores[s], w) for s, w in stable], [(stores[s], w) for s, w in switch], tokenizer)
@@ -215,7 +217,7 @@ def _indexed(folder: pathlib.Path, key: str) -> TokenStore | None:
 
 
 def _is_whole(place: pathlib.Path) -> bool:
-    return (place / "manifest.json").is_file()
+    return publish.is_whole(place) and (place / "manifest.json").is_file()
 
 
 def _digest(value: Any) -> str:

@@ -16,6 +16,7 @@ from wsm_jax.data.tokens import Corpus, TokenStore, prepare
 from wsm_jax.errors import UsageError
 from wsm_jax.evaluation.evaluator import Evaluator, over
 from wsm_jax.evaluation.losses import Difference, Evaluation, paired_difference
+from wsm_jax.io import places
 from wsm_jax.models import family
 from wsm_jax.models.model import Model, build
 from wsm_jax.models.presets import with_vocabulary
@@ -178,7 +179,7 @@ def checkpoint_path(run: Run, *, step: int | None = None, merged: str | None = N
       UsageError: not there, naming what is.
     """
     if merged is not None:
-        path = next((p for p in (run.merged(merged), Path(merged)) if p.is_dir()), None)
+        path = next((p for p in (run.merged(merged), places.at(merged)) if p.is_dir()), None)
         if path is None:
             there = run.merged("").glob("*")
             names = ", ".join(sorted(p.name for p in there if orbax.is_checkpoint(p))) or "none"

@@ -5,11 +5,13 @@ import errno
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from wsm_jax.errors import UsageError
+from wsm_jax.io import places
 
 
 def tree_bytes(tree: Any) -> int:
@@ -20,7 +22,12 @@ def tree_bytes(tree: Any) -> int:
 
 
 def disk_bytes(directory: str | os.PathLike) -> int:
-    """Bytes of a file, or of the files under a folder; 0 where there is none. What goes meanwhile does not count."""
+    """Bytes of a file, or of the files under a folder; 0 where there is none, as in a bucket.
+
+    What goes meanwhile does not count.
+    """
+    if places.on_bucket(places.at(directory)):
+        return 0
     total = os.path.getsize(directory) if os.path.isfile(directory) else 0
     for folder, _, files in os.walk(directory):
         for name in files:
@@ -40,19 +47,23 @@ def check_disk(directory: str | os.PathLike, needed: int, advice: str = "choose 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike, needed: int | Callable[[], int]) -> Iterator[None]:
-    """Makes one line of a disk that is full, or a quota that is used up, while ``path`` is written.
+    """Makes one line of a disk that is full, a quota that is used up, or a bucket that refuses.
 
     Args:
       path: what is being written.
       needed: bytes that it takes; or, where nobody knows, what gives those that it took until the disk was full.
 
     Raises:
-      UsageError: the disk was full.
+      UsageError: the disk was full, or the bucket refused.
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, UsageError) or not _is_full(error):
+        if isinstance(error, UsageError):
+            raise
+        if (refusal := _refusal(places.at(path), error)) is not None:
+            raise refusal from error
+        if not _is_full(error):
             raise
         raise _full(path, needed) from error
 
@@ -75,7 +86,17 @@ def _full(path: str | os.PathLike, needed: int | Callable[[], int]) -> UsageErro
 
 
 def _free(path: str | os.PathLike) -> int:
-    return shutil.disk_usage(_existing_parent(Path(path).absolute())).free
+    """Bytes; a bucket is never full."""
+    place = places.at(path)
+    return sys.maxsize if places.on_bucket(place) else shutil.disk_usage(_existing_parent(place.absolute())).free
+
+
+def _refusal(place: Path, error: BaseException) -> UsageError | None:
+    if not places.on_bucket(place):
+        return None
+    from wsm_jax.io import bucket
+
+    return UsageError(f"{place}: {bucket.reason(error)}") if bucket.is_answer(error) else None
 
 
 def _is_full(error: BaseException | None) -> bool:
@@ -95,7 +116,9 @@ def says_full(text: str) -> bool:
 
 def check_writable(folder: str | os.PathLike) -> None:
     """Raises UsageError where ``folder`` could not be made, or nothing could be written into it; makes nothing."""
-    there = _existing_parent(Path(folder).absolute())
+    if places.on_bucket(place := places.at(folder)):
+        raise UsageError(f"{folder} is in a bucket; choose a folder of this machine with --output")
+    there = _existing_parent(place.absolute())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         reason = "may not be written" if there.is_dir() else "is no folder"
         raise UsageError(f"{folder} cannot be written: {there} {reason}; choose another --output")

@@ -3,21 +3,17 @@
 import contextlib
 import json
 import os
-import re
 import secrets
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from wsm_jax.errors import UsageError
-from wsm_jax.io import disk
+from wsm_jax.io import disk, places
 from wsm_jax.io.publish import appear
 
-
-def check_local(path: str | os.PathLike) -> None:
-    """Raises UsageError for the address of a bucket, of which Path makes a folder."""
-    if re.match(r"[a-z0-9]+:/", str(path)):  # Path makes one slash of two
-        raise UsageError(f"{path} is no path of a file system; mount the bucket and name its folder")
+_SECONDS = 5.0  # between two writings of a file that grows; a bucket takes one a second
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -91,6 +87,9 @@ def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes ``text`` so that ``path`` holds the old or the new one, never a part."""
     data = text.encode()
+    if places.on_bucket(path):  # an object is there whole or not at all
+        path.write_bytes(data)
+        return
     with disk.writing(path, len(data)), replacing(path) as temporary:
         temporary.write_bytes(data)
 
@@ -105,3 +104,56 @@ def replacing(path: Path) -> Iterator[Path]:
             appear(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class Lines:
+    """A text file that grows by lines; in a bucket, where nothing can be appended to, it is written again now and then.
+
+    Args:
+      path: the file; what it holds stays.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._file, self._text = path, None, ""
+        if not places.on_bucket(path):
+            self._file = path.open("a", buffering=1)
+            return
+        self._text = path.read_text() if path.is_file() else ""
+        self._ended, self._lock = threading.Event(), threading.Lock()
+        self._written = self._text
+        self._thread = threading.Thread(target=self._write_now_and_then, daemon=True)
+        self._thread.start()
+
+    def add(self, line: str) -> None:
+        """Adds a line, which ends in a newline."""
+        if self._file is not None:
+            self._file.write(line)
+        else:
+            self._text += line
+
+    def flush(self) -> None:
+        """Returns when all lines are where others read them.
+
+        Raises:
+          UsageError: the bucket refuses.
+        """
+        if self._file is not None:
+            return  # each line was written at once
+        with self._lock:
+            if self._written != (text := self._text):
+                self._path.write_text(text)
+                self._written = text
+
+    def _write_now_and_then(self) -> None:
+        while not self._ended.wait(_SECONDS):
+            with contextlib.suppress(UsageError):  # the next flush tells
+                self.flush()
+
+    def close(self) -> None:
+        """Writes what is left."""
+        if self._file is not None:
+            self._file.close()
+            return
+        self._ended.set()
+        self._thread.join()
+        self.flush()

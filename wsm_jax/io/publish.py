@@ -1,4 +1,7 @@
-"""What appears whole or not at all: written under a temporary name beside its place, synced, then renamed."""
+"""What appears whole or not at all: on a disk it is written under a temporary name, synced, then renamed.
+
+In a bucket it is written where it stays and gets a marker at the end, see :mod:`wsm_jax.io.marker`.
+"""
 
 import contextlib
 import errno
@@ -10,25 +13,149 @@ import threading
 import time
 from collections.abc import Iterator
 
-from wsm_jax.io import disk
+from wsm_jax.errors import UsageError
+from wsm_jax.io import claims, disk, places
 
 _PREFIX = ".tmp-"
 # A killed writer leaves its temporary folder behind. Nobody writes for a day, so older ones are swept.
 _STALE_SECONDS = 24 * 3600
 _FLUSH_SECONDS = 0.2
+SAVING = ".saving-"  # begins the name of a checkpoint that is being written, and of what Orbax makes of it meanwhile
+DELETED = ".deleted-"  # begins the name of one that is being removed
+_LEFTOVERS = (f"{DELETED}*", f"{SAVING}*", "*.orbax-checkpoint-tmp*")  # the last of earlier versions
 
 
 def data_folder(setting: str = "") -> pathlib.Path:
     """The folder of prepared data: ``setting`` if given, else ``$WSM_DATA``, else ``~/.cache/wsm_jax``."""
     chosen = setting or os.environ.get("WSM_DATA", "") or "~/.cache/wsm_jax"
-    return pathlib.Path(chosen).expanduser().absolute()
+    return places.at(chosen).expanduser().absolute()
+
+
+def draft(place: pathlib.Path) -> pathlib.Path:
+    """Where to write the folder that :func:`appear` then makes whole; in a bucket, which renames nothing, there."""
+    if places.on_bucket(place):
+        _drafts.add(place)
+        return place
+    return place.with_name(f"{SAVING}{place.name}")
+
+
+_drafts: set[pathlib.Path] = set()
+
+
+def is_draft(place: pathlib.Path) -> bool:
+    """Whether this process is making a folder of a bucket, and may read what others may not yet."""
+    return place in _drafts
+
+
+def workroom(folder: pathlib.Path) -> pathlib.Path:
+    """A folder of this machine for what is made from, or on the way to, the data in ``folder``: itself if it is one."""
+    return pathlib.Path("~/.cache/wsm_jax").expanduser() if places.on_bucket(folder) else folder
+
+
+def at_hand(folder: pathlib.Path) -> pathlib.Path:
+    """A whole folder as files of this machine, which can be mapped into memory: fetched, once, from a bucket.
+
+    Raises:
+      UsageError: it is not whole, or not as it was published.
+    """
+    if not places.on_bucket(folder):
+        return folder
+    from wsm_jax.io import marker
+
+    return marker.fetch(folder, workroom(folder) / "buckets")
 
 
 def appear(made: pathlib.Path, place: pathlib.Path) -> None:
-    """Renames a file or a folder that was made to its name, once all of it is on the disk, so that power may fail."""
+    """Renames a file or a folder that was made to its name, once all of it is on the disk, so that power may fail.
+
+    In a bucket it gets its marker; a folder made on a disk is put there before.
+    """
+    if places.on_bucket(place):
+        from wsm_jax.io import marker
+
+        marker.publish(place) if made == place else marker.upload(made, place)
+        _drafts.discard(place)
+        return
     sync(made)
     os.replace(made, place)
     _sync(place.parent)
+
+
+def is_whole(place: pathlib.Path) -> bool:
+    """Whether a folder has appeared: on a disk it has its name, in a bucket its marker."""
+    if places.on_bucket(place):
+        from wsm_jax.io import marker
+
+        return marker.manifest(place) is not None
+    return place.exists()
+
+
+def is_taken(place: pathlib.Path) -> bool:
+    """Whether something is at a place, which a killed process has not left there."""
+    if places.on_bucket(place):
+        return is_whole(place) or (place.exists() and not claims.was_claimed(place))
+    return os.path.lexists(place)
+
+
+def changed(place: pathlib.Path) -> list[tuple[str, str]] | None:
+    """Of a folder in a bucket (object, what it is in words) of all that is not as its marker says; None on a disk."""
+    if places.on_bucket(place):
+        from wsm_jax.io import marker
+
+        return marker.changed(place)
+    return None
+
+
+def remove(place: pathlib.Path) -> None:
+    """Removes a whole folder: it ceases to be one first, for a kill would leave half of it."""
+    if places.on_bucket(place):
+        place.rmtree()
+        return
+    doomed = place.with_name(f"{DELETED}{place.name}")
+    os.replace(place, doomed)
+    shutil.rmtree(doomed)
+
+
+def discard(place: pathlib.Path) -> None:
+    """Removes what the making of ``place`` has left beside it, or of itself where it did not appear."""
+    clear(place.parent, f"{SAVING}{place.name}*")
+    _drafts.discard(place)
+    if places.on_bucket(place):
+        with contextlib.suppress(UsageError):  # what stays is swept by the next who writes there
+            if not is_whole(place):
+                place.rmtree()
+
+
+def sweep(directory: pathlib.Path) -> None:
+    """Removes what killed processes left among the folders in ``directory``."""
+    for pattern in _LEFTOVERS:
+        clear(directory, pattern)
+    if places.on_bucket(directory):
+        inside = [path for path in directory.iterdir() if path.is_dir()]
+        for path, whole in zip(inside, places.ask(is_whole, inside), strict=True):
+            if not whole:
+                erase(path)
+
+
+def clear(directory: pathlib.Path, pattern: str) -> None:
+    """Removes what is left of saves; one that has failed may still have threads that write for a moment."""
+    for _ in range(50):
+        found = list(directory.glob(pattern))
+        if not found:
+            return
+        for leftover in found:
+            erase(leftover)
+        time.sleep(0.02)
+
+
+def erase(place: pathlib.Path) -> None:
+    """Removes a file or a folder, as far as that goes."""
+    if not place.is_dir():
+        place.unlink(missing_ok=True)
+    elif places.on_bucket(place):
+        place.rmtree()
+    else:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def sync(made: pathlib.Path) -> None:
@@ -82,8 +209,8 @@ def published(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         yield temporary
         try:
             appear(temporary, folder)
-        except OSError:
-            if not folder.is_dir():
+        except (OSError, UsageError):
+            if not is_whole(folder):
                 raise
 
 
@@ -115,7 +242,11 @@ def replaced(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def _temporary(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A hidden folder beside ``folder``, gone at the end unless it has got another name."""
+    """A hidden folder beside ``folder``, gone at the end unless it has got another name; for a bucket on a disk."""
+    if places.on_bucket(folder):
+        with tempfile.TemporaryDirectory(prefix=_PREFIX) as made, disk.writing(made, lambda: disk.disk_bytes(made)):
+            yield pathlib.Path(made)
+        return
     with disk.writing(folder, 0):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)

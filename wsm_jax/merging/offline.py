@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from wsm_jax.core import leaf_weights
 from wsm_jax.core.leaf_weights import Weights
 from wsm_jax.core.leaves import AVERAGE
 from wsm_jax.errors import UsageError
-from wsm_jax.io import disk
+from wsm_jax.io import disk, places
 from wsm_jax.io import memory as memory_lib
 from wsm_jax.merging import engine, provenance, verification
 from wsm_jax.merging.results import Results
@@ -80,7 +79,7 @@ def merge_checkpoints(
     if shardings is not None:
         raise UsageError(f"shardings go with a merge in memory, not with an output ({output})")
     items = options.pop("item", None)
-    options |= {"output": Path(output), "format": format, "item": output_item, "record": metadata or {}}
+    options |= {"output": places.at(output), "format": format, "item": output_item, "record": metadata or {}}
     spec = MergeSpec.of(paths, weights, items, **options)
     return write({"merged": spec}, verify=verify, progress=progress, memory=memory)["merged"]
 
@@ -100,7 +99,7 @@ def write(
     Raises:
       UsageError: as :func:`merge_checkpoints`.
     """
-    outputs = [Path(spec.output) for spec in specs.values() if spec.output is not None]
+    outputs = [places.at(spec.output) for spec in specs.values() if spec.output is not None]
     with contextlib.ExitStack() as stack:
         with all_succeed():
             for output in outputs:

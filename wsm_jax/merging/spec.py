@@ -21,7 +21,7 @@ from wsm_jax.core import leaves as lib
 from wsm_jax.core.leaf_weights import Weights
 from wsm_jax.core.leaves import AVERAGE, SKIP, Leaf, Rules
 from wsm_jax.errors import UsageError
-from wsm_jax.io import files
+from wsm_jax.io import places
 
 MEMORY = 256 * 2**20  # bytes of all workers together, by default
 SAME, *_ = DTYPES = ("same", "float32", "bfloat16", "float16")
@@ -89,10 +89,8 @@ class MergeSpec:
         Raises:
           UsageError: items that do not fit the paths; as the class.
         """
-        for path in paths:
-            files.check_local(path)
         named = zip(paths, storage.items_of(items, len(paths)), strict=True)
-        return cls(tuple(Input(Path(path), item) for path, item in named), weights, **fields)
+        return cls(tuple(Input(places.at(path), item) for path, item in named), weights, **fields)
 
     @property
     def paths(self) -> tuple[Path, ...]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from wsm_jax.checkpoints import storage
 from wsm_jax.errors import UsageError
-from wsm_jax.io import files
+from wsm_jax.io import places
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's mark of a save that is under way, or was killed
 # The words that a step follows, the surest first: in `ep=1-step=500` and `step500-tokens2B` it is 500.
@@ -97,8 +97,7 @@ def look_into(path: str | os.PathLike, item: str | None = None) -> Folder:
     Raises:
       UsageError: no such folder, two checkpoints for one step, or several inside one without an ``item``.
     """
-    files.check_local(path)
-    root = Path(path)
+    root = places.at(path)
     if not root.is_dir():
         raise UsageError(f"{path} is no folder of checkpoints" + ("" if root.exists() else "; nothing is there"))
     found: dict[int, Path] = {}

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from wsm_jax.core.merge_weights import merge_weights
 from wsm_jax.errors import UsageError
 from wsm_jax.evaluation import evaluate, tuning
 from wsm_jax.evaluation.evaluate import Difference, Evaluation
+from wsm_jax.io import places
 from wsm_jax.merging import offline, selection
 from wsm_jax.merging.selection import MEAN
 from wsm_jax.training import branch
@@ -190,7 +190,7 @@ def check(base: Run, decays: Sequence[Run]) -> int:
             raise UsageError(f"{run.path} was trained on other data than {base.path}")
         if run.config.schedule.name != "cooldown":
             raise UsageError(f"{run.path} has schedule.name={run.config.schedule.name!r}; a real decay is a cooldown")
-        parent = Path(run.facts["branch_from"].rpartition("@")[0])
+        parent = places.at(run.facts["branch_from"].rpartition("@")[0])
         # A parent that is no longer there was moved, and may be the base.
         if parent.resolve() != base.path.resolve() and (parent / "run.json").is_file():
             other = Run(parent)

@@ -56,10 +56,10 @@ def check_branch(parent: Run, step: int, config: Config) -> list[str]:
     different = [name for name, value in new.items() if old.get(name) != value]
     for name in different:
         if name.startswith(_SAME) and name.removeprefix("model.") not in config.model.NUMERICS:
-            raise UsageError(f"{name} differs from that of {Path(parent.path)} ({old[name]!r}): its state does not fit")
+            raise UsageError(f"{name} differs from that of {parent.path} ({old[name]!r}): its state does not fit")
     if optimizer.SCHEDULE_FREE == config.optimizer.name and "optimizer.b1" in different:
         raise UsageError(
-            f"optimizer.b1 differs from that of {Path(parent.path)} ({old['optimizer.b1']!r}), which the state of "
+            f"optimizer.b1 differs from that of {parent.path} ({old['optimizer.b1']!r}), which the state of "
             f"{optimizer.SCHEDULE_FREE} is made with"
         )
     warmup = config.duration_steps("schedule.warmup", config.schedule.warmup)

@@ -21,7 +21,7 @@ from wsm_jax.data import pipeline
 from wsm_jax.errors import NonFiniteError, Preempted
 from wsm_jax.evaluation import evaluate
 from wsm_jax.evaluation.evaluate import Evaluator
-from wsm_jax.io import machine
+from wsm_jax.io import machine, places
 from wsm_jax.models import model as model_lib
 from wsm_jax.parallel import ranges, sharding
 from wsm_jax.parallel.processes import all_succeed
@@ -79,7 +79,9 @@ def train(
       Preempted: SIGINT or SIGTERM came; the state is saved.
     """
     say = _silent if quiet or jax.process_index() else _say
-    setup = prepare(config, Path(directory), branch_from, params_from, mesh, rules, say, progress=not quiet)
+    if profile is not None:
+        places.local(directory)  # a trace is files
+    setup = prepare(config, places.at(directory), branch_from, params_from, mesh, rules, say, progress=not quiet)
     plan, first = setup.plan, jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         with all_succeed():
@@ -207,6 +209,7 @@ class _Saver:
             self._evaluate(state["params"], done, found if looking else {})
         if full:
             self._merge.wait()  # a full state on disk promises that every merge checkpoint before it is there
+            self._writer.flush()
             self._resume.save(done, train_state.items(state))
         if saving or validating:
             self._progress.restart()

@@ -9,8 +9,8 @@ from typing import Any
 from wsm_jax.checkpoints.run import read_metrics
 from wsm_jax.config import LogConfig
 from wsm_jax.errors import UsageError
-from wsm_jax.io import disk
-from wsm_jax.io.files import write_jsonl
+from wsm_jax.io import disk, places
+from wsm_jax.io.files import Lines, write_jsonl
 
 JSONL = "metrics.jsonl"
 
@@ -37,7 +37,7 @@ class Writer:
             return
         path = directory / JSONL
         _drop_after(path, start_step)
-        self._file = path.open("a", buffering=1)
+        self._path, self._file = path, Lines(path)
         if config.tensorboard:
             self._board = _import("tensorboardX", "tensorboard").SummaryWriter(
                 str(directory / "tensorboard"), purge_step=start_step + 1
@@ -59,8 +59,8 @@ class Writer:
         # JSON knows no NaN (a standard error over one document is one).
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         line = json.dumps({"kind": kind, "step": step, **values}) + "\n"
-        with disk.writing(self._file.name, len(line)):
-            self._file.write(line)
+        with disk.writing(self._path, len(line)):
+            self._file.add(line)
         numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
         if self._board is not None:
             for name, value in numbers.items():
@@ -68,10 +68,15 @@ class Writer:
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
 
+    def flush(self) -> None:
+        """Returns when all records are where others read them."""
+        if self._file is not None:
+            self._file.flush()
+
     def close(self) -> None:
         """Flushes and closes everything."""
         if self._file is not None:
-            with disk.writing(self._file.name, lambda: 0):
+            with disk.writing(self._path, lambda: 0):
                 self._file.close()
         if self._board is not None:
             self._board.close()
@@ -79,8 +84,10 @@ class Writer:
             self._wandb.finish()
 
 
-def check_trackers(config: LogConfig) -> None:
-    """Raises UsageError where a tracker was asked for and is not installed."""
+def check_trackers(config: LogConfig, directory: Path = Path()) -> None:
+    """Raises UsageError where a tracker was asked for that is not installed, or cannot write into ``directory``."""
+    if config.tensorboard and places.on_bucket(directory):
+        raise UsageError(f"log.tensorboard writes files, and {directory} is in a bucket; log.wandb goes with it")
     if config.tensorboard:
         _import("tensorboardX", "tensorboard")
     if config.wandb:

@@ -21,7 +21,7 @@ from wsm_jax.core.trees import named_leaves
 from wsm_jax.data import tokens
 from wsm_jax.data.tokens import Corpus
 from wsm_jax.errors import UsageError
-from wsm_jax.io import files, machine
+from wsm_jax.io import machine, places
 from wsm_jax.models import family, presets
 from wsm_jax.models import model as model_lib
 from wsm_jax.models.model import Model
@@ -110,9 +110,8 @@ def prepare(
     Raises:
       UsageError: bad input; nothing was written but tokens.
     """
-    files.check_local(directory)
     plan = run_lib.resumed_plan(directory, config)
-    metrics_lib.check_trackers(config.log)
+    metrics_lib.check_trackers(config.log, directory)
     mesh = mesh or mesh_lib.from_config(config.mesh)
     origin, params_run = _origin(config, directory, branch_from, params_from, say)
     source = run_lib.source_of(directory, origin.parent)
@@ -255,7 +254,7 @@ def _facts(
         "tokens_at_branch": run_lib.tokens_read(parent.facts, step) if parent and step else 0,
         "branch_points": list(plan.branch_points),
         "longest_resume_interval": run_lib.longest_resume_interval(directory, plan),
-        "params_from": str(Path(origin.params_from).absolute()) if origin.params_from else None,
+        "params_from": str(places.at(origin.params_from).absolute()) if origin.params_from else None,
         "data_hash": corpus.hash,
         "data": corpus.manifest(),
         "config_hash": config_lib.config_hash(config),
