@@ -58,6 +58,7 @@ def test_a_dry_run_lists_pieces_with_what_they_take_and_writes_nothing(file, cap
         (["rates.py", "--config.batch_sise=2"], "rates.py: run 'peak_lr=0.001': unknown option --config.batch_sise"),
         (["rates.py", "--config.optimizer.peak_lr=2"], "--config.optimizer.peak_lr is set by the sweep itself"),
         (["rates.py", "--output=rates.py"], "rates.py is no folder"),
+        (["rates.py", "--output=s3://b/x"], "s3://b/x is no path of a file system"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_before_anything_starts(file, capsys, arguments, says, tmp_path):

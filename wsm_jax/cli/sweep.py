@@ -5,14 +5,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsm_jax.cli import config_flags
 from wsm_jax.cli.arguments import whole
 from wsm_jax.config import parse_list
 from wsm_jax.errors import UsageError
-from wsm_jax.io import memory
+from wsm_jax.io import memory, places
 from wsm_jax.reporting.tables import print_table
 
 if TYPE_CHECKING:
@@ -68,14 +67,15 @@ def _plan(options: argparse.Namespace, settings: list[str]) -> "Plan":
     from wsm_jax.sweeps import declared, plan
 
     found = declared.load(options.file)
-    places = {name: Path(text) if text else None for name, text in vars(options).items() if name in _PLACES}
+    given = vars(options)
+    folders = {name: places.local(given[name]) if given[name] else None for name in _FOLDERS}
     try:
-        return plan.make(found, config_flags.load, settings=settings, **places)
+        return plan.make(found, config_flags.load, settings=settings, **folders)
     except UsageError as error:
         raise UsageError(f"{options.file}: {error}") from error
 
 
-_PLACES = ("output", "results")
+_FOLDERS = ("output", "results")
 
 
 def _piece(options: argparse.Namespace, settings: list[str]) -> int:
