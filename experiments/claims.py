@@ -9,77 +9,25 @@ from collections.abc import Sequence
 import numpy as np
 
 from wsm_jax.sweeps import Claim, difference
+from wsm_jax.sweeps.contrasts import exponent, frontier, mean_loss, slope, within
 from wsm_jax.sweeps.experiment import Loss, Statistic
 
 OLD, NEW = ("novels", "peps"), ("textbooks", "mathematics", "solutions")
 DURATIONS: tuple[str, ...] = ("2.5%", "5%", "10%", "20%")
 END_RATES: tuple[float, ...] = (1.0, 0.5, 0.25, 0.0)
-GRID = 33  # points of the common range of two frontiers
 
 
-def mean(loss: Loss, arm: str, domains: Sequence[str]) -> np.ndarray:
-    """The plain mean of an arm's losses over some domains."""
-    return np.mean([loss(arm, domain) for domain in domains], axis=0)
-
-
-def frontier(first: str, second: str) -> Statistic:
-    """How much lower ``first {duration}`` is than ``second {duration}`` on new text where both are equal on old text.
-
-    Each frontier is the line through one point for each duration, (old, new). Their mean vertical distance over the
-    range of old-text losses that both cover; not a number where there is none.
-    """
-
-    def points(loss: Loss, name: str) -> tuple[np.ndarray, np.ndarray]:
-        old, new = ([mean(loss, f"{name} {d}", texts) for d in DURATIONS] for texts in (OLD, NEW))
-        order = np.argsort(old, axis=0)
-        return np.take_along_axis(np.array(old), order, 0), np.take_along_axis(np.array(new), order, 0)
-
-    def statistic(loss: Loss, measured: Sequence[str]) -> np.ndarray:
-        (x1, y1), (x2, y2) = points(loss, first), points(loss, second)
-        low, high = np.maximum(x1[0], x2[0]), np.minimum(x1[-1], x2[-1])
-        found = np.full(low.shape, np.nan)
-        for i in zip(*np.nonzero(low < high), strict=True):
-            at = np.linspace(low[i], high[i], GRID)
-            lines = [np.interp(at, x[(slice(None), *i)], y[(slice(None), *i)]) for x, y in ((x1, y1), (x2, y2))]
-            found[i] = np.mean(lines[0] - lines[1])
-        return found
-
-    return statistic
-
-
-def substitutes(loss: Loss, measured: Sequence[str]) -> np.ndarray:
-    """Minus the slope, on the end rate of a partial decay, of what a merge of its window still gains."""
-    gains = [mean(loss, f"end {end:g}", OLD) - mean(loss, f"end {end:g}, merged", OLD) for end in END_RATES]
-    x = np.array(END_RATES) - np.mean(END_RATES)
-    return -np.tensordot(x, np.array(gains), axes=1) / np.sum(x * x)
+def lengths(name: str) -> list[str]:
+    """The choice of each length of a merge or decay."""
+    return [f"{name} {duration}" for duration in DURATIONS]
 
 
 def nearer(first: str, second: str, target: str) -> Statistic:
     """How much nearer the loss of ``first`` is to that of ``target`` than the loss of ``second`` is."""
 
     def statistic(loss: Loss, measured: Sequence[str]) -> np.ndarray:
-        goal = mean(loss, target, OLD)
-        return np.abs(mean(loss, first, OLD) - goal) - np.abs(mean(loss, second, OLD) - goal)
-
-    return statistic
-
-
-def exponent(cells: Sequence[str]) -> Statistic:
-    """The exponent of the merge's gain on the decay's over the cells of the map, minus 1.
-
-    Orthogonal regression of the logarithms, as both are measured with errors; not a number where one is no gain.
-    """
-
-    def statistic(loss: Loss, measured: Sequence[str]) -> np.ndarray:
-        gains = [
-            [mean(loss, f"{cell} last", OLD) - mean(loss, f"{cell} {arm}", OLD) for cell in cells]
-            for arm in ("decay", "merge")
-        ]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            x, y = (np.log(np.where(np.array(gain) > 0, gain, np.nan)) for gain in gains)
-        x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-        xx, yy, xy = (x * x).sum(axis=0), (y * y).sum(axis=0), (x * y).sum(axis=0)
-        return (yy - xx + np.sqrt((yy - xx) ** 2 + 4 * xy**2)) / (2 * xy) - 1
+        own, other, goal = (mean_loss(loss, arm, measured) for arm in (first, second, target))
+        return np.abs(own - goal) - np.abs(other - goal)
 
     return statistic
 
@@ -94,7 +42,7 @@ def primary(cells: Sequence[str]) -> dict[str, Claim]:
         ),
         "2 frontier": Claim(
             "With the switch the merge is better on new text where both are equal on old text.",
-            frontier("switched merge", "switched decay"),
+            within((*OLD, *NEW), frontier(*(lengths(f"switched {kind}") for kind in ("merge", "decay")), across=OLD)),
             paper="63.95 against 62.67 (Table 1), old text not measured apart",
         ),
         "3 count": Claim(
@@ -104,7 +52,7 @@ def primary(cells: Sequence[str]) -> dict[str, Claim]:
         ),
         "4 substitutes": Claim(
             "The lower the rate at which a decay ends, the less a merge of its window still gains.",
-            substitutes,
+            within(OLD, slope({-end: (f"end {end:g}", f"end {end:g}, merged") for end in END_RATES})),
             paper="a merge after a decay adds nothing (Figure 5)",
             unit="bits per byte, minus the slope on the end rate",
         ),
@@ -114,11 +62,11 @@ def primary(cells: Sequence[str]) -> dict[str, Claim]:
         ),
         "6 weight decay": Claim(
             "Where rate × weight decay × window is 1, weights that know the weight decay come nearer to the decay.",
-            nearer("aware 5%", "plain 5%", "real 5%"),
+            within(OLD, nearer("aware 5%", "plain 5%", "real 5%")),
         ),
         "7 exponent": Claim(
             "The merge's gain grows more slowly than the decay's over the map of the regime.",
-            exponent(cells),
+            within(OLD, exponent([(f"{c} merge", f"{c} decay", f"{c} last") for c in cells])),
             unit="exponent minus 1",
         ),
     }

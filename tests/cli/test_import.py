@@ -12,7 +12,7 @@ def test_importing_every_module_changes_no_logger_and_no_setting():
         import importlib, logging, os, pkgutil, sys, warnings
         import absl.logging, etils.epath, flax.nnx, grain, jax.numpy, matplotlib.pyplot, ml_collections.config_flags
         import optax, orbax.checkpoint, pyarrow.parquet, safetensors.numpy, tensorflow_datasets, tensorstore, tokenizers
-        import tqdm
+        import scipy.stats, tqdm
         from orbax.checkpoint import v1
 
         def state():
@@ -35,7 +35,7 @@ def test_importing_every_module_changes_no_logger_and_no_setting():
         before = state()
         import wsm_jax
         for module in pkgutil.walk_packages(wsm_jax.__path__, "wsm_jax."):
-            if not module.name.endswith("__main__"):
+            if not module.name.endswith(("__main__", ".io.bucket", ".io.marker")):  # a gs:// address brings these
                 importlib.import_module(module.name)
         after = state()
         for name in before:

@@ -15,6 +15,11 @@ def mean_loss(loss: Loss, arm: str, domains: Sequence[str]) -> np.ndarray:
     return np.mean([loss(arm, domain) for domain in domains], axis=0)
 
 
+def within(domains: Sequence[str], statistic: Statistic) -> Statistic:
+    """A statistic of the losses on some domains alone, as :func:`wsm_jax.sweeps.difference` takes them."""
+    return lambda loss, measured: statistic(loss, [each for each in measured if each in domains] or list(measured))
+
+
 def slope(gains: Mapping[float, tuple[str, str]]) -> Statistic:
     """Least-squares slope of a difference of losses on a number.
 

@@ -158,7 +158,8 @@ class Experiment:
             if not choice.of:
                 raise UsageError(f"{self.name}: choice {name!r} has no candidates")
         for name, claim in self.claims.items():
-            claim.statistic(lambda arm, domain, name=name: self._known(name, arm), ["domain"])
+            with np.errstate(all="ignore"):  # these losses are none
+                claim.statistic(lambda arm, domain, name=name: self._known(name, arm), ["domain"])
 
     def _known(self, claim: str, arm: str) -> np.ndarray:
         if arm not in self.arms and arm not in self.choices:

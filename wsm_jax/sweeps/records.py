@@ -108,7 +108,7 @@ def read(folder: Path) -> Results:
     """
     records, documents = files.read_jsonl(folder / RECORDS), files.read_json(folder / DOCUMENTS)
     try:
-        with np.load(folder / NATS) as stored:
+        with (folder / NATS).open("rb") as file, np.load(file) as stored:
             nats = {name: stored[name] for name in stored.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UsageError(f"{folder / NATS}: cannot be read ({error})") from error
