@@ -109,7 +109,8 @@ def speed_section(records: list[dict[str, Any]]) -> list[str]:
         f"Training step of a GPT with {shape['layers']} layers, width {shape['d_model']}, context {shape['context']}, "
         f"batch {shape['batch_size']}, vocabulary {shape['vocab_size']:,}, float32, on {shape['threads']} cores of "
         f"{machine['cpu']}, {len(records[0]['tokens_per_second'])} interleaved rounds "
-        "(`python benchmarks/train_step.py --peer_python=…`; [records](../benchmarks/results/train_step.jsonl)), "
+        "(`python benchmarks/train_step.py --peer_python=…` at commit 6d610bb, before the fast settings were the "
+        "default; [records](../benchmarks/results/train_step.jsonl)), "
         "medians; × is the median of the ratios within the rounds, and from the lowest to the highest:",
         "",
         *markdown_table(rows),
