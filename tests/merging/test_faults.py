@@ -49,7 +49,11 @@ def test_inputs_that_are_not_there(tmp_path):
     (tmp_path / "1").mkdir()
     refused(tmp_path, [*paths, tmp_path / "1"], "1 is neither a complete Orbax checkpoint nor a folder with model.safe")
     refused(tmp_path, [*paths, tmp_path / "2"], "2 is neither")
-    refused(tmp_path, ["s3://bucket/run/1"], "s3://bucket/run/1 is no path of a file system; mount the bucket")
+    refused(
+        tmp_path,
+        ["s3://bucket/run/1"],
+        "s3://bucket/run/1 is no path of a file system, nor gs://BUCKET/PATH; mount the bucket",
+    )
     (tmp_path / "model_5.safetensors").touch()
     refused(tmp_path, [tmp_path / "model_5.safetensors"], "a single file goes into a folder of its own, as model.safe")
     shutil.copytree(paths[0], tmp_path / "3.orbax-checkpoint-tmp-17")

@@ -237,7 +237,10 @@ def test_steps_that_are_not_evenly_spaced(tmp_path, capsys):
         ),
         (["{in}"], "{in} is a folder of steps; it holds those of steps 800 to 1000: add --count=N"),
         (["nowhere", "--count=2"], "nowhere is no folder of checkpoints; nothing is there"),
-        (["s3://bucket/run", "--count=2"], "s3://bucket/run is no path of a file system; mount the bucket"),
+        (
+            ["s3://bucket/run", "--count=2"],
+            "s3://bucket/run is no path of a file system, nor gs://BUCKET/PATH; mount the bucket",
+        ),
         (["{in}", "--count=2", "--every=100"], "--every goes with --run"),
         (["{in}", "--count=2", "--follow"], "--follow goes with --run"),
         (["{in}/checkpoint-1000", "{in}/checkpoint-800", "--curve=cosine"], "give {in}/checkpoint-800 {in}/checkpoint"),

@@ -299,7 +299,9 @@ def test_bad_input_stops_before_anything_is_written(tiny, fields, message):
 
 def test_a_bucket_is_no_folder(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="s3://bucket/run is no path of a file system; mount the bucket"):
+    with pytest.raises(
+        UsageError, match="s3://bucket/run is no path of a file system, nor gs://BUCKET/PATH; mount the bucket"
+    ):
         train(tiny.config(), "s3://bucket/run")
     assert not list(tmp_path.iterdir())
 
