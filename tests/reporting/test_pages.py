@@ -13,6 +13,7 @@ from tests.reporting import samples
 from wsm_jax import cli
 from wsm_jax.reporting import document, experiment_page, index_page
 from wsm_jax.reporting.document import Page, Section, Table
+from wsm_jax.reporting.effects import Effect, heat_map
 
 # What an HTML page loads, by its attribute.
 LOADS = {"src", "srcset", "poster", "data", "action"}
@@ -221,3 +222,9 @@ def test_claims_of_a_folder_are_found_one_or_two_levels_down(tmp_path):
         (tmp_path / name / "claims.json").write_text("{}")
     assert index_page.folders(tmp_path) == [tmp_path / "a", tmp_path / "b" / "small"]
     assert math.isnan(experiment_page.effect(samples.CLAIMS[0] | {"interval": None}, "x").low)
+
+
+def test_a_panel_that_is_left_over_is_not_drawn():
+    cells = {(panel, "20", x): Effect(panel, 0.1, verdict="open") for panel in "abc" for x in "12345"}
+    axes = heat_map(cells, rows="interval", columns="window", unit="bits per byte").axes
+    assert [each.get_visible() for each in axes] == [True, True, True, False]

@@ -157,7 +157,7 @@ def heat_map(cells: Mapping[tuple[str, str, str], Effect], *, rows: str, columns
     figure = Figure(figsize=(width, 0.35 + down * (0.75 + 0.3 * len(ys))))
     reach = max(abs(effect.estimate) for effect in cells.values()) or 1.0
     lowest = min(cells, key=lambda key: cells[key].estimate)
-    all_axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat
+    all_axes = [*figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat]
     for panel, axes in zip(panels, all_axes, strict=False):
         for key in (key for key in cells if key[0] == panel):
             _cell(axes, cells[key], ys.index(key[1]), xs.index(key[2]), reach, frame=key == lowest)
@@ -167,8 +167,9 @@ def heat_map(cells: Mapping[tuple[str, str, str], Effect], *, rows: str, columns
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.grid(False)
-    for axes in [*all_axes][len(panels) :]:
-        axes.set_visible(False)
+    for place in range(len(panels), len(all_axes)):
+        all_axes[place].set_visible(False)
+        all_axes[place - across].tick_params(labelbottom=True)  # the last of its column
     figure.supxlabel(columns, fontsize=9)
     figure.supylabel(rows, fontsize=9)
     figure.suptitle(f"{unit}: blue is better, orange worse", fontsize=9)
