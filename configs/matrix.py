@@ -1,10 +1,10 @@
-"""The models of the paper's tables and figures (experiments/training.py), by scale.
+"""The models of experiments/first.py and experiments/ablation.py, by scale.
 
     wsm train --config=configs/matrix.py:small --run=runs/mine                     (any run of them by hand)
 
 The paper's proportions where they matter: 16 checkpoints in the length of the real decay, which is the last quarter of
-the run (the paper's is 4% of a run of 10.6T tokens; a short run needs a longer one). The peak rate is a placeholder:
-experiments/tuning.py finds one for each arm.
+the run (the paper's is 4% of a run of 10.6T tokens; a short run needs a longer one). The peak rate is
+one that suits the small model at a constant rate.
 """
 
 import dataclasses

@@ -9,13 +9,11 @@ seeds 1 and 2 were run. The same command again goes on where it stopped.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from experiments.environment import tuned
 from wsm_jax.checkpoints import plan as plan_lib
 from wsm_jax.cli import config_flags
 from wsm_jax.errors import UsageError, ended
@@ -66,12 +64,11 @@ def main() -> int:
     options, overrides = parser.parse_known_args()
     output = options.output or Path("runs") / f"demo-{options.seed}"
     stages: dict[str, float] = {}
-    environment = {**tuned(), **os.environ}
     todo = commands(output, options.seed, overrides)
     for number, command in enumerate(todo, 1):
         print(f"\n[{number}/{len(todo)}] wsm {' '.join(command)}", file=sys.stderr, flush=True)
         clock = time.perf_counter()
-        process = subprocess.Popen([sys.executable, "-m", "wsm_jax", *command], env=environment)
+        process = subprocess.Popen([sys.executable, "-m", "wsm_jax", *command])
         try:
             status = process.wait()
         except KeyboardInterrupt:  # the process saves where it is and ends by itself

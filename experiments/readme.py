@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.intervals import interval
 from wsm_jax.errors import ended
+from wsm_jax.evaluation.statistics import estimate
 from wsm_jax.io.files import read_json, read_jsonl, write_text
 from wsm_jax.reporting.tables import markdown_table
 
@@ -32,7 +32,9 @@ def demo_section(results: list[dict[str, Any]], seconds: list[dict[str, float]])
     ]
     for index, key in enumerate(keys):
         each = [result["rows"][index] for result in results]
-        mean, half = interval([row["difference"] for row in each])
+        found = estimate([row["difference"] for row in each])  # over seeds alone
+        assert found.interval is not None
+        mean, half = found.estimate, found.interval[1] - found.estimate
         chosen = each[0]["group"] == "chosen"
         windows = sorted({row["window"] for row in each})
         rows.append(

@@ -1,7 +1,6 @@
 """What was measured becomes what is claimed: records, nats and documents of a sweep -> claims.json."""
 
 import dataclasses
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ from wsm_jax.errors import UsageError
 from wsm_jax.evaluation import statistics
 from wsm_jax.evaluation.statistics import Documents, Estimate
 from wsm_jax.io import files
+from wsm_jax.sweeps import records as records_lib
 from wsm_jax.sweeps.experiment import Claim, Experiment, Loss, Statistic, difference
+from wsm_jax.sweeps.records import DOCUMENTS, NATS, RECORDS, SAME
 
-RECORDS, NATS, DOCUMENTS, CLAIMS = "records.jsonl", "nats.npz", "documents.json", "claims.json"
+CLAIMS = "claims.json"
 UNIT = "bits per byte"
-SAME = ("wsm_jax", "versions", "python", "machine", "platform")  # in all arms of a seed, or they cannot be paired
 TOLERANCE = 1e-5  # relative, between the losses of records and of nats, which are float32
 DIGITS = 10  # significant ones in claims.json: sums may differ in the last bits between processors
 Json = dict[str, Any]
@@ -62,15 +62,9 @@ def write(experiment: Experiment, folder: Path) -> Json:
     Raises:
       UsageError: a file that is missing or damaged; as :func:`measured` and :func:`of`.
     """
-    records, documents = files.read_jsonl(folder / RECORDS), files.read_json(folder / DOCUMENTS)
-    try:
-        with (folder / NATS).open("rb") as file, np.load(file) as stored:
-            nats = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{folder / NATS}: cannot be read ({error})") from error
-    if lacking := {"domains", "domain", "bytes"} - {*documents}:
-        raise UsageError(f"{folder / DOCUMENTS} lacks {', '.join(sorted(lacking))}")
-    claims = of(experiment, measured(experiment, records, nats, documents), left_out=documents.get("left_out", {}))
+    found = records_lib.read(folder)
+    arms = measured(experiment, found.records, found.nats, found.documents)
+    claims = of(experiment, arms, left_out=found.documents.get("left_out", {}))
     files.write_json(folder / CLAIMS, claims)
     return claims
 

@@ -112,6 +112,8 @@ def read(folder: Path) -> Results:
             nats = {name: stored[name] for name in stored.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UsageError(f"{folder / NATS}: cannot be read ({error})") from error
+    if lacking := {"domains", "domain", "bytes"} - {*documents}:
+        raise UsageError(f"{folder / DOCUMENTS} lacks {', '.join(sorted(lacking))}")
     for record in records:
         if key(record) not in nats:
             raise UsageError(f"{folder / NATS} has no {key(record)!r}, of which {RECORDS} has a record")

@@ -6,9 +6,8 @@ from typing import Any
 
 from wsm_jax.io import files
 from wsm_jax.reporting.tables import print_table, signed
+from wsm_jax.sweeps.claims import CLAIMS
 from wsm_jax.sweeps.plan import Plan
-
-CLAIMS = "claims.json"
 
 
 def summary(plan: Plan, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
