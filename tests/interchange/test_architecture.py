@@ -1,11 +1,11 @@
 """What config.json and the names of tensors tell, and what is refused by name; no model is computed here."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.interchange.folders import GPT2, LLAMA, NEOX, QWEN2, QWEN3
 from wsm_jax.config import ModelConfig
 from wsm_jax.errors import UsageError
 from wsm_jax.interchange import architecture
@@ -13,14 +13,6 @@ from wsm_jax.interchange.architecture import Layout
 from wsm_jax.models.llama import LlamaFields
 from wsm_jax.models.public import Tensor
 
-GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 32}
-COMMON: dict[str, Any] = {
-    "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 16, "vocab_size": 32
-}  # fmt: skip
-NEOX = {"model_type": "gpt_neox", **COMMON, "intermediate_size": 32, "rotary_pct": 0.5}
-LLAMA = {"model_type": "llama", **COMMON, "intermediate_size": 24}
-QWEN2 = {**LLAMA, "model_type": "qwen2", "num_key_value_heads": 1}
-QWEN3 = {**QWEN2, "model_type": "qwen3", "head_dim": 4}
 PLACE = Path("folder")
 
 
