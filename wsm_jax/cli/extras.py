@@ -18,12 +18,21 @@ MODULES = {
         "pyarrow",
     ),
     "plots": ("matplotlib", "jinja2"),
-    "hf": ("datasets",),
+    "hf": ("datasets", "huggingface_hub"),
     "tensorboard": ("tensorboardX",),
     "wandb": ("wandb",),
 }
 # What all of a verb's work takes; a merge needs its extra where weights are found by their loss.
-VERBS = {"prepare": "data", "train": "train", "merge": "eval", "eval": "eval", "report": "eval,plots", "sweep": "all"}
+VERBS = {
+    "prepare": "data",
+    "train": "train",
+    "merge": "eval",
+    "eval": "eval",
+    "import": "eval",
+    "export": "eval",
+    "report": "eval,plots",
+    "sweep": "all",
+}
 
 
 @contextlib.contextmanager

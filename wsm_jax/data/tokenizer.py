@@ -144,7 +144,8 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     """Read a vocabulary from disk.
 
     Args:
-      path: a ``tokenizer.json`` file, a folder with one, or a folder with GPT-2's ``encoder.json`` and ``vocab.bpe``.
+      path: a ``tokenizer.json`` file, a folder with one, or a folder with GPT-2's ``encoder.json`` and ``vocab.bpe``
+        (in folders of transformers ``vocab.json`` and ``merges.txt``).
 
     Raises:
       UsageError: nothing of the kind there, a file that cannot be parsed, or no end-of-text token in it.
@@ -178,9 +179,9 @@ def tokenizer_files(path: str | pathlib.Path) -> list[pathlib.Path]:
         return [path]
     if (path / "tokenizer.json").is_file():
         return [path / "tokenizer.json"]
-    pair = [path / "encoder.json", path / "vocab.bpe"]
-    if all(file.is_file() for file in pair):
-        return pair
+    for names in (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):  # as OpenAI has them, as transformers
+        if all((path / name).is_file() for name in names):
+            return [path / name for name in names]
     raise UsageError(
         f"tokenizer {path} is neither a tokenizer.json, nor a folder with one, nor a folder with encoder.json and "
         "vocab.bpe; write bpe:SIZE to train one"

@@ -15,7 +15,7 @@ from flax import nnx
 from wsm_jax.config import setting
 from wsm_jax.config.model import TransformerFields
 from wsm_jax.errors import UsageError
-from wsm_jax.models import family, rotary, transformer
+from wsm_jax.models import family, public, rotary, transformer
 from wsm_jax.models.cache import Cache, Past
 from wsm_jax.models.family import Family, Leaf, Leaves
 from wsm_jax.models.layers import GeluMLP, LayerNorm, Linear, RotaryAttention, normal
@@ -155,6 +155,77 @@ PRESETS = {
     "pythia_12b": pythia(36, 5120, 40, 50688),
 }
 
+
+# --- as EleutherAI publishes it ---------------------------------------------------------------------------------------
+
+
+def _tensors(config: NeoxFields) -> list[public.Tensor]:
+    """There queries, keys and values are one projection, head after head."""
+    block = f"gpt_neox.layers.{public.LAYER}."
+    fused = (f"blocks/attention/{name}" for name in "qkv")
+    return [
+        *public.plain("gpt_neox.embed_in.weight", "token_embedding"),
+        *public.norm(f"{block}input_layernorm", "blocks/norm1"),
+        *public.linear(f"{block}attention.query_key_value", *fused, heads=config.heads),
+        *public.linear(f"{block}attention.dense", "blocks/attention/out"),
+        *public.norm(f"{block}post_attention_layernorm", "blocks/norm2"),
+        *public.linear(f"{block}mlp.dense_h_to_4h", "blocks/mlp/up"),
+        *public.linear(f"{block}mlp.dense_4h_to_h", "blocks/mlp/down"),
+        *public.norm("gpt_neox.final_layer_norm", "final_norm"),
+        public.Tensor("embed_out.weight", ("head/kernel",), turned=True),
+    ]
+
+
+def _read(settings: public.Settings) -> NeoxFields:
+    width, rope = settings.number("hidden_size"), settings.rope("rotary_emb_base", "rotary_pct", 0.25)
+    settings.only("intermediate_size", 4 * width)
+    settings.only("hidden_act", "gelu")
+    settings.only("attention_bias", True)
+    settings.only("tie_word_embeddings", False)
+    settings.full_attention()
+    if rope["rope_type"] != "default":
+        raise settings.refuse("rope_type", rope["rope_type"], "default")
+    return NeoxFields(
+        layers=settings.number("num_hidden_layers"),
+        d_model=width,
+        heads=settings.number("num_attention_heads"),
+        context=settings.number("max_position_embeddings"),
+        vocab_size=settings.number("vocab_size"),
+        rotary_pct=float(rope["partial_rotary_factor"]),
+        rope_theta=float(rope["rope_theta"]),
+        parallel_residual=bool(settings.get("use_parallel_residual", True)),
+        norm_eps=float(settings.get("layer_norm_eps", 1e-5)),
+    )
+
+
+def _write(config: NeoxFields) -> dict[str, object]:
+    return {
+        "num_hidden_layers": config.layers,
+        "hidden_size": config.d_model,
+        "intermediate_size": 4 * config.d_model,
+        "num_attention_heads": config.heads,
+        "max_position_embeddings": config.context,
+        "rotary_pct": config.rotary_pct,
+        "rotary_emb_base": config.rope_theta,
+        "use_parallel_residual": config.parallel_residual,
+        "layer_norm_eps": config.norm_eps,
+        "hidden_act": "gelu",
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+    }
+
+
+PUBLIC = public.Public(
+    architecture="GPTNeoXForCausalLM",
+    model_type="gpt_neox",
+    prefix="gpt_neox.",
+    tensors=_tensors,
+    read=_read,
+    write=_write,
+    buffers=r"(gpt_neox\.)?(layers\.\d+\.attention\.)?(bias|masked_bias|rotary_emb\.inv_freq)",
+    aliases={"lm_head.weight": "embed_out.weight"},
+)
+
 family.register(
     Family(
         fields=NeoxFields,
@@ -165,5 +236,6 @@ family.register(
         portable=transformer.portable,
         picked=transformer.picked,
         presets=PRESETS,
+        public=(PUBLIC,),
     )
 )
