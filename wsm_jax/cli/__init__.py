@@ -15,6 +15,7 @@ from wsm_jax.cli import (
     eval,
     export_model,
     extras,
+    generate,
     import_model,
     inspect,
     merge,
@@ -50,6 +51,7 @@ VERBS = {
         "Tell what a run, a checkpoint or a merge is, or with --hashes whether it is what was saved.",
     ),
     "eval": (eval.add, eval.run, False, "Loss of a run's checkpoint or merge on held-out documents."),
+    "generate": (generate.add, generate.run, False, "Text after prompts, by a checkpoint or a merge of a run."),
     "import": (
         import_model.add,
         import_model.run,

@@ -27,8 +27,8 @@ from wsm_jax.parallel.sharding import RULES, Rules
 
 __all__ = [
     "Difference", "Evaluation", "Evaluator", "check_fits", "checkpoint_path", "fields_of", "held_out",
-    "held_out_stores", "load", "make_evaluator", "model_and_data", "paired_difference", "run_evaluator", "shardings",
-    "tokenizer_place",
+    "held_out_stores", "load", "make_evaluator", "model_and_data", "model_of", "paired_difference", "run_evaluator",
+    "shardings", "tokenizer_place",
 ]  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def model_and_data(run: Run) -> tuple[Model, Corpus]:
             f"the data of {run.path} have changed since it was trained (hash {corpus.hash[:12]}, "
             f"then {run.facts['data_hash'][:12]}); losses would not be comparable"
         )
-    return _model(run), corpus
+    return model_of(run), corpus
 
 
 def tokenizer_place(run: Run) -> Path:
@@ -133,7 +133,7 @@ def held_out(run: Run, split: str, source: str = "") -> tuple[Model, list[TokenS
         return model, held_out_stores(corpus, split), split
     whole = {"validation_fraction": 0.0, "test_fraction": 0.0}
     text = DataConfig(source=source, tokenizer=str(tokenizer_place(run)), store=run.config.data.store, **whole)
-    return _model(run), held_out_stores(prepare(text), "train"), "train"
+    return model_of(run), held_out_stores(prepare(text), "train"), "train"
 
 
 def fields_of(run: Run) -> ModelFields:
@@ -143,7 +143,8 @@ def fields_of(run: Run) -> ModelFields:
     return family.of(shape).portable(shape)
 
 
-def _model(run: Run) -> Model:
+def model_of(run: Run) -> Model:
+    """The model of a run, as this machine can compute it."""
     return build(fields_of(run))
 
 
@@ -182,7 +183,7 @@ def load(run: Run, path: str | Path, item: str | None = None) -> Any:
       UsageError: as :func:`wsm_jax.load_tree`; a leaf that the model of ``run`` lacks.
     """
     stored = orbax.abstract_tree(path, item)
-    where = sharding.tree_shardings(mesh_lib.like(run.config.mesh), stored, _model(run).axes)
+    where = sharding.tree_shardings(mesh_lib.like(run.config.mesh), stored, model_of(run).axes)
     return orbax.load_tree(path, item, abstract=jax.tree.map(_at, stored, where))
 
 
@@ -192,14 +193,14 @@ def _at(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
 
 def shardings(run: Run) -> Any:
     """Where :func:`run_evaluator` wants the parameters of the run's model."""
-    model = _model(run)
+    model = model_of(run)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return sharding.tree_shardings(mesh_lib.like(run.config.mesh), shapes, model.axes)
 
 
 def check_fits(run: Run, path: Path) -> None:
     """Raises UsageError where the parameters at ``path``, which may lie elsewhere, are not of the model of ``run``."""
-    compatibility.check_params(path, jax.eval_shape(_model(run).init, jax.random.key(0)))
+    compatibility.check_params(path, jax.eval_shape(model_of(run).init, jax.random.key(0)))
     if origin := compatibility.origin_of(path):
         compatibility.check_unseen(path, origin, run.config)
         if origin.facts["data"]["tokenizer_hash"] != run.facts["data"]["tokenizer_hash"]:
