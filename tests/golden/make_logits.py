@@ -5,7 +5,7 @@
 
 Needs nothing of ours. ``logits/NAME.safetensors`` beside this file holds the parameters in float32 under the names
 that ``save_pretrained`` gives them, ``ids`` and the float32 ``logits``; its metadata the configuration, as JSON.
-``tests/models/test_golden_logits.py`` reads them.
+``tests/interchange/test_golden_logits.py`` reads them.
 """
 
 import json

@@ -194,9 +194,17 @@ class Sink:
       leaves: name -> leaf to write.
       like: None, or a source whose files and configuration are taken over.
       create: make the files; on several processes one does.
+      files: name -> file, where that is not as in ``like``; default: one file.
     """
 
-    def __init__(self, folder: Path, leaves: Mapping[str, Leaf], like: Source | None, create: bool):
+    def __init__(
+        self,
+        folder: Path,
+        leaves: Mapping[str, Leaf],
+        like: Source | None,
+        create: bool,
+        files: Mapping[str, str] | None = None,
+    ):
         self._folder = folder
         self._places: dict[str, tuple[Path, int]] = {}
         if create:
@@ -209,7 +217,8 @@ class Sink:
             )
         groups: dict[str, list[str]] = {}
         for name in leaves:
-            groups.setdefault(like.file_of(name) if like else SINGLE, []).append(name)
+            file = like.file_of(name) if like else (files or {}).get(name, SINGLE)
+            groups.setdefault(file, []).append(name)
         for file, names in groups.items():
             aliases = like.aliases[file] if like else {}
             kept = {name: of for name, of in aliases.items() if of in names}

@@ -29,11 +29,15 @@ def check_free(output: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def unfinished(output: str | os.PathLike) -> Iterator[Path]:
+def unfinished(output: str | os.PathLike, *, seal: bool = True) -> Iterator[Path]:
     """A path beside ``output`` to write the checkpoint at; it becomes ``output`` when the block ends without an error.
 
     What a killed merge has left there is removed. On several processes all enter and leave together. What is to be in a
     bucket is made on a disk, for its objects cannot be written block by block, and put there at the end.
+
+    Args:
+      output: the folder to be.
+      seal: hash its files, as of a checkpoint; what holds checkpoints that are sealed needs it not.
 
     Raises:
       UsageError: ``output`` exists, or another process is writing it.
@@ -56,7 +60,8 @@ def unfinished(output: str | os.PathLike) -> Iterator[Path]:
                 pass  # every part is written
             with all_succeed():
                 if lock is not None:
-                    integrity.seal(folder / output.name)
+                    if seal:
+                        integrity.seal(folder / output.name)
                     check_free(output)
                     publish.appear(folder / output.name, output)
     finally:

@@ -72,6 +72,14 @@ class Run:
         """Folder of the checkpoints that are merged."""
         return merge_stream(self.path)
 
+    @property
+    def tokenizer(self) -> Path | None:
+        """The folder with its tokenizer: of an imported run its own, else that of its tokens; None: it has none."""
+        if "imported" in self.facts:
+            return self.path / "public" if self.facts["data"]["tokenizer_hash"] else None
+        stores = self.facts["data"].get("stable") or []
+        return places.at(stores[0]["path"]) if stores else None
+
     def merged(self, name: str) -> Path:
         """Folder of the merged parameters of that name."""
         return self.path / "merged" / name
@@ -105,7 +113,7 @@ _FACT_TYPES: dict[str, Any] = {
     **dict.fromkeys(("data_hash", "config_hash", "config_id"), str),
     **dict.fromkeys(("parameters", "steps", "tokens_per_step", "merge_interval"), int),
     **dict.fromkeys(("tokens_at_branch", "longest_resume_interval"), int),
-    **dict.fromkeys(("data", "decay_mask", "picked"), dict),
+    **dict.fromkeys(("data", "decay_mask", "picked", "imported"), dict),
     "branch_step": int | None,
     "branch_points": list,
 }

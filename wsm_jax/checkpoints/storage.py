@@ -161,7 +161,12 @@ def open_sources(paths: Sequence[str | os.PathLike], item: Items = None) -> Iter
 
 
 def create_sink(
-    path: Path, leaves: Mapping[str, Leaf], like: Source, form: str | None = None, item: str | None = None
+    path: Path,
+    leaves: Mapping[str, Leaf],
+    like: Source,
+    form: str | None = None,
+    item: str | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Sink:
     """A sink for ``leaves`` at ``path``, which does not exist. On several processes all call it together.
 
@@ -172,6 +177,7 @@ def create_sink(
         changes, ``a/b`` in a tree and ``a.b`` in safetensors are one name.
       form: ``orbax`` or ``safetensors``; default: as ``like``.
       item: what the tree is called in an Orbax checkpoint; default ``params``.
+      files: leaf -> file of safetensors, where ``like`` is no such folder; default: one file.
 
     Raises:
       UsageError: two leaves that would have one name, a dtype that the form cannot hold, an item that it has not.
@@ -193,7 +199,9 @@ def create_sink(
     first = jax.process_index() == 0
     if form == SAFETENSORS:
         with all_succeed():
-            inner = huggingface.Sink(path, renamed, like if isinstance(like, huggingface.Source) else None, first)
+            inner = huggingface.Sink(
+                path, renamed, like if isinstance(like, huggingface.Source) else None, first, files
+            )
         return _Hashed(inner, path, "", names, renamed)
     from wsm_jax.checkpoints import zarr
 

@@ -10,7 +10,22 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from wsm_jax.cli import config_flags, eval, extras, inspect, merge, prepare, quiet, report, sweep, train, weights
+from wsm_jax.cli import (
+    config_flags,
+    eval,
+    export_model,
+    extras,
+    generate,
+    import_model,
+    inspect,
+    merge,
+    prepare,
+    quiet,
+    report,
+    sweep,
+    train,
+    weights,
+)
 from wsm_jax.errors import UsageError, ended
 
 # Verb -> what adds its arguments, what runs it, whether it takes a configuration, its help.
@@ -36,6 +51,19 @@ VERBS = {
         "Tell what a run, a checkpoint or a merge is, or with --hashes whether it is what was saved.",
     ),
     "eval": (eval.add, eval.run, False, "Loss of a run's checkpoint or merge on held-out documents."),
+    "generate": (generate.add, generate.run, False, "Text after prompts, by a checkpoint or a merge of a run."),
+    "import": (
+        import_model.add,
+        import_model.run,
+        False,
+        "Make a run of a public model, or of a series of its checkpoints.",
+    ),
+    "export": (
+        export_model.add,
+        export_model.run,
+        False,
+        "Write a checkpoint or a merge of a run as a folder that transformers loads.",
+    ),
     "sweep": (
         sweep.add,
         sweep.run,

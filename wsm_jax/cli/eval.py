@@ -1,4 +1,4 @@
-"""``wsm eval``: the loss of a checkpoint or merge on held-out documents, or on answers given their prompts."""
+"""``wsm eval``: the loss of a checkpoint or merge on held-out documents, any text, or answers given their prompts."""
 
 import argparse
 import json
@@ -22,6 +22,9 @@ def add(sub: argparse.ArgumentParser) -> None:
     what = sub.add_mutually_exclusive_group()
     what.add_argument("--split", default="validation", choices=("validation", "test"), help="default: validation")
     what.add_argument(
+        "--source", metavar="TEXT", help="any text instead of the run's own data: text:PATH_OR_GLOB, hf:NAME, ..."
+    )
+    what.add_argument(
         "--answers",
         metavar="FILE",
         help="measure answers given their prompts instead: JSON lines with prompt and answer, .jsonl or .jsonl.gz",
@@ -44,7 +47,7 @@ def run(options: argparse.Namespace, settings: list[str]) -> None:
     if options.answers:
         evaluator = answers.run_evaluator(run, options.answers)
     else:
-        evaluator = evaluate_lib.run_evaluator(run, options.split)
+        evaluator = evaluate_lib.run_evaluator(run, options.split, source=options.source or "")
     if options.merged:
         evaluate_lib.check_fits(run, path)
     params = evaluate_lib.load(run, path, item)
@@ -55,6 +58,8 @@ def run(options: argparse.Namespace, settings: list[str]) -> None:
     figures = {"checkpoint": str(path), "item": item}
     if options.answers:
         figures |= {"answers": options.answers, **answers.summary(evaluation)}
+    elif options.source:
+        figures |= {"source": options.source, **evaluation.summary(), **evaluation.intervals()}
     else:
         figures |= {"split": options.split, **evaluation.summary()}
     if options.json:

@@ -7,7 +7,7 @@ from wsm_jax.errors import UsageError
 
 # Extra -> what it brings, by the names that are imported. A test holds it against pyproject.toml.
 MODULES = {
-    "eval": ("flax", "optax", "scipy"),
+    "eval": ("flax", "optax", "scipy", "jinja2"),
     "data": (
         "grain",
         "tensorflow_datasets",
@@ -18,12 +18,22 @@ MODULES = {
         "pyarrow",
     ),
     "plots": ("matplotlib", "jinja2"),
-    "hf": ("datasets",),
+    "hf": ("datasets", "huggingface_hub"),
     "tensorboard": ("tensorboardX",),
     "wandb": ("wandb",),
 }
 # What all of a verb's work takes; a merge needs its extra where weights are found by their loss.
-VERBS = {"prepare": "data", "train": "train", "merge": "eval", "eval": "eval", "report": "eval,plots", "sweep": "all"}
+VERBS = {
+    "prepare": "data",
+    "train": "train",
+    "merge": "eval",
+    "eval": "eval",
+    "generate": "eval",
+    "import": "eval",
+    "export": "eval",
+    "report": "eval,plots",
+    "sweep": "all",
+}
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def make_specs(options: argparse.Namespace, *, say: Say = lambda _: None) -> dic
     merge_request.output_path(options, run, name)  # complains of one that exists, before anything is fitted
     split, limit = options.fit_split or "validation", run.config.evaluation.tokens
     newest = recipe.end_point(run, window.steps[-1]) if snapshot == MEAN else window.paths[-1]
-    validate = evaluate.run_evaluator(run, split, limit_tokens=limit)
+    validate = evaluate.run_evaluator(run, split, source=options.source or "", limit_tokens=limit)
     # What no merge at all gives. Without an end point a search over means is refused, as some curves need it.
     last_loss = validate(evaluate.load(run, newest, options.item or PARAMS)).loss if newest else None
     if options.curve == "learned":
@@ -48,13 +48,16 @@ def make_specs(options: argparse.Namespace, *, say: Say = lambda _: None) -> dic
         rule, window, fit = _searched(options, run, window, validate, say)
     spec = merge_run.window_specs(options, run, rule, {name: window})[name]
     merge_run.warn_of_warmup(run, [window])
-    fit = {"split": split, "limit_tokens": limit, "last_checkpoint": last_loss, **fit}
+    where = {"source": options.source} if options.source else {"split": split}
+    fit = {**where, "limit_tokens": limit, "last_checkpoint": last_loss, **fit}
     return {name: dataclasses.replace(spec, record={**spec.record, "fit": fit})}
 
 
 def _check(options: argparse.Namespace) -> None:
     curve = options.curve
     check_split(options.fit_split or "validation")
+    if options.source and options.fit_split:
+        raise UsageError("--source takes the place of the run's own data, so --fit_split does not go with it")
     if options.explain:
         raise UsageError(f"--explain reads no array, but --curve={curve} needs them to find the weights")
     for flag in ("extrapolate", "order", "spacing"):
@@ -64,7 +67,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError(f"--every goes with rules that need no data; --curve={curve} finds the weights of one window")
     refused = {
         "learned": {"weight_decay_aware": "they emulate no decay", "item": "", "leaves": "all leaves are averaged"},
-        "search": {flag: "it learns no weights" for flag in FIT_OPTIONS if flag != "fit_split"},
+        "search": {flag: "it learns no weights" for flag in FIT_OPTIONS if flag not in ("fit_split", "source")},
     }
     for flag, reason in refused[curve].items():
         value = getattr(options, flag)
@@ -82,7 +85,9 @@ def _learned(options: argparse.Namespace, run: Run, window: Window, say: Say) ->
         "start": options.fit_start or "linear",
         "monotone": bool(options.monotone),
     }
-    fit = learn(run, window, **asked, say=say)
+    fit = learn(run, window, **asked, source=options.source or "", say=say)
+    if options.source:
+        del asked["split"]
     record = {
         **asked,
         "optimizer": f"adam on the logits, {LEARNING_RATE:g} with cosine decay",

@@ -15,7 +15,7 @@ CURVES = (
     "linear | cosine | minus_sqrt | square | exponential | inverse_sqrt | ema (decay curves), "
     "mean | lawa (uniform), wma (by index), ema:DECAY (recursive), best:N (lowest validation loss)"
 )
-FIT_OPTIONS = ("fit_split", "fit_steps", "fit_seed", "fit_start", "monotone")
+FIT_OPTIONS = ("fit_split", "source", "fit_steps", "fit_seed", "fit_start", "monotone")
 
 
 def add(sub: argparse.ArgumentParser) -> None:
@@ -95,6 +95,9 @@ def _add_weights(sub: argparse.ArgumentParser) -> None:
         "the gradient of the loss with respect to the weights.",
     )
     fit.add_argument("--fit_split", metavar="SPLIT", help="validation or train; never test (default: validation)")
+    fit.add_argument(
+        "--source", metavar="TEXT", help="text to fit to instead of the run's own data, e.g. text:PATH (imported runs)"
+    )
     fit.add_argument("--fit_steps", type=whole, metavar="N", help="updates of the learned weights (default: 100)")
     fit.add_argument("--fit_seed", type=whole, metavar="N", help="of the order of the batches (default: 0)")
     fit.add_argument("--fit_start", metavar="C", help="the curve to start from (default: linear, the plain mean)")
@@ -158,7 +161,9 @@ def run(options: argparse.Namespace, settings: list[str]) -> None:
     else:
         for flag in FIT_OPTIONS:
             if getattr(options, flag) is not None:
-                raise UsageError(f"--{flag} goes with --curve=learned, --fit_split also with --curve=search")
+                raise UsageError(
+                    f"--{flag} goes with --curve=learned, --fit_split and --source also with --curve=search"
+                )
         if options.follow and options.directory is not None:
             for records in merge_run.follow(options):
                 for record in records:
@@ -193,8 +198,9 @@ def _tell(options: argparse.Namespace, record: dict[str, Any]) -> None:
         print("verified: samples of every leaf agree with a sum in float64")
     if fit := record.get("fit"):
         start = "mean of the whole window" if "chosen" in fit else f"{fit['start']} weights"
+        where = fit.get("source") or fit["split"]
         print(
-            f"{record['curve']} x {record['count']}: loss on {fit['split']} {fit['loss']:.4f}; {start} "
+            f"{record['curve']} x {record['count']}: loss on {where} {fit['loss']:.4f}; {start} "
             f"{fit['before']:.4f}, last checkpoint {fit['last_checkpoint']:.4f}"
         )
         if fit["loss"] > fit["last_checkpoint"]:

@@ -68,6 +68,27 @@ class Tokenizer:
         """Token ids of ``text``, no end-of-text added."""
         return self._model.encode(text, add_special_tokens=False).ids
 
+    def encode_marked(self, text: str) -> list[int]:
+        """Token ids of text in which what spells a special token is that token, as in a conversation."""
+        return self._marking.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def opening(self) -> list[int]:
+        """What a text begins with: the tokens that the vocabulary's file says, else the end of the text before."""
+        return self._marking.encode("", add_special_tokens=True).ids or [self.eot]
+
+    def number(self, token: str) -> int | None:
+        """The id of a token, a special one as it is spelt; None where there is none."""
+        return self._model.token_to_id(token)
+
+    @functools.cached_property
+    def _marking(self) -> "tokenizers.Tokenizer":
+        import tokenizers
+
+        model = tokenizers.Tokenizer.from_str(self._model.to_str())
+        model.encode_special_tokens = False
+        return model
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, on all cores."""
         return [encoding.ids for encoding in self._model.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -144,7 +165,8 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     """Read a vocabulary from disk.
 
     Args:
-      path: a ``tokenizer.json`` file, a folder with one, or a folder with GPT-2's ``encoder.json`` and ``vocab.bpe``.
+      path: a ``tokenizer.json`` file, a folder with one, or a folder with GPT-2's ``encoder.json`` and ``vocab.bpe``
+        (in folders of transformers ``vocab.json`` and ``merges.txt``).
 
     Raises:
       UsageError: nothing of the kind there, a file that cannot be parsed, or no end-of-text token in it.
@@ -178,9 +200,9 @@ def tokenizer_files(path: str | pathlib.Path) -> list[pathlib.Path]:
         return [path]
     if (path / "tokenizer.json").is_file():
         return [path / "tokenizer.json"]
-    pair = [path / "encoder.json", path / "vocab.bpe"]
-    if all(file.is_file() for file in pair):
-        return pair
+    for names in (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):  # as OpenAI has them, as transformers
+        if all((path / name).is_file() for name in names):
+            return [path / name for name in names]
     raise UsageError(
         f"tokenizer {path} is neither a tokenizer.json, nor a folder with one, nor a folder with encoder.json and "
         "vocab.bpe; write bpe:SIZE to train one"

@@ -21,13 +21,13 @@ from jax.sharding import Mesh
 
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.data.pipeline import Batch
-from wsm_jax.data.tokenizer import Tokenizer
+from wsm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from wsm_jax.errors import UsageError
-from wsm_jax.evaluation.evaluate import model_and_data
+from wsm_jax.evaluation.evaluate import fields_of, model_and_data, tokenizer_place
 from wsm_jax.evaluation.evaluator import Evaluator, over
 from wsm_jax.evaluation.losses import Evaluation
 from wsm_jax.io.files import parse_json
-from wsm_jax.models.model import Model
+from wsm_jax.models.model import Model, build
 from wsm_jax.parallel import mesh as mesh_lib
 from wsm_jax.parallel.sharding import RULES, Rules
 
@@ -170,9 +170,13 @@ def run_evaluator(run: Run, path: str | Path) -> Evaluator:
       UsageError: as :func:`make_evaluator`; the data are not those the run was trained on.
     """
     read(path)  # complains before the data are looked at
-    model, data = model_and_data(run)
+    if "imported" in run.facts:
+        model, tokenizer = build(fields_of(run)), load_tokenizer(tokenizer_place(run))
+    else:
+        model, data = model_and_data(run)
+        tokenizer = data.tokenizer
     size = run.config.evaluation.batch_size
-    return make_evaluator(path, data.tokenizer, model, mesh_lib.like(run.config.mesh), batch_size=size)
+    return make_evaluator(path, tokenizer, model, mesh_lib.like(run.config.mesh), batch_size=size)
 
 
 def summary(evaluation: Evaluation) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from wsm_jax.checkpoints import compatibility, orbax
 from wsm_jax.checkpoints.run import Run
+from wsm_jax.config import DataConfig, ModelFields
 from wsm_jax.data.pipeline import evaluation_batches
 from wsm_jax.data.tokens import Corpus, TokenStore, prepare
 from wsm_jax.errors import UsageError
@@ -25,8 +26,9 @@ from wsm_jax.parallel import sharding
 from wsm_jax.parallel.sharding import RULES, Rules
 
 __all__ = [
-    "Difference", "Evaluation", "Evaluator", "check_fits", "checkpoint_path", "held_out_stores", "load",
-    "make_evaluator", "model_and_data", "paired_difference", "run_evaluator", "shardings",
+    "Difference", "Evaluation", "Evaluator", "check_fits", "checkpoint_path", "fields_of", "held_out",
+    "held_out_stores", "load", "make_evaluator", "model_and_data", "model_of", "paired_difference", "run_evaluator",
+    "shardings", "tokenizer_place",
 ]  # fmt: skip
 
 
@@ -93,41 +95,80 @@ def model_and_data(run: Run) -> tuple[Model, Corpus]:
     Raises:
       UsageError: the data are not those the run was trained on.
     """
+    if "imported" in run.facts:
+        raise UsageError(f"{run.path} was imported and has no data of its own; give it text: --source=text:PATH")
     corpus = prepare(run.config.data)
     if corpus.hash != run.facts["data_hash"]:
         raise UsageError(
             f"the data of {run.path} have changed since it was trained (hash {corpus.hash[:12]}, "
             f"then {run.facts['data_hash'][:12]}); losses would not be comparable"
         )
-    return _model(run), corpus
+    return model_of(run), corpus
 
 
-def _model(run: Run) -> Model:
+def tokenizer_place(run: Run) -> Path:
+    """The folder with the tokenizer of a run.
+
+    Raises:
+      UsageError: an imported run that has none.
+    """
+    if run.tokenizer is None:
+        raise UsageError(f"{run.path} has no tokenizer; import it again with --tokenizer=PATH")
+    return Path(run.tokenizer)
+
+
+def held_out(run: Run, split: str, source: str = "") -> tuple[Model, list[TokenStore], str]:
+    """The model of a run, the stores that it is measured on, and which split of them.
+
+    Args:
+      run: says which model, and which data where no other text is given.
+      split: of its own data.
+      source: any text instead, as ``data.source`` names it, all of which counts, in the tokens of the run.
+
+    Raises:
+      UsageError: the data are not those the run was trained on, no such text, or a run without data or tokenizer.
+    """
+    if not source:
+        model, corpus = model_and_data(run)
+        return model, held_out_stores(corpus, split), split
+    whole = {"validation_fraction": 0.0, "test_fraction": 0.0}
+    text = DataConfig(source=source, tokenizer=str(tokenizer_place(run)), store=run.config.data.store, **whole)
+    return model_of(run), held_out_stores(prepare(text), "train"), "train"
+
+
+def fields_of(run: Run) -> ModelFields:
+    """The fields of the model of a run, its vocabulary included, as this machine can compute it."""
     fields = dataclasses.replace(run.config.model, **run.picked)
     shape = with_vocabulary(fields, run.facts["data"]["vocab_size"], pad_given=not run.format)
-    return build(family.of(shape).portable(shape))
+    return family.of(shape).portable(shape)
+
+
+def model_of(run: Run) -> Model:
+    """The model of a run, as this machine can compute it."""
+    return build(fields_of(run))
 
 
 def run_evaluator(
-    run: Run, split: str, *, limit_tokens: int = 0, mesh: Mesh | None = None, rules: Rules = RULES
+    run: Run, split: str, *, source: str = "", limit_tokens: int = 0, mesh: Mesh | None = None, rules: Rules = RULES
 ) -> Evaluator:
-    """params -> Evaluation on a split of the data a run was trained on.
+    """params -> Evaluation on a split of the data a run was trained on, or on any text.
 
     Args:
       run: says which data and which model.
       split: ``validation``, ``test`` or ``train``.
+      source: text in the place of its data, see :func:`held_out`.
       limit_tokens: tokens of each store; 0 = all.
       mesh: the devices; default: all, as near to the run's mesh as they allow.
       rules: logical axis -> axes of the mesh.
 
     Raises:
-      UsageError: the data are not those the run was trained on.
+      UsageError: as :func:`held_out`.
     """
-    model, corpus = model_and_data(run)
+    model, stores, split = held_out(run, split, source)
     return make_evaluator(
         model,
         mesh or mesh_lib.like(run.config.mesh),
-        held_out_stores(corpus, split),
+        stores,
         split,
         batch_size=run.config.evaluation.batch_size,
         limit_tokens=limit_tokens,
@@ -142,7 +183,7 @@ def load(run: Run, path: str | Path, item: str | None = None) -> Any:
       UsageError: as :func:`wsm_jax.load_tree`; a leaf that the model of ``run`` lacks.
     """
     stored = orbax.abstract_tree(path, item)
-    where = sharding.tree_shardings(mesh_lib.like(run.config.mesh), stored, _model(run).axes)
+    where = sharding.tree_shardings(mesh_lib.like(run.config.mesh), stored, model_of(run).axes)
     return orbax.load_tree(path, item, abstract=jax.tree.map(_at, stored, where))
 
 
@@ -152,14 +193,14 @@ def _at(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
 
 def shardings(run: Run) -> Any:
     """Where :func:`run_evaluator` wants the parameters of the run's model."""
-    model = _model(run)
+    model = model_of(run)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return sharding.tree_shardings(mesh_lib.like(run.config.mesh), shapes, model.axes)
 
 
 def check_fits(run: Run, path: Path) -> None:
     """Raises UsageError where the parameters at ``path``, which may lie elsewhere, are not of the model of ``run``."""
-    compatibility.check_params(path, jax.eval_shape(_model(run).init, jax.random.key(0)))
+    compatibility.check_params(path, jax.eval_shape(model_of(run).init, jax.random.key(0)))
     if origin := compatibility.origin_of(path):
         compatibility.check_unseen(path, origin, run.config)
         if origin.facts["data"]["tokenizer_hash"] != run.facts["data"]["tokenizer_hash"]:

@@ -54,6 +54,18 @@ class Evaluation:
         """Standard error of :attr:`bits_per_byte`, as that of the loss."""
         return _clustered_stderr(self.nats / math.log(2), self.bytes)
 
+    def intervals(self) -> dict[str, float]:
+        """95% intervals of loss and bits per byte under a normal approximation; NaN of a single document."""
+        found = {
+            "loss": (self.loss, self.loss_stderr),
+            "bits_per_byte": (self.bits_per_byte, self.bits_per_byte_stderr),
+        }
+        return {
+            f"{name}_{end}": value + sign * Z95 * stderr
+            for name, (value, stderr) in found.items()
+            for end, sign in (("low", -1), ("high", 1))
+        }
+
     def summary(self) -> dict[str, Any]:
         """The figures ``wsm eval --json`` prints."""
         return {

@@ -87,6 +87,7 @@ def learn(
     window: Window,
     *,
     split: str = "validation",
+    source: str = "",
     steps: int = STEPS,
     seed: int = 0,
     start: str = "linear",
@@ -102,6 +103,7 @@ def learn(
       run: says which data and which model.
       window: its checkpoints.
       split: one of SPLITS.
+      source: text in the place of its data, see :func:`wsm_jax.evaluation.evaluate.held_out`.
       steps: updates.
       seed: of the order of the batches.
       start: the rule whose weights are the start, one that needs no run.
@@ -115,13 +117,13 @@ def learn(
     learned.check_settings(steps, seed)
     first = weighting.count_weights(weighting.parse(start), window.count)
     learned.mixture(first, learned.vertices(window.count, monotone))  # complains before anything is read
-    model, corpus = evaluate.model_and_data(run)
+    model, stores, split = evaluate.held_out(run, split, source)
     mesh = mesh_lib.like(run.config.mesh)
     rows = run.config.batch_size // run.config.accumulate
     where = sharding.rows_sharding(mesh, rows)
     batches = [
         jax.device_put({**batch, "document": batch["document"] >= 0}, where)
-        for store in evaluate.held_out_stores(corpus, split)
+        for store in stores
         for batch in evaluation_batches(
             store,
             split,

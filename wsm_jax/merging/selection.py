@@ -88,6 +88,8 @@ def window_shape(
         if count is None:
             raise UsageError("a window needs its count or its length: --count=N or --window=W, e.g. --window=0.1run")
         return count, interval or own
+    if "imported" in run.facts and window.strip().endswith("tok"):
+        raise UsageError(f"window={window!r}: nobody knows how many tokens a step of {run.path} was; give steps")
     steps = run.config.duration_steps("window", window)
     if interval is not None and count is not None and steps != count * interval:
         raise UsageError(

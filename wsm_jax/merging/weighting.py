@@ -231,6 +231,8 @@ def each(function: Callable[[Vector], Vector], weights: Weights) -> Weights:
 def _plain_or_aware(rule: Rule, run: Run, window: Window, weight_decay_aware: bool) -> Weights:
     if rule.best and weight_decay_aware:
         raise UsageError(f"{rule.name} selects checkpoints and emulates no decay, so it has no weight-decay-aware form")
+    if weight_decay_aware and "imported" in run.facts:
+        raise UsageError(f"--weight_decay_aware needs the rate and the decay that {run.path} was trained with")
     decay = run.config.optimizer.weight_decay if weight_decay_aware else 0.0
     if window.snapshot == MEAN:
         return _mean_weights(rule, run, window, decay)

@@ -5,7 +5,7 @@ registered. Everything else — training, evaluation, sharding, counts — is wr
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -13,6 +13,7 @@ import jax
 from wsm_jax.config import MODEL_FIELDS, ModelFields
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError
+from wsm_jax.models.public import Public
 
 Params = Any
 Init = Callable[[jax.Array], Params]
@@ -72,6 +73,7 @@ class Family:
       loss: (model, params, inputs [B, T], targets [B, T]) -> scalar that training descends, and scalars to record with
         it; None: the mean cross-entropy alone.
       presets: name -> function that makes a config.
+      public: the architectures whose published models it computes.
     """
 
     fields: type[ModelFields]
@@ -84,6 +86,7 @@ class Family:
     active_parameters: Callable[[Any, int], int] = lambda config, parameters: parameters
     loss: Callable[[Any, Params, jax.Array, jax.Array], tuple[jax.Array, Metrics]] | None = None
     presets: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)
+    public: Sequence[Public] = ()
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@ live in one stacked pytree (leading axis: layer) and run in one ``lax.scan``, so
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from flax import nnx
 
 from wsm_jax.config import ModelConfig
 from wsm_jax.errors import UsageError
-from wsm_jax.models import family, presets, transformer
+from wsm_jax.models import family, presets, public, transformer
+from wsm_jax.models.cache import Cache, Past
 from wsm_jax.models.family import Family, Leaf, Leaves
 from wsm_jax.models.layers import ACTIVATIONS, CausalAttention, GeluMLP, LayerNorm, normal
 
@@ -27,9 +29,12 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(D, bias=bias)
         self.mlp = GeluMLP(D, out_std, rngs, bias=bias, activation=config.activation)
 
-    def __call__(self, x_BxTxD: jax.Array, segments: jax.Array | None) -> jax.Array:
-        x_BxTxD = x_BxTxD + self.attention(self.norm1(x_BxTxD), segments)
-        return x_BxTxD + self.mlp(self.norm2(x_BxTxD))
+    def __call__(
+        self, x_BxTxD: jax.Array, segments: jax.Array | None, past: Past | None
+    ) -> tuple[jax.Array, Past | None]:
+        attended, past = self.attention(self.norm1(x_BxTxD), segments, past)
+        x_BxTxD = x_BxTxD + attended
+        return x_BxTxD + self.mlp(self.norm2(x_BxTxD)), past
 
 
 class GPT2(nnx.Module):
@@ -44,13 +49,17 @@ class GPT2(nnx.Module):
         self.final_norm = LayerNorm(config.d_model, bias=config.bias)
 
     def __call__(
-        self, tokens_BxT: jax.Array, positions: jax.Array | None = None, segments: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        tokens_BxT: jax.Array,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> Any:
         dtype, table = jnp.dtype(self.config.compute_dtype), self.position_embedding[...]
         places = table[None, : tokens_BxT.shape[1]] if positions is None else table[positions]
         x_BxTxD = (transformer.look_up(self.token_embedding, tokens_BxT) + places).astype(dtype)
-        x_BxTxD = transformer.scan_layers(self.blocks, x_BxTxD, segments, config=self.config)
-        return self.final_norm(x_BxTxD), self.token_embedding[...].astype(dtype).T
+        x_BxTxD, cache = transformer.through_layers(self.blocks, x_BxTxD, segments, cache=cache, config=self.config)
+        return transformer.found(self.final_norm(x_BxTxD), self.token_embedding[...].astype(dtype).T, cache)
 
 
 def check(config: ModelConfig) -> None:
@@ -90,6 +99,77 @@ def network(config: ModelConfig) -> tuple[family.Init, family.Forward]:
     return transformer.as_functions(functools.partial(GPT2, config))
 
 
+# --- as OpenAI published it -------------------------------------------------------------------------------------------
+
+_GELUS = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu"}  # there -> here
+
+
+def _tensors(config: ModelConfig) -> list[public.Tensor]:
+    """Its matrices are [in, out] there too, and the fused projection has the same columns."""
+    del config
+    block = f"transformer.h.{public.LAYER}."
+    matrices = {"attention/qkv": "attn.c_attn", "attention/out": "attn.c_proj", "mlp/up": "mlp.c_fc"}
+    matrices["mlp/down"] = "mlp.c_proj"
+    return [
+        *public.plain("transformer.wte.weight", "token_embedding"),
+        *public.plain("transformer.wpe.weight", "position_embedding"),
+        *public.norm(f"{block}ln_1", "blocks/norm1"),
+        *public.norm(f"{block}ln_2", "blocks/norm2"),
+        *(t for ours, name in matrices.items() for t in public.linear(block + name, f"blocks/{ours}", turned=False)),
+        *public.norm("transformer.ln_f", "final_norm"),
+    ]
+
+
+def _read(settings: public.Settings) -> ModelConfig:
+    width, epsilon = settings.number("n_embd", "hidden_size"), settings.get("layer_norm_epsilon", 1e-5)
+    settings.only("n_inner", 4 * width)
+    settings.only("scale_attn_weights", True)
+    settings.only("tie_word_embeddings", True)
+    for field in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
+        settings.only(field, False)
+    if epsilon != 1e-5:
+        raise settings.refuse("layer_norm_epsilon", epsilon, "1e-05")
+    activation = settings.only("activation_function", *_GELUS)
+    return ModelConfig(
+        layers=settings.number("n_layer", "num_hidden_layers"),
+        d_model=width,
+        heads=settings.number("n_head", "num_attention_heads"),
+        context=settings.number("n_positions", "max_position_embeddings"),
+        vocab_size=settings.number("vocab_size"),
+        bias=True,
+        activation=_GELUS[activation],
+    )
+
+
+def _write(config: ModelConfig) -> dict[str, object]:
+    return {
+        "n_layer": config.layers,
+        "n_embd": config.d_model,
+        "n_head": config.heads,
+        "n_positions": config.context,
+        "n_ctx": config.context,
+        "activation_function": config.activation,
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+    }
+
+
+PUBLIC = public.Public(
+    architecture="GPT2LMHeadModel",
+    model_type="gpt2",
+    prefix="transformer.",
+    tensors=_tensors,
+    read=_read,
+    write=_write,
+    buffers=r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",
+    copies={"lm_head.weight": "transformer.wte.weight"},
+    fills=True,
+    bounded=True,
+)
+
 family.register(
     Family(
         fields=ModelConfig,
@@ -100,5 +180,6 @@ family.register(
         portable=transformer.portable,
         picked=transformer.picked,
         presets=presets.PRESETS,
+        public=(PUBLIC,),
     )
 )

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from wsm_jax.models import rotary
-from wsm_jax.models.attention import causal_attention
+from wsm_jax.models.cache import Past, attend
 
 INIT_STD = 0.02
 PRODUCT = "product"  # what a policy of recomputation calls the results of matrices
@@ -180,12 +180,14 @@ class CausalAttention(nnx.Module):
         self.heads = heads
         self.implementation = implementation
 
-    def __call__(self, x_BxTxD: jax.Array, segments: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x_BxTxD: jax.Array, segments: jax.Array | None = None, past: Past | None = None
+    ) -> tuple[jax.Array, Past | None]:
         B, T, D = x_BxTxD.shape
         qkv = self.qkv(x_BxTxD).reshape(B, T, 3, self.heads, D // self.heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        y_BxTxHxK = causal_attention(q, k, v, self.implementation, segments)
-        return self.out(y_BxTxHxK.reshape(B, T, D))
+        y_BxTxHxK, past = attend(q, k, v, self.implementation, segments, past)
+        return self.out(y_BxTxHxK.reshape(B, T, D)), past
 
 
 class RotaryAttention(nnx.Module):
@@ -215,14 +217,16 @@ class RotaryAttention(nnx.Module):
         self.head_dim = head_dim
         self.implementation = implementation
 
-    def __call__(self, x_BxTxD: jax.Array, rotation: rotary.Tables, segments: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x_BxTxD: jax.Array, rotation: rotary.Tables, segments: jax.Array | None, past: Past | None
+    ) -> tuple[jax.Array, Past | None]:
         B, T, _ = x_BxTxD.shape
         q, k, v = (project(x_BxTxD).reshape(B, T, -1, self.head_dim) for project in (self.q, self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotary.rotate(q, rotation), rotary.rotate(k, rotation)
-        y_BxTxHxK = causal_attention(q, k, v, self.implementation, segments)
-        return self.out(y_BxTxHxK.reshape(B, T, -1))
+        y_BxTxHxK, past = attend(q, k, v, self.implementation, segments, past)
+        return self.out(y_BxTxHxK.reshape(B, T, -1)), past
 
 
 class GeluMLP(nnx.Module):

@@ -16,7 +16,8 @@ from flax import nnx
 from wsm_jax.config import setting
 from wsm_jax.config.model import TransformerFields
 from wsm_jax.errors import UsageError
-from wsm_jax.models import family, rotary, transformer
+from wsm_jax.models import family, public, rotary, transformer
+from wsm_jax.models.cache import Cache, Past
 from wsm_jax.models.family import Family, Leaf, Leaves
 from wsm_jax.models.layers import Linear, RMSNorm, RotaryAttention, SwiGLU, normal
 
@@ -63,9 +64,12 @@ class Block(nnx.Module):
         self.norm2 = RMSNorm(D, config.norm_eps)
         self.mlp = SwiGLU(D, config.d_ff or -(-8 * D // (3 * 64)) * 64, out_std, rngs)
 
-    def __call__(self, x_BxTxD: jax.Array, rotation: rotary.Tables, segments: jax.Array | None) -> jax.Array:
-        x_BxTxD = x_BxTxD + self.attention(self.norm1(x_BxTxD), rotation, segments)
-        return x_BxTxD + self.mlp(self.norm2(x_BxTxD))
+    def __call__(
+        self, x_BxTxD: jax.Array, rotation: rotary.Tables, segments: jax.Array | None, past: Past | None
+    ) -> tuple[jax.Array, Past | None]:
+        attended, past = self.attention(self.norm1(x_BxTxD), rotation, segments, past)
+        x_BxTxD = x_BxTxD + attended
+        return x_BxTxD + self.mlp(self.norm2(x_BxTxD)), past
 
 
 class Llama(nnx.Module):
@@ -79,8 +83,12 @@ class Llama(nnx.Module):
         self.head = None if config.tied else Linear(config.d_model, config.vocab_size, rngs)
 
     def __call__(
-        self, tokens_BxT: jax.Array, positions: jax.Array | None = None, segments: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        tokens_BxT: jax.Array,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> Any:
         config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         stretched = rotary.Llama3Scaling(config.rope_factor, config.rope_low, config.rope_high, config.rope_context)
         angles = rotary.frequencies(
@@ -88,9 +96,11 @@ class Llama(nnx.Module):
         )
         rotation = rotary.tables(rotary.places(tokens_BxT, positions), angles, dtype)
         x_BxTxD = transformer.look_up(self.token_embedding, tokens_BxT).astype(dtype)
-        x_BxTxD = transformer.scan_layers(self.blocks, x_BxTxD, rotation, segments, config=config)
+        x_BxTxD, cache = transformer.through_layers(
+            self.blocks, x_BxTxD, rotation, segments, cache=cache, config=config
+        )
         output = self.token_embedding[...].T if self.head is None else self.head.kernel[...]
-        return self.final_norm(x_BxTxD), output.astype(dtype)
+        return transformer.found(self.final_norm(x_BxTxD), output.astype(dtype), cache)
 
 
 def check(config: LlamaFields) -> None:
@@ -169,6 +179,119 @@ PRESETS = {
     "qwen3_0_6b": preset(28, 1024, 16, 8, 3072, **_QWEN3, head_dim=128, tied=True),
 }
 
+
+# --- as Meta, Hugging Face and Alibaba publish it ---------------------------------------------------------------------
+
+
+def _tensors(config: LlamaFields) -> list[public.Tensor]:
+    """One table for all; Qwen2 has biases, Qwen3 norms of queries and keys."""
+    del config
+    block = f"model.layers.{public.LAYER}."
+    attention = {**{name: f"{name}_proj" for name in "qkv"}, "out": "o_proj"}
+    return [
+        *public.plain("model.embed_tokens.weight", "token_embedding"),
+        *public.norm(f"{block}input_layernorm", "blocks/norm1"),
+        *(t for k, v in attention.items() for t in public.linear(f"{block}self_attn.{v}", f"blocks/attention/{k}")),
+        *(t for k in "qk" for t in public.norm(f"{block}self_attn.{k}_norm", f"blocks/attention/{k}_norm")),
+        *public.norm(f"{block}post_attention_layernorm", "blocks/norm2"),
+        *(t for k in ("gate", "up", "down") for t in public.linear(f"{block}mlp.{k}_proj", f"blocks/mlp/{k}")),
+        *public.norm("model.norm", "final_norm"),
+        public.Tensor("lm_head.weight", ("head/kernel",), turned=True),
+    ]
+
+
+_STRETCHED = {"rope_factor": "factor", "rope_low": "low_freq_factor", "rope_high": "high_freq_factor"}
+_STRETCHED["rope_context"] = "original_max_position_embeddings"
+
+
+def _read(settings: public.Settings, **own: Any) -> LlamaFields:
+    """What the three have in common; ``own``: what one of them has besides."""
+    settings.only("hidden_act", "silu")
+    settings.only("mlp_bias", False)
+    settings.full_attention()
+    rope, stretched = settings.rope(), {}
+    if rope["partial_rotary_factor"] != 1:
+        raise settings.refuse("partial_rotary_factor", rope["partial_rotary_factor"], "1.0")
+    if rope["rope_type"] == "llama3":
+        inner = public.Settings(rope, f"{settings.place}: the rope_parameters")
+        kinds = {"rope_context": int}
+        stretched = {ours: inner.number(name, kind=kinds.get(ours, float)) for ours, name in _STRETCHED.items()}
+    elif rope["rope_type"] != "default":
+        raise settings.refuse("rope_type", rope["rope_type"], "default, llama3")
+    return LlamaFields(
+        layers=settings.number("num_hidden_layers"),
+        d_model=settings.number("hidden_size"),
+        context=settings.number("max_position_embeddings"),
+        vocab_size=settings.number("vocab_size"),
+        d_ff=settings.number("intermediate_size"),
+        rope_theta=float(rope["rope_theta"]),
+        norm_eps=float(settings.get("rms_norm_eps", 1e-6)),
+        tied=bool(settings.get("tie_word_embeddings", False)),
+        heads=settings.number("num_attention_heads"),
+        **stretched,
+        **own,
+    )
+
+
+def _read_llama(settings: public.Settings) -> LlamaFields:
+    settings.only("attention_bias", False)
+    kv_heads = settings.get("num_key_value_heads", settings.need("num_attention_heads"))
+    return _read(settings, kv_heads=int(kv_heads), head_dim=int(settings.get("head_dim", 0)))
+
+
+def _read_qwen2(settings: public.Settings) -> LlamaFields:
+    own = {"kv_heads": settings.number("num_key_value_heads"), "head_dim": int(settings.get("head_dim", 0))}
+    return _read(settings, **own, qkv_bias=True)
+
+
+def _read_qwen3(settings: public.Settings) -> LlamaFields:
+    settings.only("attention_bias", False)
+    own = {"kv_heads": settings.number("num_key_value_heads"), "head_dim": int(settings.get("head_dim", 128))}
+    return _read(settings, **own, qk_norm=True)
+
+
+def _write(config: LlamaFields, *, qkv_bias: bool = False, qk_norm: bool = False) -> dict[str, Any] | None:
+    if (config.qkv_bias, config.qk_norm) != (qkv_bias, qk_norm):
+        return None
+    stretched = {name: getattr(config, ours) for ours, name in _STRETCHED.items()}
+    return {
+        "num_hidden_layers": config.layers,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_ff or -(-8 * config.d_model // (3 * 64)) * 64,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads or config.heads,
+        **({"head_dim": config.head_width} if config.head_dim or qk_norm else {}),
+        "max_position_embeddings": config.context,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": {"rope_type": "llama3", **stretched} if config.rope_factor != 1 else None,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied,
+        "hidden_act": "silu",
+        **({} if qkv_bias else {"attention_bias": False}),
+    }
+
+
+def _public(
+    architecture: str, model_type: str, read: Callable[[public.Settings], LlamaFields], **own: bool
+) -> public.Public:
+    return public.Public(
+        architecture=architecture,
+        model_type=model_type,
+        prefix="model.",
+        tensors=_tensors,
+        read=read,
+        write=functools.partial(_write, **own),
+        buffers=r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
+        copies={"lm_head.weight": "model.embed_tokens.weight"},
+    )
+
+
+PUBLIC = (
+    _public("LlamaForCausalLM", "llama", _read_llama),
+    _public("Qwen2ForCausalLM", "qwen2", _read_qwen2, qkv_bias=True),
+    _public("Qwen3ForCausalLM", "qwen3", _read_qwen3, qk_norm=True),
+)
+
 family.register(
     Family(
         fields=LlamaFields,
@@ -179,5 +302,6 @@ family.register(
         portable=transformer.portable,
         picked=transformer.picked,
         presets=PRESETS,
+        public=PUBLIC,
     )
 )

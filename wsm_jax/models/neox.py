@@ -6,6 +6,7 @@ projection is three here, so that each can be cut by heads.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from flax import nnx
 from wsm_jax.config import setting
 from wsm_jax.config.model import TransformerFields
 from wsm_jax.errors import UsageError
-from wsm_jax.models import family, rotary, transformer
+from wsm_jax.models import family, public, rotary, transformer
+from wsm_jax.models.cache import Cache, Past
 from wsm_jax.models.family import Family, Leaf, Leaves
 from wsm_jax.models.layers import GeluMLP, LayerNorm, Linear, RotaryAttention, normal
 
@@ -50,12 +52,14 @@ class Block(nnx.Module):
         self.mlp = GeluMLP(D, out_std, rngs, bias=True)
         self.parallel = config.parallel_residual
 
-    def __call__(self, x_BxTxD: jax.Array, rotation: rotary.Tables, segments: jax.Array | None) -> jax.Array:
-        attended = self.attention(self.norm1(x_BxTxD), rotation, segments)
+    def __call__(
+        self, x_BxTxD: jax.Array, rotation: rotary.Tables, segments: jax.Array | None, past: Past | None
+    ) -> tuple[jax.Array, Past | None]:
+        attended, past = self.attention(self.norm1(x_BxTxD), rotation, segments, past)
         if self.parallel:
-            return self.mlp(self.norm2(x_BxTxD)) + attended + x_BxTxD
+            return self.mlp(self.norm2(x_BxTxD)) + attended + x_BxTxD, past
         x_BxTxD = attended + x_BxTxD
-        return self.mlp(self.norm2(x_BxTxD)) + x_BxTxD
+        return self.mlp(self.norm2(x_BxTxD)) + x_BxTxD, past
 
 
 class Neox(nnx.Module):
@@ -69,14 +73,20 @@ class Neox(nnx.Module):
         self.head = Linear(config.d_model, config.vocab_size, rngs)
 
     def __call__(
-        self, tokens_BxT: jax.Array, positions: jax.Array | None = None, segments: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        tokens_BxT: jax.Array,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> Any:
         config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         angles = rotary.frequencies(config.rotated, config.rope_theta)
         rotation = rotary.tables(rotary.places(tokens_BxT, positions), angles, dtype)
         x_BxTxD = transformer.look_up(self.token_embedding, tokens_BxT).astype(dtype)
-        x_BxTxD = transformer.scan_layers(self.blocks, x_BxTxD, rotation, segments, config=config)
-        return self.final_norm(x_BxTxD), self.head.kernel[...].astype(dtype)
+        x_BxTxD, cache = transformer.through_layers(
+            self.blocks, x_BxTxD, rotation, segments, cache=cache, config=config
+        )
+        return transformer.found(self.final_norm(x_BxTxD), self.head.kernel[...].astype(dtype), cache)
 
 
 def check(config: NeoxFields) -> None:
@@ -145,6 +155,77 @@ PRESETS = {
     "pythia_12b": pythia(36, 5120, 40, 50688),
 }
 
+
+# --- as EleutherAI publishes it ---------------------------------------------------------------------------------------
+
+
+def _tensors(config: NeoxFields) -> list[public.Tensor]:
+    """There queries, keys and values are one projection, head after head."""
+    block = f"gpt_neox.layers.{public.LAYER}."
+    fused = (f"blocks/attention/{name}" for name in "qkv")
+    return [
+        *public.plain("gpt_neox.embed_in.weight", "token_embedding"),
+        *public.norm(f"{block}input_layernorm", "blocks/norm1"),
+        *public.linear(f"{block}attention.query_key_value", *fused, heads=config.heads),
+        *public.linear(f"{block}attention.dense", "blocks/attention/out"),
+        *public.norm(f"{block}post_attention_layernorm", "blocks/norm2"),
+        *public.linear(f"{block}mlp.dense_h_to_4h", "blocks/mlp/up"),
+        *public.linear(f"{block}mlp.dense_4h_to_h", "blocks/mlp/down"),
+        *public.norm("gpt_neox.final_layer_norm", "final_norm"),
+        public.Tensor("embed_out.weight", ("head/kernel",), turned=True),
+    ]
+
+
+def _read(settings: public.Settings) -> NeoxFields:
+    width, rope = settings.number("hidden_size"), settings.rope("rotary_emb_base", "rotary_pct", 0.25)
+    settings.only("intermediate_size", 4 * width)
+    settings.only("hidden_act", "gelu")
+    settings.only("attention_bias", True)
+    settings.only("tie_word_embeddings", False)
+    settings.full_attention()
+    if rope["rope_type"] != "default":
+        raise settings.refuse("rope_type", rope["rope_type"], "default")
+    return NeoxFields(
+        layers=settings.number("num_hidden_layers"),
+        d_model=width,
+        heads=settings.number("num_attention_heads"),
+        context=settings.number("max_position_embeddings"),
+        vocab_size=settings.number("vocab_size"),
+        rotary_pct=float(rope["partial_rotary_factor"]),
+        rope_theta=float(rope["rope_theta"]),
+        parallel_residual=bool(settings.get("use_parallel_residual", True)),
+        norm_eps=float(settings.get("layer_norm_eps", 1e-5)),
+    )
+
+
+def _write(config: NeoxFields) -> dict[str, object]:
+    return {
+        "num_hidden_layers": config.layers,
+        "hidden_size": config.d_model,
+        "intermediate_size": 4 * config.d_model,
+        "num_attention_heads": config.heads,
+        "max_position_embeddings": config.context,
+        "rotary_pct": config.rotary_pct,
+        "rotary_emb_base": config.rope_theta,
+        "use_parallel_residual": config.parallel_residual,
+        "layer_norm_eps": config.norm_eps,
+        "hidden_act": "gelu",
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+    }
+
+
+PUBLIC = public.Public(
+    architecture="GPTNeoXForCausalLM",
+    model_type="gpt_neox",
+    prefix="gpt_neox.",
+    tensors=_tensors,
+    read=_read,
+    write=_write,
+    buffers=r"(gpt_neox\.)?(layers\.\d+\.attention\.)?(bias|masked_bias|rotary_emb\.inv_freq)",
+    aliases={"lm_head.weight": "embed_out.weight"},
+)
+
 family.register(
     Family(
         fields=NeoxFields,
@@ -155,5 +236,6 @@ family.register(
         portable=transformer.portable,
         picked=transformer.picked,
         presets=PRESETS,
+        public=(PUBLIC,),
     )
 )

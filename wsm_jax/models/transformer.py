@@ -14,6 +14,7 @@ from wsm_jax.config.model import TransformerFields
 from wsm_jax.errors import UsageError
 from wsm_jax.models import family, picks
 from wsm_jax.models.attention import BACKENDS, IMPLEMENTATIONS
+from wsm_jax.models.cache import Cache, gathered
 from wsm_jax.models.layers import INIT_STD, PRODUCT
 from wsm_jax.parallel.activations import spread
 from wsm_jax.parallel.sharding import BATCH
@@ -51,7 +52,7 @@ def scan_layers(blocks: Any, x_BxTxD: jax.Array, *shared: Any, config: Transform
     """The residual stream after all of ``blocks``, in one ``lax.scan``: compile time does not grow with depth.
 
     Args:
-      blocks: what :func:`stacked_blocks` made; a block maps (x, *shared) to x.
+      blocks: what :func:`stacked_blocks` made; a block maps (x, *shared, past) to x and past.
       x_BxTxD: the stream before.
       shared: what every block is given besides.
       config: says whether blocks are recomputed in the backward pass, and how many an iteration holds.
@@ -60,11 +61,36 @@ def scan_layers(blocks: Any, x_BxTxD: jax.Array, *shared: Any, config: Transform
 
     def layer(x_BxTxD: jax.Array, block_state: nnx.State) -> tuple[jax.Array, None]:
         x_BxTxD = checkpoint_name(x_BxTxD, STREAM)
-        return spread(nnx.merge(graphdef, block_state)(x_BxTxD, *shared), BATCH), None
+        return spread(nnx.merge(graphdef, block_state)(x_BxTxD, *shared, None)[0], BATCH), None
 
     if config.remat != "none":
         layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[config.remat])
     return jax.lax.scan(layer, spread(x_BxTxD, BATCH), stacked, unroll=config.scan_unroll)[0]
+
+
+def through_layers(
+    blocks: Any, x_BxTxD: jax.Array, *shared: Any, cache: Cache | None, config: TransformerFields
+) -> tuple[jax.Array, Cache | None]:
+    """As :func:`scan_layers`; with a cache one layer after the other, and the cache with what each has kept.
+
+    Out of a stack a scan would copy a layer's parameters for every token. So they may be apart: a leaf of ``blocks`` is
+    stacked, or a tuple with the array of each layer.
+    """
+    if cache is None:
+        return scan_layers(blocks, x_BxTxD, *shared, config=config), None
+    graphdef, state = nnx.split(blocks)
+    x_BxTxD, kept = spread(x_BxTxD, BATCH), []
+    for i in range(config.layers):
+        own = jax.tree.map(lambda leaf, i=i: leaf[i], state, is_leaf=lambda leaf: isinstance(leaf, tuple))
+        x_BxTxD, past = nnx.merge(graphdef, own)(x_BxTxD, *shared, cache.layer(i))
+        x_BxTxD = spread(x_BxTxD, BATCH)
+        kept.append(past)
+    return x_BxTxD, gathered(kept, x_BxTxD.shape[1])
+
+
+def found(hidden: jax.Array, output: jax.Array, cache: Cache | None) -> tuple[Any, ...]:
+    """What a :class:`family.Forward` returns."""
+    return (hidden, output) if cache is None else (hidden, output, cache)
 
 
 def look_up(table: nnx.Param, tokens_BxT: jax.Array) -> jax.Array:

@@ -1,7 +1,5 @@
 """Branching: a run that starts from another run's full state, e.g. to decay the rate for real (WSD)."""
 
-from pathlib import Path
-
 from wsm_jax import config as config_lib
 from wsm_jax.checkpoints import orbax
 from wsm_jax.checkpoints import plan as plan_lib
@@ -99,7 +97,7 @@ def check_tokenizer(parent: Run, corpus: Corpus) -> None:
     ``bpe:SIZE`` is trained on the documents, so other documents give another vocabulary under the same name.
     """
     if parent.facts["data"]["tokenizer_hash"] != corpus.tokenizer.hash:
-        place = Path(parent.facts["data"]["stable"][0]["path"]) / "tokenizer.json"
+        place = (parent.tokenizer or parent.path) / "tokenizer.json"
         raise UsageError(
             f"the tokenizer differs from that of {parent.path}: its embeddings do not fit; use data.tokenizer={place}"
         )

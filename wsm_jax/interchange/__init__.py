@@ -1,0 +1,1 @@
+"""Public models in and out: folders of Hugging Face, any revision of them, to runs and back."""
