@@ -71,6 +71,11 @@ class Family:
       active_parameters: (config, parameters) -> those that one token passes through.
       loss: (model, params, inputs [B, T], targets [B, T]) -> scalar that training descends, and scalars to record with
         it; None: the mean cross-entropy alone.
+      after_update: (config, params, what ``loss`` recorded) -> (params, scalars to record), once an update after the
+        optimizer's: for what moves by another rule than a gradient, whose leaves have none. What ``loss`` gives for it
+        alone may be no scalar, and is not passed on. It comes after the optimizer, so no moment, clipping, norm or
+        decay ever sees it; on disk such a leaf is a parameter as any other.
+      stops: (config, scalars recorded of an update) -> why a run must not go on after it; "" where it may.
       presets: name -> function that makes a config.
     """
 
@@ -83,6 +88,8 @@ class Family:
     picked: Callable[[Any, int], Any] = lambda config, rows: config
     active_parameters: Callable[[Any, int], int] = lambda config, parameters: parameters
     loss: Callable[[Any, Params, jax.Array, jax.Array], tuple[jax.Array, Metrics]] | None = None
+    after_update: Callable[[Any, Params, Metrics], tuple[Params, Metrics]] = lambda config, params, found: (params, found)
+    stops: Callable[[Any, Mapping[str, float]], str] = lambda config, metrics: ""
     presets: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)
 
     @property

@@ -56,15 +56,27 @@ def scan_layers(blocks: Any, x_BxTxD: jax.Array, *shared: Any, config: Transform
       shared: what every block is given besides.
       config: says whether blocks are recomputed in the backward pass, and how many an iteration holds.
     """
+    return scan_with_found(blocks, x_BxTxD, *shared, config=config)[0]
+
+
+def scan_with_found(blocks: Any, x_BxTxD: jax.Array, *shared: Any, config: TransformerFields) -> tuple[jax.Array, Any]:
+    """As :func:`scan_layers`; and what blocks say beside x, if they do, with a leading axis: layer."""
     graphdef, stacked = nnx.split(blocks)
 
-    def layer(x_BxTxD: jax.Array, block_state: nnx.State) -> tuple[jax.Array, None]:
+    def layer(x_BxTxD: jax.Array, block_state: nnx.State) -> tuple[jax.Array, Any]:
         x_BxTxD = checkpoint_name(x_BxTxD, STREAM)
-        return spread(nnx.merge(graphdef, block_state)(x_BxTxD, *shared), BATCH), None
+        made = nnx.merge(graphdef, block_state)(x_BxTxD, *shared)
+        x_BxTxD, found = made if isinstance(made, tuple) else (made, None)
+        return spread(x_BxTxD, BATCH), found
 
-    if config.remat != "none":
-        layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[config.remat])
-    return jax.lax.scan(layer, spread(x_BxTxD, BATCH), stacked, unroll=config.scan_unroll)[0]
+    return jax.lax.scan(recomputed(layer, config), spread(x_BxTxD, BATCH), stacked, unroll=config.scan_unroll)
+
+
+def recomputed(layer: Callable[..., Any], config: TransformerFields) -> Callable[..., Any]:
+    """``layer``, a function of arrays, computed again in the backward pass where ``config`` says so."""
+    if config.remat == "none":
+        return layer
+    return jax.checkpoint(layer, prevent_cse=False, policy=REMAT[config.remat])
 
 
 def look_up(table: nnx.Param, tokens_BxT: jax.Array) -> jax.Array:
