@@ -39,11 +39,13 @@ class Leaf:
         one called ``layer`` says that the leaf holds all layers, one after the other.
       decayed: whether weight decay shrinks it; as a rule matrices, not norms and biases.
       muon: (reduction axes, output axes) of the matrices that Muon orthogonalises; None where it is not to.
+      has_gradient: whether the loss has a gradient with respect to it; where not, the family's ``after_update`` moves it.
     """
 
     axes: tuple[str, ...]
     decayed: bool = False
     muon: tuple[int | tuple[int, ...], int | tuple[int, ...]] | None = None
+    has_gradient: bool = True
 
     @property
     def stacked(self) -> bool:
@@ -52,6 +54,11 @@ class Leaf:
 
 
 Leaves = Mapping[str, Leaf]
+
+
+def _as_it_is(config: Any, params: Params, found: Metrics) -> tuple[Params, Metrics]:
+    del config
+    return params, found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,7 +95,7 @@ class Family:
     picked: Callable[[Any, int], Any] = lambda config, rows: config
     active_parameters: Callable[[Any, int], int] = lambda config, parameters: parameters
     loss: Callable[[Any, Params, jax.Array, jax.Array], tuple[jax.Array, Metrics]] | None = None
-    after_update: Callable[[Any, Params, Metrics], tuple[Params, Metrics]] = lambda config, params, found: (params, found)
+    after_update: Callable[[Any, Params, Metrics], tuple[Params, Metrics]] = _as_it_is
     stops: Callable[[Any, Mapping[str, float]], str] = lambda config, metrics: ""
     presets: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)
 

@@ -86,7 +86,7 @@ Cut = Mapping[str, tuple[str, ...]]  # logical axis -> the axes of the mesh that
 def by_part(
     f: Callable[..., Any], *arrays: jax.Array, axes: Sequence[Sequence[str | None]], out: Sequence[Sequence[str]]
 ) -> Any:
-    """``f`` of the parts of ``arrays`` that each device holds, for layers that exchange data between devices themselves.
+    """``f`` of the parts of ``arrays`` that each device holds, for layers that exchange data themselves.
 
     Args:
       f: (cut, *parts) -> as many arrays as ``out`` has; ``cut`` is empty outside of a mesh, where a part is the whole.
