@@ -183,9 +183,7 @@ def test_a_run_goes_on_bit_for_bit_and_branches(tiny, run):
     branch = tiny.run("ling-branch", branch_from=f"{run.path}@6", **{**FIELDS, "model__bias_rate": 0.0})
     assert records(again) == records(run)
     assert_same_checkpoints(run, again)
-    at, end = (
-        named_leaves(load_tree(place.merge_stream / str(step)))[BIAS] for place, step in ((run, 6), (branch, STEPS))
-    )
+    saved = [named_leaves(load_tree(place)) for place in (run.merge_stream / "6", branch.merge_stream / str(STEPS))]
     np.testing.assert_array_equal(saved[0][BIAS], saved[1][BIAS])
 
 

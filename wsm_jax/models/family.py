@@ -39,7 +39,7 @@ class Leaf:
         one called ``layer`` says that the leaf holds all layers, one after the other.
       decayed: whether weight decay shrinks it; as a rule matrices, not norms and biases.
       muon: (reduction axes, output axes) of the matrices that Muon orthogonalises; None where it is not to.
-      has_gradient: whether the loss has a gradient with respect to it; where not, the family's ``after_update`` moves it.
+      has_gradient: whether the loss has a slope along it; where not, the family's ``after_update`` moves it.
     """
 
     axes: tuple[str, ...]

@@ -93,7 +93,7 @@ def check(config: LingFields) -> None:
 
 
 def ling_tiny() -> LingFields:
-    """4.7M parameters of which a token passes 2.0M, with a 4,096-token vocabulary: trains on two CPU cores."""
+    """5.2M parameters of which a token passes 2.1M, with a 4,096-token vocabulary: trains on two CPU cores."""
     return LingFields()
 
 
