@@ -1,6 +1,7 @@
 """A model as pure functions on a plain nested dictionary of arrays: ``init(key)`` and ``apply(params, tokens)``."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from wsm_jax.errors import UsageError
 from wsm_jax.models import (  # a family registers when its file is imported
     family,
     gpt2,  # noqa: F401
+    ling,  # noqa: F401
     llama,  # noqa: F401
     neox,  # noqa: F401
     picks,
@@ -110,6 +112,22 @@ def training_loss(model: Model, params: Params, inputs_BxT: jax.Array, targets_B
     if extended is not None:
         return extended(model, params, inputs_BxT, targets_BxT)
     return mean_loss(model, params, inputs_BxT, targets_BxT), {}
+
+
+def after_update(model: Model, params: Params, found: Metrics) -> tuple[Params, Metrics]:
+    """The parameters with what their family moves by another rule than the gradient, and the scalars to record.
+
+    Args:
+      model: what was trained.
+      params: after the optimizer's update.
+      found: what :func:`training_loss` gave beside the loss, averaged over micro-batches.
+    """
+    return family.of(model.config).after_update(model.config, params, found) if model.leaves else (params, found)
+
+
+def stops(config: ModelFields, metrics: Mapping[str, float]) -> str:
+    """Why a run must not go on after an update with such metrics, as its family sees it; "" where it may."""
+    return family.of(config).stops(config, metrics)
 
 
 def parameter_count(params: Params) -> int:

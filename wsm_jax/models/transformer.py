@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -14,7 +14,7 @@ from wsm_jax.config.model import TransformerFields
 from wsm_jax.errors import UsageError
 from wsm_jax.models import family, picks
 from wsm_jax.models.attention import BACKENDS, IMPLEMENTATIONS
-from wsm_jax.models.cache import Cache, gathered
+from wsm_jax.models.cache import Cache, Past, gathered
 from wsm_jax.models.layers import INIT_STD, PRODUCT
 from wsm_jax.parallel.activations import spread
 from wsm_jax.parallel.sharding import BATCH
@@ -52,37 +52,54 @@ def scan_layers(blocks: Any, x_BxTxD: jax.Array, *shared: Any, config: Transform
     """The residual stream after all of ``blocks``, in one ``lax.scan``: compile time does not grow with depth.
 
     Args:
-      blocks: what :func:`stacked_blocks` made; a block maps (x, *shared, past) to x and past.
+      blocks: what :func:`stacked_blocks` made; a block maps (x, *shared, past) to x and past, and to
+        more where it has something to tell.
       x_BxTxD: the stream before.
       shared: what every block is given besides.
       config: says whether blocks are recomputed in the backward pass, and how many an iteration holds.
     """
+    return scan_with_found(blocks, x_BxTxD, *shared, config=config)[0]
+
+
+def scan_with_found(blocks: Any, x_BxTxD: jax.Array, *shared: Any, config: TransformerFields) -> tuple[jax.Array, Any]:
+    """As :func:`scan_layers`; and what blocks say beside x, if they do, with a leading axis: layer."""
     graphdef, stacked = nnx.split(blocks)
 
-    def layer(x_BxTxD: jax.Array, block_state: nnx.State) -> tuple[jax.Array, None]:
+    def layer(x_BxTxD: jax.Array, block_state: nnx.State) -> tuple[jax.Array, Any]:
         x_BxTxD = checkpoint_name(x_BxTxD, STREAM)
-        return spread(nnx.merge(graphdef, block_state)(x_BxTxD, *shared, None)[0], BATCH), None
+        x_BxTxD, _, *found = nnx.merge(graphdef, block_state)(x_BxTxD, *shared, None)
+        return spread(x_BxTxD, BATCH), found[0] if found else None
 
-    if config.remat != "none":
-        layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[config.remat])
-    return jax.lax.scan(layer, spread(x_BxTxD, BATCH), stacked, unroll=config.scan_unroll)[0]
+    return jax.lax.scan(recomputed(layer, config), spread(x_BxTxD, BATCH), stacked, unroll=config.scan_unroll)
+
+
+def recomputed(layer: Callable[..., Any], config: TransformerFields) -> Callable[..., Any]:
+    """``layer``, a function of arrays, computed again in the backward pass where ``config`` says so."""
+    if config.remat == "none":
+        return layer
+    return jax.checkpoint(layer, prevent_cse=False, policy=REMAT[config.remat])
 
 
 def through_layers(
-    blocks: Any, x_BxTxD: jax.Array, *shared: Any, cache: Cache | None, config: TransformerFields
+    blocks: Any,
+    x_BxTxD: jax.Array,
+    *shared: Any,
+    cache: Cache | None,
+    config: TransformerFields,
+    before: Sequence[Past] = (),
 ) -> tuple[jax.Array, Cache | None]:
     """As :func:`scan_layers`; with a cache one layer after the other, and the cache with what each has kept.
 
     Out of a stack a scan would copy a layer's parameters for every token. So they may be apart: a leaf of ``blocks`` is
-    stacked, or a tuple with the array of each layer.
+    stacked, or a tuple with the array of each layer. ``before`` is what layers in front of the blocks have kept.
     """
     if cache is None:
         return scan_layers(blocks, x_BxTxD, *shared, config=config), None
     graphdef, state = nnx.split(blocks)
-    x_BxTxD, kept = spread(x_BxTxD, BATCH), []
-    for i in range(config.layers):
+    x_BxTxD, kept = spread(x_BxTxD, BATCH), [*before]
+    for i in range(config.layers - len(before)):
         own = jax.tree.map(lambda leaf, i=i: leaf[i], state, is_leaf=lambda leaf: isinstance(leaf, tuple))
-        x_BxTxD, past = nnx.merge(graphdef, own)(x_BxTxD, *shared, cache.layer(i))
+        x_BxTxD, past, *_ = nnx.merge(graphdef, own)(x_BxTxD, *shared, cache.layer(len(kept)))
         x_BxTxD = spread(x_BxTxD, BATCH)
         kept.append(past)
     return x_BxTxD, gathered(kept, x_BxTxD.shape[1])

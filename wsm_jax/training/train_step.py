@@ -55,6 +55,7 @@ def make_train_step(
         (loss, found), grads = gradient(state["params"], batch)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
+        params, found = model_lib.after_update(model, params, found)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **found}
         return {**state, "params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
 
