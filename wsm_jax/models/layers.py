@@ -182,10 +182,10 @@ class CausalAttention(nnx.Module):
 
     def __call__(self, x_BxTxD: jax.Array, segments: jax.Array | None = None) -> jax.Array:
         B, T, D = x_BxTxD.shape
-        qkv = self.qkv(x_BxTxD).reshape(B, T, 3, self.heads, D // self.heads)
+        qkv = self.qkv(x_BxTxD).reshape(B, T, 3, -1, D // self.heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         y_BxTxHxK = causal_attention(q, k, v, self.implementation, segments)
-        return self.out(y_BxTxHxK.reshape(B, T, D))
+        return self.out(y_BxTxHxK.reshape(B, T, -1))
 
 
 class RotaryAttention(nnx.Module):
