@@ -103,9 +103,7 @@ def check(config: TransformerFields) -> None:
         raise UsageError(f"model.attention is {config.attention!r}; choose {', '.join(IMPLEMENTATIONS)}")
     if (backend := BACKENDS.get(config.attention, chips.backend())) != chips.backend():
         needs = {"gpu": "an NVIDIA GPU", "tpu": "a TPU"}[backend]
-        raise UsageError(
-            f"model.attention={config.attention} needs {needs}, this is {chips.backend()}; choose xla"
-        )
+        raise UsageError(f"model.attention={config.attention} needs {needs}, this is {chips.backend()}; choose xla")
     if config.attention == "cudnn" and config.compute_dtype != "bfloat16":
         raise UsageError(f"model.attention=cudnn needs compute_dtype=bfloat16, not {config.compute_dtype}")
 

@@ -1,4 +1,4 @@
-"""What chips can do and hold: rates, memory and links, for plans and for MFU; and which of them a program is made for."""
+"""What chips can do and hold: rates, memory and links, for plans and MFU; and which of them a program is for."""
 
 import contextlib
 import contextvars

@@ -107,8 +107,8 @@ def check_can_compile(topology: Topology) -> None:
     if version < LEAST_JAX or not _has_libtpu():
         found = f"jax {jax.__version__}" + ("" if _has_libtpu() else " without libtpu")
         raise UsageError(
-            f'compiling for {topology.name} needs jax 0.12 and libtpu, here is {found}: pip install "wsm-jax[train,tpu]" '
-            "in an environment of Python 3.12 or newer, or estimate with --fast"
+            f"compiling for {topology.name} needs jax 0.12 and libtpu, here is {found}: in an environment of Python "
+            '3.12 or newer pip install "wsm-jax[train,tpu]", or estimate with --fast'
         )
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from wsm_jax.config import Config
 from wsm_jax.parallel import chips, sharding, topologies
 from wsm_jax.parallel import mesh as mesh_lib
-from wsm_jax.config import Config
 from wsm_jax.parallel.topologies import Topology
 from wsm_jax.planning import hlo
 from wsm_jax.planning.needs import Needs
@@ -76,7 +76,14 @@ def measure(run: Planned, say: Say) -> Needs:
 
 
 def _how(begun: float) -> str:
-    return f"compiled by jax {jax.__version__} in {time.monotonic() - begun:.0f} s"
+    seconds, held = time.monotonic() - begun, _host_memory() / 1e9
+    return f"compiled by jax {jax.__version__} in {seconds:.0f} s and {held:.1f} GB of memory"
+
+
+def _host_memory() -> int:
+    """Most bytes that this process has held."""
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 def _used(message: str) -> int:
@@ -92,9 +99,7 @@ def _alive(say: Say, what: str) -> Iterator[None]:
 
     def tell() -> None:
         while not done.wait(_ALIVE):
-            scale = 1 if sys.platform == "darwin" else 1024
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-            say(f"{what}: {time.monotonic() - begun:.0f} s, {peak / 1e9:.1f} GB of memory")
+            say(f"{what}: {time.monotonic() - begun:.0f} s, {_host_memory() / 1e9:.1f} GB of memory")
 
     say(what)
     thread = threading.Thread(target=tell, daemon=True)

@@ -60,7 +60,7 @@ def _gradient(planned: Planned) -> Any:
 
 
 def _traceable(model: Model) -> Model:
-    """The same with attention that can be traced anywhere: cuDNN's asks for a GPU; the kernel for TPUs keeps as much."""
+    """The same with attention that is traced anywhere: cuDNN's asks for a GPU; the kernel for TPUs keeps as much."""
     if getattr(model.config, "attention", "") != "cudnn":
         return model
     kernel = "xla" if model.config.context % _KERNEL_TILE else "splash"

@@ -24,9 +24,9 @@ _FUSED = frozenset(
     """.split()
 )
 _READERS = frozenset("argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum".split())
-# What runs other programs: those in its place, and those in turns or on parts of its arguments. Kernels work in memory of
-# their own, on the chip.
-_CALLS = frozenset("pjit jit closed_call core_call remat checkpoint custom_jvp_call custom_vjp_call".split())
+# What runs other programs: those in its place, and those in turns or on parts of its arguments. Kernels work in memory
+# of their own, on the chip.
+_CALLS = frozenset("pjit jit closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call".split())
 _TURNS = frozenset("scan while cond shard_map".split())
 
 
@@ -116,9 +116,16 @@ def _flatten(jaxpr: Any, arrays: dict[Any, _Array], operations: list[_Operation]
             continue
         writes = [_Array(var.aval) for var in equation.outvars]
         arrays |= dict(zip(equation.outvars, writes, strict=True))
-        carried = equation.params["num_carry"] if name == "scan" else len(writes) if name == "while" else 0
+        carried = _carried(equation) if name == "scan" else len(writes) if name == "while" else 0
         operations.append(_Operation(name, list(read.values()), writes, inner, carried))
     return [arrays[var] for var in jaxpr.outvars if _is_result(var, arrays)]
+
+
+def _carried(scan: Any) -> int:
+    """Its results that are no stacks of what every turn gives."""
+    body = next(_programs(scan.params))
+    inside = (body.jaxpr if isinstance(body, core.ClosedJaxpr) else body).outvars
+    return sum(one.aval.shape == out.aval.shape for one, out in zip(inside, scan.outvars, strict=True))
 
 
 def _is_result(var: Any, arrays: dict[Any, _Array]) -> bool:

@@ -102,9 +102,7 @@ def planned(config: Config, topology: Topology, mesh: Any = None) -> Planned:
     parts = prepare.parts_of(config, plan, None)
     with chips.programs_for(topology.chip.platform):
         model = model_lib.build(presets.with_vocabulary(config.model, vocabulary), rows)
-        state = train_state.abstract(
-            model, parts.optimizer, mesh, parts.averages, host_averages=config.averaging.host
-        )
+        state = train_state.abstract(model, parts.optimizer, mesh, parts.averages, host_averages=config.averaging.host)
     return Planned(
         config,
         plan,

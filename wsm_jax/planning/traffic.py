@@ -87,4 +87,3 @@ def _activations(planned: Planned) -> float:
     features = sum(modules.values())
     rows = planned.rows * planned.config.model.context
     return 2 * rows * features * planned.width * _moved(planned.axes[sharding.TENSOR])
-
