@@ -10,14 +10,16 @@ before stays. Written to results/plan: plans.jsonl, and README.md made of it.
 
 import argparse
 import json
+import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from configs import preset
 from wsm_jax.config import with_fields
-from wsm_jax.errors import ended
+from wsm_jax.errors import UsageError, ended
 from wsm_jax.io.files import read_jsonl, write_text
 from wsm_jax.models import family
 from wsm_jax.parallel import topologies
@@ -29,13 +31,13 @@ from wsm_jax.reporting.tables import markdown_table
 ROOT = Path(__file__).parent.parent
 TOPOLOGIES = ("v5e:2x2", "v6e:2x2", "v5p:2x2x1", "v5e:16x16", "v6e:16x16", "v5p:4x4x8", "h100:8")
 TOKENS = 8192  # of a batch, on each chip
-_FULL = {"mesh.fsdp": -1, "model.remat": "full"}
 RECIPES: dict[str, dict[str, Any]] = {
     "data": {},
-    "fsdp": {"mesh.fsdp": -1},
-    "fsdp, remat": _FULL,
-    "fsdp, remat, loss in 16 parts": {**_FULL, "model.loss_blocks": 16},
+    "fsdp": {},
+    "fsdp, remat": {"model.remat": "full"},
+    "fsdp, remat, loss in 16 parts": {"model.remat": "full", "model.loss_blocks": 16},
 }
+CUT = tuple(RECIPES)[1:]
 Record = dict[str, Any]
 
 
@@ -44,31 +46,47 @@ def presets() -> list[str]:
     return [name for kind in family.families().values() for name in kind.presets]
 
 
-def settings_of(name: str, topology: str, recipe: str) -> dict[str, Any]:
-    """Fields that a cell changes of configs/preset.py."""
-    context = preset.get_config(name).model.context
-    count = topologies.parse(topology).count
-    return {"batch_size": count * max(1, TOKENS // context), **RECIPES[recipe]}
+def meshes(name: str, chips: int) -> Iterator[dict[str, int]]:
+    """Fields of meshes that cut the state, the finest first; experts over at most eight chips."""
+    model = preset.get_config(name).model
+    has_experts = any("expert" in leaf.axes for leaf in family.of(model).leaves(model).values())
+    expert = math.gcd(chips, 8) if has_experts else 1
+    fsdp = chips // expert
+    while fsdp > 1:
+        yield {"mesh.fsdp": fsdp, "mesh.expert": expert}
+        fsdp //= 2
 
 
 def estimated(name: str, topology: str, estimator: Estimator) -> Record:
-    """The first recipe that fits, or the last one."""
-    where, found = topologies.parse(topology), {}
-    for recipe in RECIPES:
-        fields = settings_of(name, topology, recipe)
-        changes = {field.replace(".", "__"): value for field, value in fields.items()}
-        run = planned(with_fields(preset.get_config(name), **changes), where)
-        found = {"preset": name, "topology": topology, "recipe": recipe, "figures": figures(run, estimator(run))}
-        if found["figures"]["fits"]:
+    """The first recipe that fits, or the last one; ``fields`` is what it changes of configs/preset.py."""
+    where, base = topologies.parse(topology), preset.get_config(name)
+    batch = {"batch_size": where.count * max(1, TOKENS // base.model.context)}
+    found: Record = {"preset": name, "topology": topology}
+    for recipe, changes in RECIPES.items():
+        for mesh in meshes(name, where.count) if recipe in CUT else [{}]:
+            fields = {**batch, **mesh, **changes}
+            try:
+                run = planned(
+                    with_fields(base, **{field.replace(".", "__"): value for field, value in fields.items()}), where
+                )
+            except UsageError as error:
+                found["refused"] = str(error)
+                continue
+            found |= {"recipe": recipe, "fields": fields, "figures": figures(run, estimator(run))}
+            break
+        if found.get("figures", {}).get("fits"):
             break
     return found
 
 
 def compiled(record: Record, seconds: float) -> Record:
     """The same cell by the compiler, in a process of its own; or why it is not."""
-    fields = settings_of(record["preset"], record["topology"], record["recipe"])
     command = [sys.executable, "-m", "wsm_jax", "plan", f"--config=configs/preset.py:{record['preset']}"]
-    command += [f"--topology={record['topology']}", "--json", *(f"--config.{k}={v}" for k, v in fields.items())]
+    command += [
+        f"--topology={record['topology']}",
+        "--json",
+        *(f"--config.{k}={v}" for k, v in record["fields"].items()),
+    ]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
@@ -82,7 +100,7 @@ def smallest(records: list[Record]) -> list[Record]:
     """Of every preset the cell of a TPU with the fewest chips, and then the least memory, that it fits on."""
     best: dict[str, Record] = {}
     for record in records:
-        fits = record["figures"]["fits"] and not record["topology"].startswith("h100")
+        fits = record.get("figures", {}).get("fits") and not record["topology"].startswith("h100")
         if fits and (record["preset"] not in best or _cost(record) < _cost(best[record["preset"]])):
             best[record["preset"]] = record
     return list(best.values())
@@ -106,6 +124,7 @@ def page(records: list[Record]) -> str:
         if done := record.get("compiled"):
             compared.append(_comparison(record, done))
     missing = [f"{r['preset']} on {r['topology']}: {r['why']}" for r in records if r.get("why")]
+    refused = [f"{r['preset']} on {r['topology']}: {r['refused']}" for r in records if "figures" not in r]
     return "\n".join(
         [
             "# What fits where",
@@ -122,6 +141,7 @@ def page(records: list[Record]) -> str:
             "",
             *markdown_table(compared),
             *(["", "Not compiled: " + "; ".join(missing) + "."] if missing else []),
+            *(["", "Refused: " + "; ".join(refused) + "."] if refused else []),
             "",
         ]
     )
@@ -131,6 +151,8 @@ _SHORT = dict(zip(RECIPES, ("", " fsdp", " fsdp R", " fsdp R L"), strict=True))
 
 
 def _cell(record: Record) -> str:
+    if "figures" not in record:
+        return "refused"
     found = record.get("compiled") or record["figures"]
     how = "**c**" if record.get("compiled") else "*f*"
     if not found["fits"]:
@@ -176,7 +198,7 @@ def make(options: argparse.Namespace) -> int:
     for name in presets():
         for topology in TOPOLOGIES:
             record, old = estimated(name, topology, estimator), known.get((name, topology), {})
-            kept = old.get("compiled") if old.get("recipe") == record["recipe"] else None
+            kept = old.get("compiled") if old.get("fields") == record.get("fields") else None
             records.append({**record, "compiled": kept} if kept else record)
         print(name, flush=True)
     _write(options.output, records)

@@ -49,8 +49,7 @@ def run(options: argparse.Namespace, settings: list[str]) -> None:
         print(json.dumps(found, indent=2))
         return
     print_table(["figure", "value"], rows(found), title=f"{topology.name}: {found['how']}")
-    for line in [verdict(found), *_knob_lines(found), *filter(None, [note])]:
-        print(line)
+    print("\n".join(lines(found, note)))
 
 
 def _plan(config: "Config", topology: "Topology", bandwidth: float, fast: bool) -> tuple[dict[str, Any], str]:
@@ -127,20 +126,17 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def verdict(found: dict[str, Any]) -> str:
-    """One line: whether it fits, or how much is missing."""
+def lines(found: dict[str, Any], note: str) -> list[str]:
+    """Whether it fits, or how much is missing and what helps."""
     used, room = found["bytes_per_device"], found["hbm_per_device"]
     if found["fits"]:
-        return f"fits: {used / room:.0%} of the memory (at most 95%)"
-    return f"does not fit: {_size(found['over'])} a chip over 95% of {_size(room)}"
-
-
-def _knob_lines(found: dict[str, Any]) -> list[str]:
-    lines = []
-    for knob in found.get("knobs", []):
+        return [f"fits: {used / room:.0%} of the memory (at most 95%)", *filter(None, [note])]
+    said = [f"does not fit: {_size(found['over'])} a chip over 95% of {_size(room)}"]
+    said += ["what would help, by the estimator, the best first:"] if found["knobs"] else []
+    for knob in found["knobs"]:
         change = f"saves {_size(knob['saved'])}" if knob["saved"] >= 0 else f"costs {_size(-knob['saved'])}"
-        lines.append(f"  {knob['flags']}: {change}{', and fits' if knob['fits'] else ''}")
-    return ["what would help, by the estimator, the best first:", *lines] if lines else []
+        said.append(f"  {knob['flags']}: {change}{', and fits' if knob['fits'] else ''}")
+    return [*said, *filter(None, [note])]
 
 
 def _size(count: float) -> str:
