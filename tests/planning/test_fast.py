@@ -22,9 +22,11 @@ GPT = Config(batch_size=32, model=ModelConfig(layers=4, d_model=128, heads=4, **
 LLAMA = Config(batch_size=16, model=LlamaFields(layers=6, d_model=256, heads=8, kv_heads=4, d_ff=512, **PLAIN))
 CASES = {
     "data": (GPT, {}),
-    "fsdp, recomputed, bfloat16": (GPT, {"mesh__fsdp": 8, "model__remat": "full", "model__compute_dtype": "bfloat16"}),
-    "three axes": (LLAMA, {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}),
-    "accumulated": (LLAMA, {"accumulate": 2, "mesh__fsdp": 4, "averaging__names": "ema"}),
+    "fsdp, recomputed": (GPT, {"batch_size": 128, "mesh__fsdp": 8, "model__remat": "full"}),
+    "three axes, accumulated": (
+        LLAMA,
+        {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "accumulate": 2, "averaging__names": "ema"},
+    ),
 }
 # A process with eight devices compiles the step of every case and tells both figures.
 PROCESS = """
@@ -63,10 +65,11 @@ def test_the_estimate_is_near_what_the_compiler_takes():
     command = [sys.executable, "-c", PROCESS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    for name, (real, estimate) in json.loads(done.stdout).items():
-        assert abs(real[0] - estimate[0]) <= 1024, name  # counters are padded
-        assert 0.6 <= estimate[1] / real[1] <= 1.4, (name, real, estimate)
-        assert 0.3 <= estimate[2] / real[2] <= 3, (name, real, estimate)
+    ratios = {name: [guess / true for true, guess in zip(*both)] for name, both in json.loads(done.stdout).items()}
+    for arguments, temporaries, sent in ratios.values():
+        assert arguments == pytest.approx(1, abs=1e-3)
+        # XLA fuses less for CPUs than for what is planned, and scatters no gradients there but reduces them everywhere.
+        assert 0.5 <= temporaries <= 1.5 and 0.3 <= sent <= 2, ratios
 
 
 def test_knobs_turn_the_estimate_the_right_way():

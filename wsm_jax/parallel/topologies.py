@@ -15,6 +15,13 @@ from wsm_jax.parallel import sharding
 from wsm_jax.parallel.chips import CHIPS, Chip
 
 LEAST_JAX = (0, 12)
+# What libtpu would ask a machine with TPUs for, and complain about here; and several processes may load it.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +94,8 @@ def mesh(topology: Topology, axes: Mapping[str, int]) -> Mesh:
       UsageError: a chip, a JAX or an installation that cannot compile ahead of time; or a shape that libtpu refuses.
     """
     check_can_compile(topology)
-    for variable, value in (("TPU_SKIP_MDS_QUERY", "1"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")):
-        os.environ.setdefault(variable, value)  # there is no metadata server, and no TPU to fight over
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
     from jax.experimental import topologies
 
     options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if topology.count == 1 else {}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 Bytes = Callable[[Any], int]
@@ -142,6 +143,6 @@ def _programs(params: Any) -> Iterator[Any]:
 def array_bytes(aval: Any) -> int:
     """Bytes of an array of such shape and dtype; of what is no array, a key or a token, none."""
     dtype = getattr(aval, "dtype", None)
-    if dtype is None or jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+    if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
         return 0
     return aval.size * dtype.itemsize

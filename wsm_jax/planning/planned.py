@@ -18,7 +18,7 @@ from wsm_jax.models.model import Model
 from wsm_jax.parallel import chips, sharding, topologies
 from wsm_jax.parallel import mesh as mesh_lib
 from wsm_jax.parallel.topologies import Topology
-from wsm_jax.training import prepare, train_state
+from wsm_jax.training import prepare, tracking, train_state
 from wsm_jax.training.train_state import TrainState
 
 
@@ -83,13 +83,14 @@ class Planned:
         )
 
 
-def planned(config: Config, topology: Topology, mesh: Any = None) -> Planned:
+def planned(config: Config, topology: Topology, mesh: Any = None, like: Planned | None = None) -> Planned:
     """Resolves ``config`` for the chips of ``topology``.
 
     Args:
       config: of the run; the tokenizer is looked for only where it decides the vocabulary.
       topology: where it is to be trained.
       mesh: over devices of the topology; default: one of devices that nobody has.
+      like: the same run on another mesh of these chips, whose model and shapes need not be made again.
 
     Raises:
       UsageError: what :func:`wsm_jax.training.prepare.prepare` would refuse there, but for the documents.
@@ -98,11 +99,12 @@ def planned(config: Config, topology: Topology, mesh: Any = None) -> Planned:
     axes = mesh_lib.axes(config.mesh, topology.count)
     mesh = topologies.abstract_mesh(axes) if mesh is None else mesh
     rows = prepare.rows(config, mesh)
-    vocabulary = config.model.vocab_size or tokens.check(config.data)
     parts = prepare.parts_of(config, plan, None)
     with chips.programs_for(topology.chip.platform):
-        model = model_lib.build(presets.with_vocabulary(config.model, vocabulary), rows)
-        state = train_state.abstract(model, parts.optimizer, mesh, parts.averages, host_averages=config.averaging.host)
+        model = like.model if like else _model(config, rows)
+        shapes = like.state if like else train_state.abstract(model, parts.optimizer, mesh)
+    state = _laid_out(shapes, model, mesh)
+    state["averages"] = tracking.abstract(parts.averages, state["params"], host=config.averaging.host)
     return Planned(
         config,
         plan,
@@ -115,4 +117,19 @@ def planned(config: Config, topology: Topology, mesh: Any = None) -> Planned:
         state,
         prepare.saved_shapes(config, parts.averages, state["params"]),
         sharding.check_spread(state["params"]),
+    )
+
+
+def _model(config: Config, rows: int) -> Model:
+    vocabulary = config.model.vocab_size or tokens.check(config.data)
+    return model_lib.build(presets.with_vocabulary(config.model, vocabulary), rows)
+
+
+def _laid_out(state: TrainState, model: Model, mesh: Any) -> TrainState:
+    """Shapes of a train state without averages on a mesh."""
+    bare = {**state, "averages": {}}
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        bare,
+        sharding.tree_shardings(mesh, bare, model.axes),
     )

@@ -25,11 +25,11 @@ def best(config: Config, topology: Topology, disk_bandwidth: float) -> list[dict
     Raises:
       UsageError: no mesh of these chips can train the run; with what the last one was refused for.
     """
-    estimator, found, refused = Estimator(), [], ""
+    estimator, found, refused, run = Estimator(), [], "", None
     for mesh in meshes(config, topology):
         changes = {f"mesh__{axis}": size for axis, size in mesh.items()}
         try:
-            run = planned(config_lib.with_fields(config, **changes), topology)
+            run = planned(config_lib.with_fields(config, **changes), topology, like=run)
         except UsageError as error:
             refused = str(error)
             continue
