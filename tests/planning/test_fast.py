@@ -65,7 +65,10 @@ def test_the_estimate_is_near_what_the_compiler_takes():
     command = [sys.executable, "-c", PROCESS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    ratios = {name: [guess / true for true, guess in zip(*both)] for name, both in json.loads(done.stdout).items()}
+    ratios = {
+        name: [guess / true for true, guess in zip(*both, strict=True)]
+        for name, both in json.loads(done.stdout).items()
+    }
     for arguments, temporaries, sent in ratios.values():
         assert arguments == pytest.approx(1, abs=1e-3)
         # XLA fuses less for CPUs than for what is planned, and scatters no gradients there but reduces them everywhere.
