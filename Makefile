@@ -4,7 +4,7 @@ SEED ?= 0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-browser slow lint docs setup clean
+.PHONY: demo test test-all test-browser test-plan slow lint docs setup clean
 
 setup: $(VENV)/ready
 
@@ -30,6 +30,17 @@ tests/browser/node_modules/ready: tests/browser/package-lock.json
 	cd tests/browser && npm ci --no-audit --no-fund --ignore-scripts
 	touch $@
 
+# Compiles for TPUs that are not here: needs Python 3.12 or newer, and an environment of its own with libtpu.
+PLAN_PYTHON ?= python3.12
+
+test-plan: $(VENV)-plan/ready
+	$(VENV)-plan/bin/python -m pytest -q -m plan
+
+$(VENV)-plan/ready: pyproject.toml
+	$(PLAN_PYTHON) -m venv $(VENV)-plan
+	$(VENV)-plan/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,tpu]'
+	touch $@
+
 slow: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m slow
 
@@ -44,4 +55,4 @@ docs: setup  # look at them while they are written
 	$(BIN)/mkdocs serve
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-plan build *.egg-info .pytest_cache .ruff_cache .hypothesis

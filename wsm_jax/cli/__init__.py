@@ -19,6 +19,7 @@ from wsm_jax.cli import (
     import_model,
     inspect,
     merge,
+    plan,
     prepare,
     quiet,
     report,
@@ -37,6 +38,12 @@ VERBS = {
         "Read the documents, train or load the tokenizer, write the token store.",
     ),
     "train": (train.add, train.run, True, "Train a run, or go on with one that stopped."),
+    "plan": (
+        plan.add,
+        plan.run,
+        True,
+        "Tell whether a run fits on chips that are not here, and how fast it can be; reads no documents.",
+    ),
     "merge": (
         merge.add,
         merge.run,

@@ -184,10 +184,10 @@ class CausalAttention(nnx.Module):
         self, x_BxTxD: jax.Array, segments: jax.Array | None = None, past: Past | None = None
     ) -> tuple[jax.Array, Past | None]:
         B, T, D = x_BxTxD.shape
-        qkv = self.qkv(x_BxTxD).reshape(B, T, 3, self.heads, D // self.heads)
+        qkv = self.qkv(x_BxTxD).reshape(B, T, 3, -1, D // self.heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         y_BxTxHxK, past = attend(q, k, v, self.implementation, segments, past)
-        return self.out(y_BxTxHxK.reshape(B, T, D)), past
+        return self.out(y_BxTxHxK.reshape(B, T, -1)), past
 
 
 class RotaryAttention(nnx.Module):

@@ -16,6 +16,7 @@ from wsm_jax.models import family, picks
 from wsm_jax.models.attention import BACKENDS, IMPLEMENTATIONS
 from wsm_jax.models.cache import Cache, Past, gathered
 from wsm_jax.models.layers import INIT_STD, PRODUCT
+from wsm_jax.parallel import chips
 from wsm_jax.parallel.activations import spread
 from wsm_jax.parallel.sharding import BATCH
 
@@ -143,11 +144,9 @@ def check(config: TransformerFields) -> None:
         raise UsageError(f"model.remat is {config.remat!r}; choose {known}")
     if config.attention not in IMPLEMENTATIONS:
         raise UsageError(f"model.attention is {config.attention!r}; choose {', '.join(IMPLEMENTATIONS)}")
-    if (backend := BACKENDS.get(config.attention, jax.default_backend())) != jax.default_backend():
+    if (backend := BACKENDS.get(config.attention, chips.backend())) != chips.backend():
         needs = {"gpu": "an NVIDIA GPU", "tpu": "a TPU"}[backend]
-        raise UsageError(
-            f"model.attention={config.attention} needs {needs}, this is {jax.default_backend()}; choose xla"
-        )
+        raise UsageError(f"model.attention={config.attention} needs {needs}, this is {chips.backend()}; choose xla")
     if config.attention == "cudnn" and config.compute_dtype != "bfloat16":
         raise UsageError(f"model.attention=cudnn needs compute_dtype=bfloat16, not {config.compute_dtype}")
 
@@ -167,7 +166,7 @@ def check_positive(config: TransformerFields, *fields: str) -> None:
 
 def portable(config: Fields) -> Fields:
     """The same function where the kernel that was asked for does not run."""
-    if BACKENDS.get(config.attention, jax.default_backend()) != jax.default_backend():
+    if BACKENDS.get(config.attention, chips.backend()) != chips.backend():
         return dataclasses.replace(config, attention="xla")
     return config
 
