@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from wsm_jax.cli import config_flags, eval, extras, inspect, merge, prepare, quiet, report, sweep, train, weights
+from wsm_jax.cli import config_flags, eval, extras, inspect, merge, prepare, quiet, report, sft, sweep, train, weights
 from wsm_jax.errors import UsageError, ended
 
 # Verb -> what adds its arguments, what runs it, whether it takes a configuration, its help.
@@ -22,6 +22,7 @@ VERBS = {
         "Read the documents, train or load the tokenizer, write the token store.",
     ),
     "train": (train.add, train.run, True, "Train a run, or go on with one that stopped."),
+    "sft": (sft.add, sft.run, True, "Fine-tune a run's checkpoint or merge on conversations, responses alone."),
     "merge": (
         merge.add,
         merge.run,

@@ -23,7 +23,15 @@ MODULES = {
     "wandb": ("wandb",),
 }
 # What all of a verb's work takes; a merge needs its extra where weights are found by their loss.
-VERBS = {"prepare": "data", "train": "train", "merge": "eval", "eval": "eval", "report": "eval,plots", "sweep": "all"}
+VERBS = {
+    "prepare": "data",
+    "train": "train",
+    "merge": "eval",
+    "eval": "eval",
+    "report": "eval,plots",
+    "sweep": "all",
+    "sft": "train",
+}
 
 
 @contextlib.contextmanager

@@ -72,6 +72,18 @@ class Tokenizer:
         """Token ids of each text, on all cores."""
         return [encoding.ids for encoding in self._model.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_marked(self, text: str) -> list[int]:
+        """Token ids of a text in which special tokens are marks, as in what a chat template makes."""
+        return self._marked.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _marked(self) -> "tokenizers.Tokenizer":
+        import tokenizers
+
+        model = tokenizers.Tokenizer.from_str(self._model.to_str())
+        model.encode_special_tokens = False
+        return model
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids; special tokens are written out."""
         return self._model.decode([int(i) for i in ids], skip_special_tokens=False)
