@@ -139,7 +139,8 @@ def test_a_bad_line_is_named(tmp_path, line, words):
 
 def test_conversations_have_a_store_of_their_own(tmp_path, vocabulary):
     lines = [json.dumps({"prompt": f"How many {n}?", "response": "Two." * (n % 7 + 1)}) for n in range(60)]
-    (tmp_path / "talk.jsonl").write_text("\n".join(lines))
+    named = [line.replace("response", "completion") if n % 2 else line for n, line in enumerate(lines)]
+    (tmp_path / "talk.jsonl").write_text("\n".join(named))
     settings = {"tokenizer": str(vocabulary), "store": str(tmp_path / "store"), "validation_fraction": 0.2}
     config = DataConfig(source=f"chat:{tmp_path / 'talk.jsonl'}", test_fraction=0.2, **settings)
     corpus = prepare(config)

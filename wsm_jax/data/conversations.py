@@ -1,9 +1,10 @@
 """Conversations to train on: JSON lines of prompt and response or of messages, and their tokens.
 
-A line is ``{"prompt": text, "response": text}`` or ``{"messages": [{"role": "user", "content": text}, ...]}``, gzipped
-where the file's name ends in ``.gz``. With a chat template both become what it makes of them. Without one a prompt and
-its response are one text between two end-of-texts, and messages are refused. Responses alone are learnt, with the end
-of their turn; a prompt is tokenised apart from its response, as it is when a model generates one.
+A line is ``{"prompt": text, "response": text}`` (or ``completion``), or ``{"messages": [{"role": "user", "content":
+text}, ...]}``, gzipped where the file's name ends in ``.gz``. With a chat template both become what it makes of them.
+Without one a prompt and its response are one text between two end-of-texts, and messages are refused. Responses alone
+are learnt, with the end of their turn; a prompt is tokenized apart from its response, as it is when a model generates
+one.
 """
 
 import gzip
@@ -18,6 +19,7 @@ from wsm_jax.errors import UsageError
 from wsm_jax.io.files import parse_json
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
+RESPONSES = ("response", "completion")  # names of the field, the first that is there counts
 
 
 def read(chosen: Iterable[files.NamedFile]) -> Iterator[tuple[str, str]]:
@@ -47,8 +49,8 @@ def _messages(line: bytes, where: str) -> list[dict[str, str]]:
     record = record if isinstance(record, dict) else {}
     if "messages" in record:
         messages = record["messages"]
-    elif "prompt" in record and "response" in record:
-        messages = [{"role": "user", "content": record["prompt"]}, {"role": RESPONSE, "content": record["response"]}]
+    elif "prompt" in record and (name := next((name for name in RESPONSES if name in record), None)):
+        messages = [{"role": "user", "content": record["prompt"]}, {"role": RESPONSE, "content": record[name]}]
     else:
         have = ", ".join(record) or "none"
         raise UsageError(f"{where} has neither messages nor prompt and response (it has: {have})")
