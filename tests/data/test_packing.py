@@ -36,8 +36,8 @@ def corpus(tmp_path_factory):
     talks = [{"prompt": f"{n}?", "response": "b" * (n % 11 + 1)} for n in range(80)]
     (folder / "talk.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in [*talks, *long]))
     source = f"chat:{folder / 'talk.jsonl'}"
-    fractions = {"validation_fraction": 0.1, "test_fraction": 0.1}
-    return prepare(DataConfig(source=source, tokenizer=str(folder), store=str(folder), **fractions))
+    here = str(folder)
+    return prepare(DataConfig(source, tokenizer=here, store=here, validation_fraction=0.1, test_fraction=0.1))
 
 
 def conversations(store, split="train"):

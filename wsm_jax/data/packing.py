@@ -100,11 +100,11 @@ class PackedRows:
         index = int(index)
         self._know(lambda: self._ends[-1] <= index)
         epoch = int(np.searchsorted(self._ends, index, side="right")) - 1
-        row = {name: np.zeros(self._context, np.int32) for name in ("inputs", "targets", "segments", "positions")}
+        row: Row = {name: np.zeros(self._context, np.int32) for name in ("inputs", "targets", "segments", "positions")}
         row["weights"] = np.zeros(self._context, np.float32)
         place = 0
         for number, item in enumerate(self._table(epoch)[index - self._ends[epoch]], 1):
-            start, size = self._offsets[item], self._lengths[item]
+            start, size = int(self._offsets[item]), int(self._lengths[item])
             here = slice(place, place + size)
             row["inputs"][here] = self._tokens[start : start + size]
             row["targets"][here] = self._tokens[start + 1 : start + size + 1]

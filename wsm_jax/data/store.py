@@ -22,7 +22,8 @@ FORMAT = 1
 # Characters encoded at once: enough to keep all cores busy, little enough to hold in memory.
 _CHUNK = 1 << 22
 # Texts to, for each, token ids; 1 for each that is learnt, else 0, or None where all are; and UTF-8 bytes that count.
-Encode = Callable[[Sequence[str]], list[tuple[list[int], list[int] | None, int]]]
+Encoded = tuple[list[int], list[int] | None, int]
+Encode = Callable[[Sequence[str]], Sequence[Encoded]]
 
 
 class TokenStore:
@@ -186,7 +187,7 @@ def write_store(
 def _plain(tokenizer: Tokenizer) -> Encode:
     """Documents as they are, each with an end-of-text behind it."""
 
-    def encode(texts: Sequence[str]) -> list[tuple[list[int], list[int] | None, int]]:
+    def encode(texts: Sequence[str]) -> list[Encoded]:
         found = zip(texts, tokenizer.encode_batch(texts), strict=True)
         return [([*ids, tokenizer.eot], None, len(text.encode())) for text, ids in found]
 
