@@ -23,6 +23,7 @@ from wsm_jax.cli import (
     prepare,
     quiet,
     report,
+    sft,
     sweep,
     train,
     weights,
@@ -44,6 +45,7 @@ VERBS = {
         True,
         "Tell whether a run fits on chips that are not here, and how fast it can be; reads no documents.",
     ),
+    "sft": (sft.add, sft.run, True, "Fine-tune a run's checkpoint or merge on conversations, responses alone."),
     "merge": (
         merge.add,
         merge.run,

@@ -26,6 +26,7 @@ MODULES = {
 VERBS = {
     "prepare": "data",
     "train": "train",
+    "sft": "train",
     "plan": "train",
     "merge": "eval",
     "eval": "eval",

@@ -79,9 +79,14 @@ def check(config: ModelFields) -> None:
     kind.check(config)
 
 
-def loss_per_token(model: Model, params: Params, inputs_BxT: jax.Array, targets_BxT: jax.Array) -> jax.Array:
-    """Cross-entropy in nats of every target token, float32 [B, T]; the logits of one of ``loss_blocks`` at a time."""
-    x_BxTxD, kernel_DxV = model.hidden(params, inputs_BxT)
+def loss_per_token(
+    model: Model, params: Params, inputs_BxT: jax.Array, targets_BxT: jax.Array, **packed: jax.Array
+) -> jax.Array:
+    """Cross-entropy in nats of every target token, float32 [B, T]; the logits of one of ``loss_blocks`` at a time.
+
+    ``packed`` may hold ``positions`` and ``segments``, as :class:`Forward` takes them.
+    """
+    x_BxTxD, kernel_DxV = model.hidden(params, inputs_BxT, **packed)
 
     def block(part: tuple[jax.Array, jax.Array]) -> jax.Array:
         x, targets = part
@@ -103,11 +108,21 @@ def mean_loss(model: Model, params: Params, inputs_BxT: jax.Array, targets_BxT: 
     return mean_cross_entropy(*model.hidden(params, inputs_BxT), targets_BxT, model.config.loss_blocks)
 
 
-def training_loss(model: Model, params: Params, inputs_BxT: jax.Array, targets_BxT: jax.Array) -> tuple[Any, Metrics]:
+def training_loss(
+    model: Model,
+    params: Params,
+    inputs_BxT: jax.Array,
+    targets_BxT: jax.Array,
+    weights: jax.Array | None = None,
+    **packed: jax.Array,
+) -> tuple[Any, Metrics]:
     """What training descends, float32 scalar, and scalars to record beside it.
 
-    The mean cross-entropy, or what the family makes of it (terms that balance experts, counts).
+    The mean cross-entropy, or what the family makes of it (terms that balance experts, counts). With ``weights``,
+    float32 [B, T], it is the mean of the weighted cross-entropy; ``packed`` is as :func:`loss_per_token` takes it.
     """
+    if weights is not None:
+        return (loss_per_token(model, params, inputs_BxT, targets_BxT, **packed) * weights).mean(), {}
     extended = family.of(model.config).loss if model.leaves else None
     if extended is not None:
         return extended(model, params, inputs_BxT, targets_BxT)
