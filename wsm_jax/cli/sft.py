@@ -86,10 +86,11 @@ def _tuned(origin: "Run", data: str) -> "Config":
         PreviewConfig,
         ScheduleConfig,
     )
+    from wsm_jax.evaluation.evaluate import tokenizer_place
 
     config, tokenizer = origin.config, origin.config.data.tokenizer
-    if tokenizer.startswith("bpe:"):
-        tokenizer = str(Path(origin.facts["data"]["stable"][0]["path"]) / "tokenizer.json")
+    if not Path(tokenizer).expanduser().exists():  # trained for the run, or the run was moved
+        tokenizer = str(tokenizer_place(origin))
     return dataclasses.replace(
         config,
         duration="1steps",  # known once the conversations are packed
