@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import jax
 import numpy as np
 
 from wsm_jax import Run
-from wsm_jax.checkpoints import orbax
+from wsm_jax.checkpoints import integrity, orbax
+from wsm_jax.errors import UsageWarning
 from wsm_jax.evaluation import evaluate
 from wsm_jax.interchange import incoming, outgoing
 from wsm_jax.io import machine
@@ -68,6 +70,7 @@ def measure(python: str, work: Path) -> tuple[list[dict[str, Any]], dict[str, st
         rows.append(row(folder.name, name, "transformers to ours", np.asarray(ours), np.load(folder / "logits.npy")))
         params = random_parameters(built)
         orbax.save_tree(run.merged("random"), params)
+        integrity.seal(run.merged("random"), {orbax.PARAMS: []})
         outgoing.take_out(run, run.merged("random"), fields, back / folder.name)
         np.save(back / folder.name / "ids.npy", ids)
         waiting[folder.name] = name, np.asarray(apply(params, ids))
@@ -83,6 +86,7 @@ def main() -> int:
     parser.add_argument("--peer", required=True, help="a Python with torch and transformers")
     parser.add_argument("--output", required=True, type=Path)
     options = parser.parse_args()
+    warnings.filterwarnings("ignore", category=UsageWarning)  # the models have no tokenizer
     with tempfile.TemporaryDirectory() as work:
         rows, versions = measure(options.peer, Path(work))
     about = {**machine.environment(), "command": "make test-interop", "peer": versions, "tolerance": TOLERANCE}
