@@ -43,6 +43,14 @@ $(VENV)-plan/ready: pyproject.toml
 	$(VENV)-plan/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,tpu]'
 	touch $@
 
+test-interop: setup build/interop/ready  # logits beside those of transformers, both ways; the result is committed
+	$(BIN)/python -m tests.interop.parity --peer=build/interop/bin/python --output=results/interop/parity.json
+
+build/interop/ready:  # PyTorch and transformers have an environment of their own
+	$(PYTHON) -m venv build/interop
+	build/interop/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.*" "transformers==5.24.*"
+	touch $@
+
 slow: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m slow
 
