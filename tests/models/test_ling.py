@@ -1,6 +1,8 @@
 """Ling: its counts, the layer of DeepSeek-V3 in transformers, the balance of experts, and runs of it by every verb."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import shutil
 import subprocess
@@ -14,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.runs import ROOT, assert_same_bits, assert_same_checkpoints, records
-from wsm_jax import Run, UsageError, load_tree, named_leaves
+from wsm_jax import Run, UsageError, cli, load_tree, named_leaves
 from wsm_jax.config import OptimizerConfig
 from wsm_jax.models import experts, family, ling, model, presets
 from wsm_jax.models.ling_fields import LingFields
@@ -67,12 +69,17 @@ def test_a_layer_answers_as_that_of_deepseek_v3(grouped):
     weights = {name: jnp.asarray(matrix.transpose(0, 2, 1)) for name, matrix in weights.items()}
     bias, router = jnp.asarray(found["gate.e_score_correction_bias"]), jnp.asarray(found["gate.weight"].T)
     choice = {"top": 3, "groups": 4, "kept": 2, "scale": 2.5}
-    routing = experts.route(jnp.asarray(found["x"][0]) @ router, bias, **choice)
+
+    @jax.jit
+    def answer(x: jax.Array) -> Any:
+        own = experts.mixture(x, router, bias, weights, **choice, grouped=grouped, factor=1.0)
+        return experts.route(x[0] @ router, bias, **choice), *own
+
+    routing, y, told = answer(jnp.asarray(found["x"]))
     order, theirs = np.argsort(routing.chosen, axis=1), np.argsort(found["chosen"], axis=1)
     for own, golden in ((routing.chosen, found["chosen"]), (routing.weights, found["weights"])):
         ours = np.take_along_axis(np.asarray(own), order, axis=1)
         np.testing.assert_allclose(ours, np.take_along_axis(golden, theirs, axis=1), rtol=1e-5)
-    y, told = experts.mixture(jnp.asarray(found["x"]), router, bias, weights, **choice, grouped=grouped, factor=1.0)
     up, gate, down = (found[f"shared_experts.{name}_proj.weight"].T for name in ("up", "gate", "down"))
     shared = np.asarray(jax.nn.silu(found["x"] @ gate)) * (found["x"] @ up) @ down
     np.testing.assert_allclose(y + shared, found["y"], atol=2e-5)
@@ -152,9 +159,9 @@ def run(tiny: Any) -> Run:
 
 def verb(*arguments: str) -> Any:
     """Standard output of ``wsm``, read as JSON."""
-    done = subprocess.run([sys.executable, "-m", "wsm_jax", *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert cli.main(list(arguments)) == 0
+    return json.loads(said.getvalue())
 
 
 @pytest.mark.integration

@@ -39,14 +39,14 @@ def layout(group: jax.Array, count: int, *, block: int = 1, capacity: int = 0) -
     M = group.shape[0]
     order = jnp.argsort(group, stable=True)
     place = jnp.zeros_like(order).at[order].set(jnp.arange(M), unique_indices=True)
-    bounds = jnp.searchsorted(group[order], jnp.arange(count + 1))
+    bounds = (group[None] < jnp.arange(count + 1)[:, None]).sum(axis=1)
     start, sizes = bounds[:-1], jnp.diff(bounds)
     room = jnp.full_like(sizes, capacity) if capacity else -(-sizes // block) * block
     held, end = jnp.minimum(sizes, room), jnp.cumsum(room)
     first = end - room
     step = capacity or block
     S = count * capacity if capacity else (M + count * (block - 1)) // block * block
-    owner = jnp.minimum(jnp.searchsorted(end, jnp.arange(0, S, step), side="right"), count - 1)
+    owner = jnp.minimum((jnp.arange(0, S, step)[:, None] >= end[None]).sum(axis=1), count - 1)
     row = jnp.arange(S).reshape(-1, step) - first[owner][:, None]
     at = jnp.minimum(start[owner][:, None] + row, M - 1)
     source = jnp.where(row < held[owner][:, None], order[at], M).reshape(S)
