@@ -1,10 +1,12 @@
 # `make demo` and `make test` set up .venv by themselves, with all extras; PYTHON chooses the interpreter, SEED the demo's seed.
-PYTHON ?= python3
+# The first that runs and is new enough: a shim of pyenv may be there and fail.
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python, \
+  $(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)) python3)
 SEED ?= 0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-browser test-plan slow lint docs setup clean
+.PHONY: demo test test-all test-browser test-plan test-interop slow mutants lint docs setup clean
 
 setup: $(VENV)/ready
 
@@ -19,8 +21,12 @@ demo: setup
 
 # Compiling is most of the work of the tests, and XLA compiles in half the time what it optimizes little. make test-all,
 # whose tests hold bits of merges to what users get, and whoever calls pytest compile as users do.
-test: setup lint
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+# Lint runs beside them and says at the end what it found.
+test: setup
+	@mkdir -p build
+	@$(MAKE) --no-print-directory lint > build/lint.txt 2>&1 & lint=$$!; trap "kill $$lint" INT TERM; \
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup; tests=$$?; \
+	wait $$lint; lint=$$?; cat build/lint.txt; test $$tests = 0 && test $$lint = 0
 
 test-all: setup  # what make test leaves out, but for what takes minutes each
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m 'integration and not slow'
@@ -53,6 +59,9 @@ build/interop/ready:  # PyTorch and transformers have an environment of their ow
 
 slow: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m slow
+
+mutants: setup  # faults put into core/ and merging/, one at a time, each of which a test must find
+	$(BIN)/python -m tests.mutants
 
 lint: setup
 	$(BIN)/ruff check .
