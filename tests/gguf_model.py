@@ -31,7 +31,7 @@ PARTS = {
 
 def main() -> None:
     """Writes a folder, or scores a text."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, help="a GGUF file, or with --score a folder")
     parser.add_argument("output", type=Path, nargs="?", help="the folder to write, which does not exist")
     parser.add_argument("--score", type=Path, metavar="TEXT_FILE")

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from wsm_jax.checkpoints import inspection, storage, torch_file, torch_source
 from wsm_jax.errors import UsageError, UsageWarning
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "torch"
+GOLDEN = Path(__file__).parents[1] / "golden" / "pytorch"
 
 
 @pytest.mark.parametrize(

@@ -198,8 +198,8 @@ def create_sink(
     first = jax.process_index() == 0
     if form == SAFETENSORS:
         with all_succeed():
-            whole = isinstance(like, _FLAT) and like.path.is_dir()  # a file has no configuration beside it
-            inner = huggingface.Sink(path, renamed, like if whole else None, first)
+            folder = like if isinstance(like, _FLAT) and like.path.is_dir() else None  # a file has nothing beside it
+            inner = huggingface.Sink(path, renamed, folder, first)
         return _Hashed(inner, path, "", names, renamed)
     from wsm_jax.checkpoints import zarr
 

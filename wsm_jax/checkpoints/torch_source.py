@@ -96,7 +96,7 @@ class Source:
     def __init__(self, path: str | os.PathLike, item: str | None = None):
         self.path = places.at(path)
         self.leaves: dict[str, Leaf] = {}
-        self.hashes = None
+        self.hashes: dict[str, list[str]] | None = None
         self.left_out: list[str] = []
         self._item = item
         self._tensors: dict[str, tuple[Path, Range, Tensor]] = {}
