@@ -18,7 +18,7 @@ from wsm_jax.checkpoints import torch_pickle
 from wsm_jax.checkpoints.torch_values import CALLS, NAMES, Tensor
 from wsm_jax.errors import UsageError
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "torch"
+GOLDEN = Path(__file__).parents[1] / "golden" / "pytorch"
 
 
 def read(data: bytes) -> Any:

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from wsm_jax.checkpoints import inspection, storage, torch_file, torch_source
 from wsm_jax.errors import UsageError, UsageWarning
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "torch"
+GOLDEN = Path(__file__).parents[1] / "golden" / "pytorch"
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,7 @@ def test_what_is_read_of_a_trainers_file_is_its_model_or_what_is_asked_for():
     source = torch_source.Source(GOLDEN / "lightning.ckpt")
     assert source.record()["item"] == "state_dict" and source.left_out == ["callbacks", "optimizer_states"]
     assert inspection.inspect(GOLDEN / "nanogpt.pt")["left_out"] == ["optimizer", "best_val_loss"]
+    assert inspection.verify(GOLDEN / "nanogpt.pt")["damaged"] == []
     assert set(torch_source.Source(GOLDEN / "nanogpt.pt", "model").leaves) == {
         "_orig_mod.0.weight",
         "_orig_mod.1.weight",

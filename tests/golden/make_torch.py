@@ -3,7 +3,7 @@
     python -m venv peer && peer/bin/python -m pip install "torch==2.13.*" safetensors numpy
     peer/bin/python tests/golden/make_torch.py
 
-Needs nothing of ours. In ``torch/``: ``plain-STEP.pt`` (a state_dict of every dtype that a merge takes; with a
+Needs nothing of ours. In ``pytorch/``: ``plain-STEP.pt`` (a state_dict of every dtype that a merge takes; with a
 transposed, a strided and a tied tensor), ``legacy-STEP.pth`` (the same in the format of before 1.6), ``nanogpt.pt`` and
 ``lightning.ckpt`` (laid out as those trainers do, with the state of a real optimizer), ``sharded`` and ``single``
 (folders of Hugging Face with ``.bin`` files), and ``STEP.safetensors``, ``model.safetensors``: what is in them.
@@ -18,7 +18,7 @@ from typing import Any
 import torch  # pyright: ignore[reportMissingImports]
 from safetensors.torch import save_file
 
-HERE = Path(__file__).resolve().parent / "torch"
+HERE = Path(__file__).resolve().parent / "pytorch"
 STEPS = (100, 200, 300)
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool", "uint16")
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from wsm_jax import cli
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "torch"
+GOLDEN = Path(__file__).parents[1] / "golden" / "pytorch"
 STEPS = (100, 200, 300)
 
 

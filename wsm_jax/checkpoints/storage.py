@@ -19,7 +19,7 @@ from wsm_jax.io import hashes, places, publish
 from wsm_jax.parallel.processes import all_succeed
 
 ORBAX, SAFETENSORS = FORMATS = ("orbax", "safetensors")
-_FLAT = (huggingface.Source, torch_source.Source)  # names with dots, and merges of them are written as safetensors
+FLAT = (huggingface.Source, torch_source.Source)  # names with dots, and merges of them are written as safetensors
 
 # The item to read of every Orbax checkpoint, or one for each; None: `params`, else the only one.
 Items = str | Sequence[str | None] | None
@@ -155,7 +155,7 @@ def open_sources(paths: Sequence[str | os.PathLike], item: Items = None) -> Iter
         other = [source.path for source in opened.values() if type(source) is not type(first)]
         if other:
             raise UsageError(f"{first.path} and {other[0]} differ in format; all inputs must have one format")
-        if isinstance(first, _FLAT) and (folders := [one.path for one in opened.values() if one.path.is_dir()]):
+        if isinstance(first, FLAT) and (folders := [one.path for one in opened.values() if one.path.is_dir()]):
             model_folder.check_inputs(folders)
         if isinstance(first, torch_source.Source) and first.left_out:
             warn(f"only the tensors of the model are read of {first.path}: {', '.join(first.left_out)} is left out")
@@ -187,7 +187,7 @@ def create_sink(
     Raises:
       UsageError: two leaves that would have one name, a dtype that the form cannot hold, an item that it has not.
     """
-    was = SAFETENSORS if isinstance(like, _FLAT) else ORBAX
+    was = SAFETENSORS if isinstance(like, FLAT) else ORBAX
     form = form or was
     texts = [name for name, leaf in leaves.items() if leaf.text is not None and form == SAFETENSORS]
     if texts:
@@ -204,8 +204,8 @@ def create_sink(
     first = jax.process_index() == 0
     if form == SAFETENSORS:
         with all_succeed():
-            whole = isinstance(like, _FLAT) and like.path.is_dir()  # a file has no configuration beside it
-            inner = huggingface.Sink(path, renamed, like if whole else None, first, files)
+            folder = like if isinstance(like, FLAT) and like.path.is_dir() else None  # a file has nothing beside it
+            inner = huggingface.Sink(path, renamed, folder, first, files)
         return _Hashed(inner, path, "", names, renamed)
     from wsm_jax.checkpoints import zarr
 
@@ -220,7 +220,7 @@ def create_sink(
 
 def output_name(name: str, like: Source, form: str | None = None) -> str:
     """What the leaf ``name`` of ``like`` is called when written as ``form``."""
-    if form in (None, SAFETENSORS if isinstance(like, _FLAT) else ORBAX):
+    if form in (None, SAFETENSORS if isinstance(like, FLAT) else ORBAX):
         return name
     return name.replace("/", ".") if form == SAFETENSORS else name.replace(".", "/")
 

@@ -2,8 +2,8 @@
 
 A pickle is a program, and `pickle` would run it: import what it names, call what it likes. Here `pickletools` takes it
 apart, and the few instructions that build containers are carried out. A name stands for itself and is looked up in the
-tables below, never in a module; no instruction calls anything but the small functions of this file. What the tables do
-not have is refused by its name.
+tables of :mod:`wsm_jax.checkpoints.torch_values`, never in a module; no instruction calls anything but the small
+functions there. What the tables do not have is refused by its name.
 """
 
 import pickletools

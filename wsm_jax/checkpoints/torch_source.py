@@ -7,6 +7,7 @@ Of a file the dictionary of tensors is read that ``item`` names; else the one ca
 import math
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,8 @@ def is_meant(path: str | os.PathLike) -> bool:
 
 def hint(place: Path) -> str:
     """What to do with a checkpoint that lies in parts, or a folder around files; empty where it is neither."""
-    if place.is_file():
-        return _hint_of_file(place)
+    if places.on_bucket(place) or place.is_file():
+        return "" if places.on_bucket(place) else _hint_of_file(place)
     inside = sorted(place.iterdir())
     deeper = [file for folder in inside if folder.is_dir() for file in sorted(folder.iterdir())]
     found = (_hint_of(file.name, file.parent) for file in [place, *inside, *deeper])
@@ -74,7 +75,7 @@ def _hint_of_file(file: Path) -> str:
 
 def _hint_of(name: str, folder: Path) -> str:
     said = next((text for pattern, text in _PARTS.items() if re.fullmatch(pattern, name)), "")
-    return said and f"; it is {said.format(folder=folder)}"
+    return said and f"; it is {said.format(folder=shlex.quote(str(folder)))}"
 
 
 class Source:
@@ -96,7 +97,7 @@ class Source:
     def __init__(self, path: str | os.PathLike, item: str | None = None):
         self.path = places.at(path)
         self.leaves: dict[str, Leaf] = {}
-        self.hashes = None
+        self.hashes: dict[str, list[str]] | None = None
         self.left_out: list[str] = []
         self._item = item
         self._tensors: dict[str, tuple[Path, Range, Tensor]] = {}

@@ -10,7 +10,7 @@ from wsm_jax.reporting.tables import listed, print_table
 def add(sub: argparse.ArgumentParser) -> None:
     """Adds the arguments of the verb."""
     sub.add_argument(
-        "path", metavar="PATH", help="a run directory, a stream, an Orbax checkpoint or a safetensors folder"
+        "path", metavar="PATH", help="a run directory, a stream, a checkpoint: Orbax, safetensors, PyTorch's"
     )
     sub.add_argument("--item", help="item of an Orbax checkpoint (default: params, else the only one)")
     sub.add_argument("--hashes", action="store_true", help="read everything and compare it with what was saved")

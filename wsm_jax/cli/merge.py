@@ -31,7 +31,8 @@ def _add_checkpoints(sub: argparse.ArgumentParser) -> None:
         "inputs",
         nargs="*",
         metavar="IN[:WEIGHT]",
-        help="Orbax or safetensors folders, oldest first; uniform without weights and --curve. A path that exists is "
+        help="Orbax or safetensors folders, or files of torch.save, oldest first; uniform without weights and "
+        "--curve. A path that exists is "
         "taken whole, even one that ends in :0.5",
     )
     window = sub.add_argument_group(
@@ -108,7 +109,11 @@ def _add_output(sub: argparse.ArgumentParser) -> None:
     output = sub.add_argument_group("output")
     output.add_argument("--output", metavar="OUT", help="default RUN/merged/NAME; with --every a folder of NAMEs")
     output.add_argument("--name", help="default <curve>-<count>x<interval>-at-<step>")
-    output.add_argument("--item", help="item of the checkpoints to read (default: params, else the only one)")
+    output.add_argument(
+        "--item",
+        help="item of the checkpoints to read (default: params, else the only one; of "
+        "a file of PyTorch state_dict or model)",
+    )
     output.add_argument("--output_item", metavar="NAME", help="item of the Orbax checkpoint written (default: params)")
     output.add_argument("--format", choices=("orbax", "safetensors"), help="default: as the inputs")
     output.add_argument(

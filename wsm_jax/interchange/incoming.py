@@ -115,10 +115,11 @@ def weights(folder: Path) -> storage.Source:
     Raises:
       UsageError: none there, or a format that is not read.
     """
-    if not huggingface.is_folder(folder):
-        storage.open_source(folder).close()  # says what is there instead
-        raise UsageError(f"{folder} holds an Orbax checkpoint, no model in safetensors")
-    return huggingface.Source(folder)
+    source = storage.open_source(folder)
+    if not isinstance(source, storage.FLAT):
+        source.close()
+        raise UsageError(f"{folder} holds an Orbax checkpoint, no model of PyTorch or in safetensors")
+    return source
 
 
 def _check_copies(source: storage.Source, layout: Layout, named: dict[str, str]) -> None:

@@ -119,7 +119,7 @@ def load(folder: Path) -> Hashes | None:
         if own != _digest(kept):
             raise ValueError("it is damaged")
         return Hashes(kept["arrays"], kept["files"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter of a checkpoint that is a file
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{folder / FILE}: no table of hashes ({type(error).__name__}: {error})") from error

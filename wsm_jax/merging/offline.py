@@ -37,14 +37,14 @@ def merge_checkpoints(
     memory: int = MEMORY,
     **options: Any,
 ) -> Any:
-    """:func:`wsm_jax.merge` of checkpoints on disk, Orbax or Hugging Face safetensors, in one pass.
+    """:func:`wsm_jax.merge` of checkpoints on disk (Orbax, safetensors, PyTorch's files) in one pass.
 
     With ``output`` it goes from disk to disk, and memory depends neither on the number of inputs nor on the size of the
     model, unless an input can only be read in larger chunks. On several processes (``jax.distributed``) each reads and
     writes its part; all see one file system.
 
     Args:
-      paths: checkpoint folders, oldest first.
+      paths: checkpoint folders, or files of ``torch.save``, oldest first.
       weights: as for :func:`wsm_jax.merge`; used as they are given.
       output: the folder to write; it appears whole or not at all, an Orbax checkpoint with the item ``params`` or a
         folder of safetensors. Without it the merge comes back in memory.
