@@ -17,7 +17,6 @@ _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".gguf", ".ggml", ".onnx", ".onnx_data",
     ".tflite", ".mlmodel", ".mlpackage", ".distcp", ".engine", ".xml", ".index.json",
 )  # fmt: skip
-_TORCH = (".bin", ".pt", ".pth", ".ckpt")
 _STEP = re.compile(r"\d+|(checkpoint|ckpt|steps?|iter|epoch|ep|global_step)[-_=]?\d+.*", re.IGNORECASE)
 # What a library writes about where a model came from, and the dtype, which follows the tensors that are written.
 _NO_DIFFERENCE = re.compile(r"(.*\.)?(_name_or_path|transformers_version|(torch_)?dtype)", re.DOTALL)
@@ -54,13 +53,7 @@ def hint(folder: Path) -> str:
         return "; it has an adapter: merge that into its model first (merge_and_unload() and save_pretrained in peft)"
     if found := next((name for name in names if name.endswith(".safetensors")), None):
         return f"; it has {found}: a single file is to be called model.safetensors, several need their index"
-    found = next((name for name in names if name.endswith(_TORCH)), None)
-    if found is None:
-        return ""
-    return (
-        f"; {found} is a pickle, which can run code and is not read: convert it with transformers, "
-        f"AutoModelForCausalLM.from_pretrained('{folder}').save_pretrained(NEW, safe_serialization=True)"
-    )
+    return ""
 
 
 def copy(folder: Path, out: Path, *, besides: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from wsm_jax.errors import UsageError
 
 # Extra -> what it brings, by the names that are imported. A test holds it against pyproject.toml.
 MODULES = {
-    "eval": ("flax", "optax", "scipy"),
+    "eval": ("flax", "optax", "scipy", "jinja2"),
     "data": (
         "grain",
         "tensorflow_datasets",
@@ -26,8 +26,11 @@ MODULES = {
 VERBS = {
     "prepare": "data",
     "train": "train",
+    "sft": "train",
+    "plan": "train",
     "merge": "eval",
     "eval": "eval",
+    "generate": "eval",
     "import": "eval",
     "export": "eval",
     "report": "eval,plots",

@@ -68,6 +68,27 @@ class Tokenizer:
         """Token ids of ``text``, no end-of-text added."""
         return self._model.encode(text, add_special_tokens=False).ids
 
+    def encode_marked(self, text: str) -> list[int]:
+        """Token ids of text in which what spells a special token is that token, as in a conversation."""
+        return self._marking.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def opening(self) -> list[int]:
+        """What a text begins with: the tokens that the vocabulary's file says, else the end of the text before."""
+        return self._marking.encode("", add_special_tokens=True).ids or [self.eot]
+
+    def number(self, token: str) -> int | None:
+        """The id of a token, a special one as it is spelt; None where there is none."""
+        return self._model.token_to_id(token)
+
+    @functools.cached_property
+    def _marking(self) -> "tokenizers.Tokenizer":
+        import tokenizers
+
+        model = tokenizers.Tokenizer.from_str(self._model.to_str())
+        model.encode_special_tokens = False
+        return model
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, on all cores."""
         return [encoding.ids for encoding in self._model.encode_batch_fast(list(texts), add_special_tokens=False)]

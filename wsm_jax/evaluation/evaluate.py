@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from wsm_jax.checkpoints import compatibility, orbax
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.config import DataConfig, ModelFields
+from wsm_jax.data import packing
 from wsm_jax.data.pipeline import evaluation_batches
 from wsm_jax.data.tokens import Corpus, TokenStore, prepare
 from wsm_jax.errors import UsageError
@@ -27,8 +28,8 @@ from wsm_jax.parallel.sharding import RULES, Rules
 
 __all__ = [
     "Difference", "Evaluation", "Evaluator", "check_fits", "checkpoint_path", "fields_of", "held_out",
-    "held_out_stores", "load", "make_evaluator", "model_and_data", "paired_difference", "run_evaluator", "shardings",
-    "tokenizer_place",
+    "held_out_stores", "load", "make_evaluator", "model_and_data", "model_of", "paired_difference", "run_evaluator",
+    "shardings", "tokenizer_place",
 ]  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def make_evaluator(
     Args:
       model: what computes the loss.
       mesh: the devices; its axes that carry the batch share the rows where ``batch_size`` is a multiple of them.
-      stores: one after the other.
+      stores: one after the other; of conversations the responses count, of those that fit the model's context.
       split: ``validation``, ``test`` or ``train``.
       batch_size: sequences in one batch.
       limit_tokens: stop after the last document that ends within so many tokens of each store; 0 = all.
@@ -67,9 +68,19 @@ def make_evaluator(
     Raises:
       UsageError: an empty split or a batch size below 1.
     """
-    batches, counts, sizes = [], [], []
+    batches, counts, sizes, left_out = [], [], [], 0
     for store in stores:
         first, taken = len(sizes), 0
+        if store.has_learnt:
+            context, learnt, offsets = model.config.context, store.learnt(split), store.offsets(split)
+            chosen = packing.fitting(store, split, context, limit_tokens)
+            left_out += int((np.diff(offsets) - 1 > context).sum())
+            for batch in packing.evaluation_batches(store, split, chosen, context, batch_size):
+                document = batch["document"]
+                batches.append({**batch, "document": np.where(document < 0, -1, document + first)})
+            counts.extend(learnt[offsets[n] + 1 : offsets[n + 1]].sum(dtype=np.int64) for n in chosen)
+            sizes.extend(store.document_bytes(split)[chosen])
+            continue
         for batch in evaluation_batches(
             store,
             split,
@@ -86,7 +97,7 @@ def make_evaluator(
         sizes.extend(store.document_bytes(split, document_tokens)[:taken])
     limits = f"{limit_tokens}" + (f"x{document_tokens}" if document_tokens else "")
     data_hash = "-".join([split, limits, *(store.hash[:16] for store in stores)])
-    return over(batches, model, mesh, tokens=counts, sizes=sizes, data_hash=data_hash, rules=rules)
+    return over(batches, model, mesh, tokens=counts, sizes=sizes, data_hash=data_hash, left_out=left_out, rules=rules)
 
 
 def model_and_data(run: Run) -> tuple[Model, Corpus]:
@@ -103,7 +114,7 @@ def model_and_data(run: Run) -> tuple[Model, Corpus]:
             f"the data of {run.path} have changed since it was trained (hash {corpus.hash[:12]}, "
             f"then {run.facts['data_hash'][:12]}); losses would not be comparable"
         )
-    return _model(run), corpus
+    return model_of(run), corpus
 
 
 def tokenizer_place(run: Run) -> Path:
@@ -138,7 +149,7 @@ def held_out(run: Run, split: str, source: str = "") -> tuple[Model, list[TokenS
         validation_fraction=0.0,
         test_fraction=0.0,
     )
-    return _model(run), held_out_stores(prepare(text), "train"), "train"
+    return model_of(run), held_out_stores(prepare(text), "train"), "train"
 
 
 def fields_of(run: Run) -> ModelFields:
@@ -148,7 +159,8 @@ def fields_of(run: Run) -> ModelFields:
     return family.of(shape).portable(shape)
 
 
-def _model(run: Run) -> Model:
+def model_of(run: Run) -> Model:
+    """The model of a run, as this machine can compute it."""
     return build(fields_of(run))
 
 
@@ -187,7 +199,7 @@ def load(run: Run, path: str | Path, item: str | None = None) -> Any:
       UsageError: as :func:`wsm_jax.load_tree`; a leaf that the model of ``run`` lacks.
     """
     stored = orbax.abstract_tree(path, item)
-    where = sharding.tree_shardings(mesh_lib.like(run.config.mesh), stored, _model(run).axes)
+    where = sharding.tree_shardings(mesh_lib.like(run.config.mesh), stored, model_of(run).axes)
     return orbax.load_tree(path, item, abstract=jax.tree.map(_at, stored, where))
 
 
@@ -197,14 +209,14 @@ def _at(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
 
 def shardings(run: Run) -> Any:
     """Where :func:`run_evaluator` wants the parameters of the run's model."""
-    model = _model(run)
+    model = model_of(run)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return sharding.tree_shardings(mesh_lib.like(run.config.mesh), shapes, model.axes)
 
 
 def check_fits(run: Run, path: Path) -> None:
     """Raises UsageError where the parameters at ``path``, which may lie elsewhere, are not of the model of ``run``."""
-    compatibility.check_params(path, jax.eval_shape(_model(run).init, jax.random.key(0)))
+    compatibility.check_params(path, jax.eval_shape(model_of(run).init, jax.random.key(0)))
     if origin := compatibility.origin_of(path):
         compatibility.check_unseen(path, origin, run.config)
         if origin.facts["data"]["tokenizer_hash"] != run.facts["data"]["tokenizer_hash"]:

@@ -64,18 +64,18 @@ def over(
             real = document >= 0
             nats += np.bincount(document[real], np.asarray(loss, np.float64).ravel()[real], minlength=len(sizes))
         if not np.isfinite(nats).all():
-            raise NonFiniteError(None, _not_finite(params))
+            raise NonFiniteError(None, not_finite(params))
         return Evaluation(nats, np.asarray(tokens, np.int64), np.asarray(sizes, np.int64), data_hash, left_out)
 
     return evaluate
 
 
-def _not_finite(params: Any) -> str:
-    """Why a loss is not finite: the first leaf with a NaN or an infinity, where there is one."""
+def not_finite(params: Any, what: str = "the loss") -> str:
+    """Why ``what`` is not finite: the first leaf with a NaN or an infinity, where there is one."""
     for name, leaf in named_leaves(params).items():
         if bad := int(jnp.sum(~jnp.isfinite(leaf))):
             return f"leaf {name} has {bad} of {leaf.size} values that are NaN or infinite"
-    return "the loss is not finite, though every parameter is"
+    return f"{what} is not finite, though every parameter is"
 
 
 @functools.lru_cache(maxsize=8)

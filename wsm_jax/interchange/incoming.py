@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wsm_jax import config as config_lib
-from wsm_jax.checkpoints import huggingface, integrity, storage
+from wsm_jax.checkpoints import integrity, storage
 from wsm_jax.checkpoints import output as output_lib
 from wsm_jax.checkpoints import run as run_lib
 from wsm_jax.checkpoints.plan import plan
@@ -115,10 +115,11 @@ def weights(folder: Path) -> storage.Source:
     Raises:
       UsageError: none there, or a format that is not read.
     """
-    if not huggingface.is_folder(folder):
-        storage.open_source(folder).close()  # says what is there instead
-        raise UsageError(f"{folder} holds an Orbax checkpoint, no model in safetensors")
-    return huggingface.Source(folder)
+    source = storage.open_source(folder)
+    if source.record()["format"] == storage.ORBAX:
+        source.close()
+        raise UsageError(f"{folder} holds an Orbax checkpoint, whose leaves have no public names")
+    return source
 
 
 def _check_copies(source: storage.Source, layout: Layout, named: dict[str, str]) -> None:

@@ -5,6 +5,7 @@ live in one stacked pytree (leading axis: layer) and run in one ``lax.scan``, so
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from flax import nnx
 from wsm_jax.config import ModelConfig
 from wsm_jax.errors import UsageError
 from wsm_jax.models import family, presets, public, transformer
+from wsm_jax.models.cache import Cache, Past
 from wsm_jax.models.family import Family, Leaf, Leaves
 from wsm_jax.models.layers import ACTIVATIONS, CausalAttention, GeluMLP, LayerNorm, normal
 
@@ -27,9 +29,12 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(D, bias=bias)
         self.mlp = GeluMLP(D, out_std, rngs, bias=bias, activation=config.activation)
 
-    def __call__(self, x_BxTxD: jax.Array, segments: jax.Array | None) -> jax.Array:
-        x_BxTxD = x_BxTxD + self.attention(self.norm1(x_BxTxD), segments)
-        return x_BxTxD + self.mlp(self.norm2(x_BxTxD))
+    def __call__(
+        self, x_BxTxD: jax.Array, segments: jax.Array | None, past: Past | None
+    ) -> tuple[jax.Array, Past | None]:
+        attended, past = self.attention(self.norm1(x_BxTxD), segments, past)
+        x_BxTxD = x_BxTxD + attended
+        return x_BxTxD + self.mlp(self.norm2(x_BxTxD)), past
 
 
 class GPT2(nnx.Module):
@@ -44,13 +49,17 @@ class GPT2(nnx.Module):
         self.final_norm = LayerNorm(config.d_model, bias=config.bias)
 
     def __call__(
-        self, tokens_BxT: jax.Array, positions: jax.Array | None = None, segments: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        tokens_BxT: jax.Array,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> Any:
         dtype, table = jnp.dtype(self.config.compute_dtype), self.position_embedding[...]
         places = table[None, : tokens_BxT.shape[1]] if positions is None else table[positions]
         x_BxTxD = (transformer.look_up(self.token_embedding, tokens_BxT) + places).astype(dtype)
-        x_BxTxD = transformer.scan_layers(self.blocks, x_BxTxD, segments, config=self.config)
-        return self.final_norm(x_BxTxD), self.token_embedding[...].astype(dtype).T
+        x_BxTxD, cache = transformer.through_layers(self.blocks, x_BxTxD, segments, cache=cache, config=self.config)
+        return transformer.found(self.final_norm(x_BxTxD), self.token_embedding[...].astype(dtype).T, cache)
 
 
 def check(config: ModelConfig) -> None:

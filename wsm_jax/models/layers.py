@@ -12,7 +12,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from wsm_jax.models import rotary
-from wsm_jax.models.attention import causal_attention
+from wsm_jax.models.cache import Past, attend
 
 INIT_STD = 0.02
 PRODUCT = "product"  # what a policy of recomputation calls the results of matrices
@@ -180,12 +180,14 @@ class CausalAttention(nnx.Module):
         self.heads = heads
         self.implementation = implementation
 
-    def __call__(self, x_BxTxD: jax.Array, segments: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x_BxTxD: jax.Array, segments: jax.Array | None = None, past: Past | None = None
+    ) -> tuple[jax.Array, Past | None]:
         B, T, D = x_BxTxD.shape
-        qkv = self.qkv(x_BxTxD).reshape(B, T, 3, self.heads, D // self.heads)
+        qkv = self.qkv(x_BxTxD).reshape(B, T, 3, -1, D // self.heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        y_BxTxHxK = causal_attention(q, k, v, self.implementation, segments)
-        return self.out(y_BxTxHxK.reshape(B, T, D))
+        y_BxTxHxK, past = attend(q, k, v, self.implementation, segments, past)
+        return self.out(y_BxTxHxK.reshape(B, T, -1)), past
 
 
 class RotaryAttention(nnx.Module):
@@ -200,29 +202,33 @@ class RotaryAttention(nnx.Module):
       rngs: source of the initial values.
       qkv_bias, out_bias: whether the projections have biases.
       qk_norm: epsilon of an RMSNorm over each head's queries and keys, before they are turned; None: no such norm.
+      std: as ``out_std``, of the other projections.
     """
 
     def __init__(
         self, d_model: int, heads: int, kv_heads: int, head_dim: int, implementation: str, out_std: float,
         rngs: nnx.Rngs, *, qkv_bias: bool = False, out_bias: bool = False, qk_norm: float | None = None,
+        std: float = INIT_STD,
     ):  # fmt: skip
-        self.q = Linear(d_model, heads * head_dim, rngs, bias=qkv_bias)
-        self.k = Linear(d_model, kv_heads * head_dim, rngs, bias=qkv_bias)
-        self.v = Linear(d_model, kv_heads * head_dim, rngs, bias=qkv_bias)
+        self.q = Linear(d_model, heads * head_dim, rngs, std, qkv_bias)
+        self.k = Linear(d_model, kv_heads * head_dim, rngs, std, qkv_bias)
+        self.v = Linear(d_model, kv_heads * head_dim, rngs, std, qkv_bias)
         self.out = Linear(heads * head_dim, d_model, rngs, out_std, out_bias)
         self.q_norm = None if qk_norm is None else RMSNorm(head_dim, qk_norm)
         self.k_norm = None if qk_norm is None else RMSNorm(head_dim, qk_norm)
         self.head_dim = head_dim
         self.implementation = implementation
 
-    def __call__(self, x_BxTxD: jax.Array, rotation: rotary.Tables, segments: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x_BxTxD: jax.Array, rotation: rotary.Tables, segments: jax.Array | None, past: Past | None
+    ) -> tuple[jax.Array, Past | None]:
         B, T, _ = x_BxTxD.shape
         q, k, v = (project(x_BxTxD).reshape(B, T, -1, self.head_dim) for project in (self.q, self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotary.rotate(q, rotation), rotary.rotate(k, rotation)
-        y_BxTxHxK = causal_attention(q, k, v, self.implementation, segments)
-        return self.out(y_BxTxHxK.reshape(B, T, -1))
+        y_BxTxHxK, past = attend(q, k, v, self.implementation, segments, past)
+        return self.out(y_BxTxHxK.reshape(B, T, -1)), past
 
 
 class GeluMLP(nnx.Module):
@@ -240,9 +246,9 @@ class GeluMLP(nnx.Module):
 class SwiGLU(nnx.Module):
     """Gated feed-forward of width F: ``down(silu(gate(x)) * up(x))``."""
 
-    def __init__(self, d_model: int, d_ff: int, out_std: float, rngs: nnx.Rngs):
-        self.gate = Linear(d_model, d_ff, rngs)
-        self.up = Linear(d_model, d_ff, rngs)
+    def __init__(self, d_model: int, d_ff: int, out_std: float, rngs: nnx.Rngs, std: float = INIT_STD):
+        self.gate = Linear(d_model, d_ff, rngs, std)
+        self.up = Linear(d_model, d_ff, rngs, std)
         self.down = Linear(d_ff, d_model, rngs, out_std)
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:

@@ -17,6 +17,7 @@ from wsm_jax.config import setting
 from wsm_jax.config.model import TransformerFields
 from wsm_jax.errors import UsageError
 from wsm_jax.models import family, public, rotary, transformer
+from wsm_jax.models.cache import Cache, Past
 from wsm_jax.models.family import Family, Leaf, Leaves
 from wsm_jax.models.layers import Linear, RMSNorm, RotaryAttention, SwiGLU, normal
 
@@ -63,9 +64,12 @@ class Block(nnx.Module):
         self.norm2 = RMSNorm(D, config.norm_eps)
         self.mlp = SwiGLU(D, config.d_ff or -(-8 * D // (3 * 64)) * 64, out_std, rngs)
 
-    def __call__(self, x_BxTxD: jax.Array, rotation: rotary.Tables, segments: jax.Array | None) -> jax.Array:
-        x_BxTxD = x_BxTxD + self.attention(self.norm1(x_BxTxD), rotation, segments)
-        return x_BxTxD + self.mlp(self.norm2(x_BxTxD))
+    def __call__(
+        self, x_BxTxD: jax.Array, rotation: rotary.Tables, segments: jax.Array | None, past: Past | None
+    ) -> tuple[jax.Array, Past | None]:
+        attended, past = self.attention(self.norm1(x_BxTxD), rotation, segments, past)
+        x_BxTxD = x_BxTxD + attended
+        return x_BxTxD + self.mlp(self.norm2(x_BxTxD)), past
 
 
 class Llama(nnx.Module):
@@ -79,8 +83,12 @@ class Llama(nnx.Module):
         self.head = None if config.tied else Linear(config.d_model, config.vocab_size, rngs)
 
     def __call__(
-        self, tokens_BxT: jax.Array, positions: jax.Array | None = None, segments: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        tokens_BxT: jax.Array,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> Any:
         config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         stretched = rotary.Llama3Scaling(config.rope_factor, config.rope_low, config.rope_high, config.rope_context)
         angles = rotary.frequencies(
@@ -88,9 +96,11 @@ class Llama(nnx.Module):
         )
         rotation = rotary.tables(rotary.places(tokens_BxT, positions), angles, dtype)
         x_BxTxD = transformer.look_up(self.token_embedding, tokens_BxT).astype(dtype)
-        x_BxTxD = transformer.scan_layers(self.blocks, x_BxTxD, rotation, segments, config=config)
+        x_BxTxD, cache = transformer.through_layers(
+            self.blocks, x_BxTxD, rotation, segments, cache=cache, config=config
+        )
         output = self.token_embedding[...].T if self.head is None else self.head.kernel[...]
-        return self.final_norm(x_BxTxD), output.astype(dtype)
+        return transformer.found(self.final_norm(x_BxTxD), output.astype(dtype), cache)
 
 
 def check(config: LlamaFields) -> None:

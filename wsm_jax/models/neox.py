@@ -6,6 +6,7 @@ projection is three here, so that each can be cut by heads.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from wsm_jax.config import setting
 from wsm_jax.config.model import TransformerFields
 from wsm_jax.errors import UsageError
 from wsm_jax.models import family, public, rotary, transformer
+from wsm_jax.models.cache import Cache, Past
 from wsm_jax.models.family import Family, Leaf, Leaves
 from wsm_jax.models.layers import GeluMLP, LayerNorm, Linear, RotaryAttention, normal
 
@@ -50,12 +52,14 @@ class Block(nnx.Module):
         self.mlp = GeluMLP(D, out_std, rngs, bias=True)
         self.parallel = config.parallel_residual
 
-    def __call__(self, x_BxTxD: jax.Array, rotation: rotary.Tables, segments: jax.Array | None) -> jax.Array:
-        attended = self.attention(self.norm1(x_BxTxD), rotation, segments)
+    def __call__(
+        self, x_BxTxD: jax.Array, rotation: rotary.Tables, segments: jax.Array | None, past: Past | None
+    ) -> tuple[jax.Array, Past | None]:
+        attended, past = self.attention(self.norm1(x_BxTxD), rotation, segments, past)
         if self.parallel:
-            return self.mlp(self.norm2(x_BxTxD)) + attended + x_BxTxD
+            return self.mlp(self.norm2(x_BxTxD)) + attended + x_BxTxD, past
         x_BxTxD = attended + x_BxTxD
-        return self.mlp(self.norm2(x_BxTxD)) + x_BxTxD
+        return self.mlp(self.norm2(x_BxTxD)) + x_BxTxD, past
 
 
 class Neox(nnx.Module):
@@ -69,14 +73,20 @@ class Neox(nnx.Module):
         self.head = Linear(config.d_model, config.vocab_size, rngs)
 
     def __call__(
-        self, tokens_BxT: jax.Array, positions: jax.Array | None = None, segments: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        tokens_BxT: jax.Array,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> Any:
         config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         angles = rotary.frequencies(config.rotated, config.rope_theta)
         rotation = rotary.tables(rotary.places(tokens_BxT, positions), angles, dtype)
         x_BxTxD = transformer.look_up(self.token_embedding, tokens_BxT).astype(dtype)
-        x_BxTxD = transformer.scan_layers(self.blocks, x_BxTxD, rotation, segments, config=config)
-        return self.final_norm(x_BxTxD), self.head.kernel[...].astype(dtype)
+        x_BxTxD, cache = transformer.through_layers(
+            self.blocks, x_BxTxD, rotation, segments, cache=cache, config=config
+        )
+        return transformer.found(self.final_norm(x_BxTxD), self.head.kernel[...].astype(dtype), cache)
 
 
 def check(config: NeoxFields) -> None:
