@@ -82,7 +82,7 @@ def measure(python: str, work: Path) -> tuple[list[dict[str, Any]], dict[str, st
 
 def main() -> int:
     """Measures, writes the table, says whether all is well."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peer", required=True, help="a Python with torch and transformers")
     parser.add_argument("--output", required=True, type=Path)
     options = parser.parse_args()

@@ -16,8 +16,8 @@ import torch  # pyright: ignore[reportMissingImports]
 import transformers  # pyright: ignore[reportMissingImports]
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
-from make import random_model
-from make_logits import TOKENS, VOCABULARY, configurations
+from make import random_model  # pyright: ignore[reportMissingImports]
+from make_logits import TOKENS, VOCABULARY, configurations  # pyright: ignore[reportMissingImports]
 
 
 def logits(model: transformers.PreTrainedModel, folder: Path) -> None:

@@ -142,8 +142,13 @@ def held_out(run: Run, split: str, source: str = "") -> tuple[Model, list[TokenS
     if not source:
         model, corpus = model_and_data(run)
         return model, held_out_stores(corpus, split), split
-    whole = {"validation_fraction": 0.0, "test_fraction": 0.0}
-    text = DataConfig(source=source, tokenizer=str(tokenizer_place(run)), store=run.config.data.store, **whole)
+    text = DataConfig(
+        source=source,
+        tokenizer=str(tokenizer_place(run)),
+        store=run.config.data.store,
+        validation_fraction=0.0,
+        test_fraction=0.0,
+    )
     return model_of(run), held_out_stores(prepare(text), "train"), "train"
 
 

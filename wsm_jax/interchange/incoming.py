@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wsm_jax import config as config_lib
-from wsm_jax.checkpoints import huggingface, integrity, storage
+from wsm_jax.checkpoints import integrity, storage
 from wsm_jax.checkpoints import output as output_lib
 from wsm_jax.checkpoints import run as run_lib
 from wsm_jax.checkpoints.plan import plan
@@ -116,9 +116,9 @@ def weights(folder: Path) -> storage.Source:
       UsageError: none there, or a format that is not read.
     """
     source = storage.open_source(folder)
-    if not isinstance(source, storage.FLAT):
+    if source.record()["format"] == storage.ORBAX:
         source.close()
-        raise UsageError(f"{folder} holds an Orbax checkpoint, no model of PyTorch or in safetensors")
+        raise UsageError(f"{folder} holds an Orbax checkpoint, whose leaves have no public names")
     return source
 
 

@@ -13,6 +13,7 @@ from wsm_jax.models.public import CONFIG
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_OLDER = ("pytorch_model*.bin", "pytorch_model.bin.index.json")  # of revisions from before safetensors
 _STATE = "trainer_state.json"  # of transformers' Trainer
 
 
@@ -106,8 +107,10 @@ def _fetch(name: str, revision: str) -> Path:
             f'{name} is no folder here; to fetch it from the hub: pip install "wsm-jax[hf]" (else give a folder)'
         ) from None
     try:
+        there = huggingface_hub.list_repo_files(name, revision=revision or None)
+        weights = _WEIGHTS if any(file.endswith(".safetensors") for file in there) else _OLDER
         place = huggingface_hub.snapshot_download(
-            name, revision=revision or None, allow_patterns=[*_WEIGHTS, *beside.KEPT]
+            name, revision=revision or None, allow_patterns=[*weights, *beside.KEPT]
         )
     except Exception as error:  # of the network, of the hub and of the name, each in its own kind
         reason = " ".join(str(error).split())[:200]

@@ -80,7 +80,8 @@ def cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
         return values
     with np.errstate(over="ignore", invalid="ignore"):
         cast = values.astype(dtype)
-    if not np.array_equal(*(np.isfinite(one.astype(np.float32, copy=False)) for one in (values, cast))):
+    before, after = (np.isfinite(one.astype(np.float32, copy=False)) for one in (values, cast))
+    if not np.array_equal(before, after):
         raise UsageError(f"{name} overflows {dtype.name}; export it with --dtype=bfloat16 or float32")
     return cast
 
