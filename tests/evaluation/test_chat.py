@@ -62,7 +62,7 @@ def test_the_file_of_its_own_goes_before_and_of_several_the_default_counts(tmp_p
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{{ raise_exception('roles must\nalternate') }}", "tokenizer_config.json refuses the messages: roles must alternate"),
+        ("{{ raise_exception('roles must\nalternate') }}", "config.json refuses the messages: roles must alternate"),
         ("{{ messages[7].content }}", "refuses the messages: .*has no element 7"),
         ("{{ messages.__class__.__mro__ }}", "refuses the messages: access to attribute '__class__'"),
         ("{{ messages.append(1) }}", "refuses the messages"),
