@@ -20,6 +20,7 @@ PEER_TASKS = {
     LOOP_WINDOWS: "loop_windows",
 }
 OUR_TASKS = {READ: "read", WRITE: "write", MEMORY: "memory", ENGINE: "engine", FORTY: "engine", WRITTEN: "written"}
+TIMED_INSIDE = (READ, WRITE, MEMORY, ENGINE, FORTY, WRITTEN)  # without the start of the process; the others as a whole
 FROM_PEERS = tuple(PEER_TASKS)  # what needs the peers' interpreter
 FROM_US = (OURS, ENGINE, FORTY, WRITTEN)  # what a previous version can do too
 CURVES = ("linear", "cosine", "minus_sqrt", "square", "exponential")
@@ -70,7 +71,7 @@ def window_weights(count: int, curves: tuple[str, ...]) -> dict[str, list[float]
 
 _ONE = (READ, OURS, ENGINE)
 _WARM = (MEMORY, *_ONE)
-_MANY = (FORTY, LOOP_WINDOWS, MERGEKIT_WINDOWS)
+MANY = (FORTY, LOOP_WINDOWS, MERGEKIT_WINDOWS)  # merges, not all the same number of them
 
 CASES = (
     Case("tiny", "safetensors", 2, "warm", 2, (*_WARM, WRITE, *PEERS)),
@@ -82,7 +83,7 @@ CASES = (
     Case("125M", "safetensors", 4, "cold", 3, (*_ONE, WRITTEN, WRITE, *PEERS)),
     Case("125M", "safetensors", 8, "warm", 2, (*_WARM, WRITE, *PEERS)),
     Case("125M", "safetensors", 8, "cold", 2, _ONE),
-    Case("125M", "safetensors", 16, "warm", 1, (*_WARM, *_MANY)),
+    Case("125M", "safetensors", 16, "warm", 1, (*_WARM, *MANY)),
     Case("125M", "safetensors", 16, "cold", 1, (*_ONE, FORTY)),
     Case("125M", "safetensors", 32, "warm", 1, _WARM),
     Case("125M", "safetensors", 32, "cold", 1, _ONE),

@@ -1,6 +1,5 @@
 """A whole process measured, and the page cache made warm or cold before it. Standard library only."""
 
-import contextlib
 import ctypes
 import dataclasses
 import json
@@ -10,9 +9,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ class Measurement:
     """What one process took.
 
     Attributes:
-      seconds: on the clock, from its start to its end.
+      seconds: on the clock, from its start to its end, to within ``SAMPLE_SECONDS``.
       cpu_seconds: user and system, all threads.
       peak_rss: bytes; the kernel's own maximum. Pages of the page cache that are mapped count too.
       peak_anonymous: bytes that are nobody's file: what a process needs even if nothing is cached; sampled.
@@ -49,41 +47,22 @@ def measure(command: Sequence[str], environment: dict[str, str] | None = None) -
       SystemExit: it failed; the message has the command and the end of its standard error.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        start = time.perf_counter()
+        start, anonymous = time.perf_counter(), 0
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment)
-        with _sampled(process.pid) as anonymous:
-            _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            status = Path(f"/proc/{process.pid}/status").read_text()  # there until it is waited for
+            found = (int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon"))
+            anonymous = max(anonymous, *found, 0)
+            time.sleep(SAMPLE_SECONDS)
+        seconds, usage = time.perf_counter() - start, ended[2]
+        process.returncode = os.waitstatus_to_exitcode(ended[1])
         out.seek(0)
         err.seek(0)
         if process.returncode:
             sys.exit(f"{shlex.join(command)}\nended with {process.returncode}: {err.read()[-2000:].decode()}")
         answers = [line for line in out.read().decode().splitlines() if line.startswith("{") and line.endswith("}")]
     answer = json.loads(answers[-1]) if answers else {}
-    cpu = usage.ru_utime + usage.ru_stime
-    return Measurement(seconds, cpu, usage.ru_maxrss * 1024, max(anonymous, default=0), answer)
-
-
-@contextlib.contextmanager
-def _sampled(pid: int) -> Iterator[list[int]]:
-    """Fills the list with the process's anonymous bytes until the block ends."""
-    found: list[int] = []
-    ended = threading.Event()
-
-    def sample() -> None:
-        while not ended.wait(SAMPLE_SECONDS):
-            with contextlib.suppress(OSError):  # it has ended
-                lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-                found.extend(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield found
-    finally:
-        ended.set()
-        thread.join()
+    return Measurement(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, anonymous, answer)
 
 
 def files(folders: Folders) -> list[Path]:
@@ -115,19 +94,12 @@ def make(cache: str, folders: Folders) -> None:
 def cached_share(folders: Folders) -> float:
     """Share of the files' pages that are in the page cache (mincore)."""
     cached = pages = 0
-    mincore = ctypes.CDLL(None, use_errno=True).mincore
-    for file in set(files(folders)):
-        size = file.stat().st_size
-        if not size:
-            continue
-        count = -(-size // mmap.PAGESIZE)
-        here = (ctypes.c_ubyte * count)()
+    for file in {file for file in files(folders) if file.stat().st_size}:
         with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
-            first = ctypes.c_char.from_buffer(mapped)
-            failed = mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(size), here)
+            here, first = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))(), ctypes.c_char.from_buffer(mapped)
+            failed = ctypes.CDLL(None).mincore(ctypes.byref(first), ctypes.c_size_t(len(mapped)), here)
             del first  # a mapping that is referred to cannot be closed
         if failed:
-            raise OSError(ctypes.get_errno(), f"mincore of {file}")
-        cached += sum(page & 1 for page in here)
-        pages += count
+            raise OSError(f"mincore of {file}")
+        cached, pages = cached + sum(page & 1 for page in here), pages + len(here)
     return cached / pages if pages else 0.0

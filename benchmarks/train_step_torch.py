@@ -32,7 +32,8 @@ def main() -> None:
         torch.set_float32_matmul_precision("high")  # TF32, as XLA has it there
     config = configuration(transformers, shape)
     with torch.device(device):
-        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        own = {"experts_implementation": shape["peer_experts"]} if "peer_experts" in shape else {}
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", **own)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     tokens = torch.randint(0, shape["vocab_size"], (shape["batch_size"], shape["context"] + 1), device=device)
     half = shape.get("compute_dtype") == "bfloat16"
@@ -80,9 +81,24 @@ def configuration(transformers, shape: dict):
         return transformers.GPT2Config(**common, **none, activation_function="gelu")
     if shape["family"] == "neox":
         return transformers.GPTNeoXConfig(**common, intermediate_size=4 * shape["d_model"])
+    if shape["family"] == "ling":
+        return deepseek(transformers, common, shape)
     own = {"num_key_value_heads": shape["kv_heads"], "intermediate_size": shape["d_ff"]}
     own |= {"rope_theta": shape.get("rope_theta", 10000.0)}
     return transformers.LlamaConfig(**common, **own, tie_word_embeddings=shape["tied"])
+
+
+def deepseek(transformers, common: dict, shape: dict):
+    """The nearest to Ling: the same experts and router; heads as wide, whose keys and values share a low rank."""
+    rotated = int(shape["rotary_pct"] * shape["head_dim"])
+    heads = {"qk_rope_head_dim": rotated, "qk_nope_head_dim": shape["head_dim"] - rotated}
+    heads |= {"v_head_dim": shape["head_dim"], "q_lora_rank": None, "kv_lora_rank": shape["d_model"] // 2}
+    experts = {"n_routed_experts": shape["experts"], "num_experts_per_tok": shape["experts_per_token"]}
+    experts |= {"n_group": shape["groups"], "topk_group": shape["groups_kept"], "n_shared_experts": 1}
+    widths = {"intermediate_size": shape["d_ff"], "moe_intermediate_size": shape["expert_ff"]}
+    more = {"first_k_dense_replace": 1, "num_nextn_predict_layers": 0, "tie_word_embeddings": False}
+    more |= {"num_key_value_heads": shape["heads"]}
+    return transformers.DeepseekV3Config(**common, **heads, **experts, **widths, **more)
 
 
 def timed(step, count: int, wait: Callable[..., float] = float) -> dict:

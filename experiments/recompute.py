@@ -21,8 +21,10 @@ with np.load(folder / "nats.npz") as stored:
 claim = next(each for each in told["claims"] + told["differences"] if each["claim"] == name)
 
 # Nats of one arm minus those of the other, [seeds, documents]; a choice is the arm with the lowest validation loss.
-loss, among = {(r["arm"], r["seed"]): r["validation"] for r in records}, {c["choice"]: c["of"] for c in told["choices"]}
-arms = [[min(among.get(arm, [arm]), key=lambda a: loss[a, s]) for arm in claim["arms"]] for s in told["seeds"]]
+record, among = {(r["arm"], r["seed"]): r for r in records}, {c["choice"]: c for c in told["choices"]}
+loss = lambda a, s, of: np.mean([record[a, s]["validation_domains"][d] for d in of] or record[a, s]["validation"])  # noqa: E731
+pick = lambda c, s: min(c["of"], key=lambda a: loss(a, s, c.get("domains", [])))  # noqa: E731
+arms = [[pick(among[arm], s) if arm in among else arm for arm in claim["arms"]] for s in told["seeds"]]
 gap = np.array([nats[f"{a}|{s}"].astype(float) - nats[f"{b}|{s}"] for (a, b), s in zip(arms, told["seeds"])])  # noqa: B905
 
 # Bits per byte at each seed, mean over domains: with all documents, then without each.

@@ -15,7 +15,8 @@ from wsm_jax.sweeps import Measure
 # Weights of the domains within old and within new text.
 OLD = {"novels": 0.8, "peps": 0.2}
 NEW = {"textbooks": 0.4, "mathematics": 0.2, "solutions": 0.4}
-MEGABYTES = {"standard": 0.0, "tiny": 1.0}  # of each domain; 0: all
+# Million characters of each domain, and of each text the first so many thousand, which leave documents to hold out.
+LIMITS = {"standard": (0.0, 0.0), "tiny": (3.0, 20.0)}  # 0: all
 TOKENS = {"standard": (50_000, 100_000, 4096), "tiny": (2_000, 4_000, 512)}  # validation, test, of each document
 
 
@@ -52,7 +53,7 @@ def text(scale: str) -> Text:
                 f"{data} holds no text/; name a folder of text in WSM_EXPERIMENT_DATA (python -m experiments.corpus "
                 "--help lists its files and where they are from)"
             )
-        corpus.build(data, place, MEGABYTES[scale])
+        corpus.build(data, place, *LIMITS[scale])
 
     def mixture(old: float, new: float) -> str:
         parts = {

@@ -106,4 +106,9 @@ def experiment_text(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 with gzip.open(folder / f"{file}.jsonl.gz", "wt", encoding="utf-8") as out:
                     out.writelines(json.dumps(record) + "\n" for record in records)
+    (folder / "sft").mkdir()
+    with gzip.open(folder / "sft" / "t0_12k.jsonl.gz", "wt", encoding="utf-8") as out:
+        for line in "".join(texts).splitlines()[:4000]:
+            if len(line) > 40:
+                out.write(json.dumps({"prompt": line[:20], "completion": f"{line[20:40]}<|endoftext|>"}) + "\n")
     return folder

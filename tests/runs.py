@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ class Tiny:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """2 layers of width 16 on twenty modules of the standard library; 48 steps, a merge checkpoint every third."""
     folder = tmp_path_factory.mktemp("tiny")
     text = folder / "text"
@@ -126,19 +126,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
         evaluation=EvaluationConfig(interval=f"{RESUME}steps", tokens=4000),
         log=LogConfig(interval=f"{LOG}steps"),
     )
-    # Compiling takes longer than all else; what is stored is the code that compiling gives again.
-    cache = {
-        "jax_compilation_cache_dir": str(folder / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in cache}
-    for name, value in cache.items():
-        jax.config.update(name, value)
-    environment = {**os.environ, **{name.upper(): str(value) for name, value in cache.items()}, "JAX_PLATFORMS": "cpu"}
-    yield Tiny(base, folder, environment)
-    for name, value in before.items():
-        jax.config.update(name, value)
+    return Tiny(base, folder, {**os.environ, "JAX_PLATFORMS": "cpu"})  # with what conftest says of what is compiled
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ def test_the_notebook_runs(demo_run, monkeypatch):
 
 def test_what_is_shown_was_run_in_order():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    assert len(notebook.cells) == 10
     counts = [cell["execution_count"] for cell in notebook.cells if cell["cell_type"] == "code"]
     assert counts == list(range(1, len(counts) + 1))
     assert not outputs(notebook, "error")

@@ -1,7 +1,7 @@
 """What one room alone knows: ``models`` the families, ``parallel`` the devices of a mesh, ``io`` the buckets."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from wsm_jax.config import ModelConfig
@@ -10,8 +10,8 @@ from wsm_jax.models import family
 PACKAGE = Path(__file__).parent.parent / "wsm_jax"
 
 
-def programs(without: str) -> Iterator[tuple[str, ast.AST]]:
-    """(file, node) of all code but that of one folder; docstrings are no code."""
+def programs(without: str = "") -> Iterator[tuple[str, ast.AST]]:
+    """(file, node) of all code, or all but that of one folder; docstrings are no code."""
     for file in sorted(PACKAGE.rglob("*.py")):
         if file.relative_to(PACKAGE).parts[0] == without:
             continue
@@ -40,22 +40,18 @@ def test_families_are_known_by_name_in_models_alone():
     assert ModelConfig().family == "gpt2"
 
 
+def rooms(finds: Callable[[ast.AST], bool]) -> set[str]:
+    """The rooms with code in which something is found."""
+    return {place.split("/")[0] for place, node in programs() if finds(node)}
+
+
 def test_meshes_are_counted_in_parallel_alone():
-    found = [
-        place
-        for place, node in programs("parallel")
-        if isinstance(node, ast.Attribute) and ast.unparse(node).endswith(("mesh.size", "mesh.devices", "mesh.shape"))
-    ]
-    assert found == []
+    parts = ("mesh.size", "mesh.devices", "mesh.shape")
+    assert rooms(lambda node: isinstance(node, ast.Attribute) and ast.unparse(node).endswith(parts)) == {"parallel"}
 
 
 def test_buckets_are_known_in_io_alone():
-    found = [
-        place
-        for place, node in programs("io")
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "gs:" in node.value
-    ]
-    assert found == []
+    assert rooms(lambda node: isinstance(node, ast.Constant) and "gs:" in str(node.value)) == {"io"}
 
 
 def test_the_families_that_are_built_in_declare_their_leaves():

@@ -33,6 +33,7 @@ def assert_close(first, second):
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-5)
 
 
+@pytest.mark.integration
 def test_it_goes_on_from_its_state_and_ends_where_it_ended(old_run):
     stream = old_run.merge_stream
     expected = {item: orbax.load_tree(stream / "12", item) for item in ("params", "ema", "mean")}
@@ -49,6 +50,7 @@ def test_it_goes_on_from_its_state_and_ends_where_it_ended(old_run):
     )
 
 
+@pytest.mark.integration
 def test_a_branch_starts_from_it(old_run, tmp_path):
     fields = ["--config.schedule.name=cooldown", "--config.schedule.curve=minus_sqrt", "--config.averaging.names="]
     fields += ["--config.checkpoint.snapshot=point"]
@@ -73,6 +75,7 @@ def test_it_is_merged_as_it_was_and_its_records_are_read(old_run, tmp_path, caps
     assert (facts["merge_steps"], facts["merged"]) == ([2, 4, 6, 8, 10, 12], [MERGE])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("which", "loss"), [(f"--merged={MERGE}", 5.930310541183544), ("--step=12", 5.90943875956172)])
 def test_it_is_evaluated_as_it_was(old_run, which, loss, capsys):
     assert cli.main(["eval", f"--run={old_run.path}", which, "--json"]) == 0

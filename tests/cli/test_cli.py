@@ -36,6 +36,7 @@ def test_help_imports_nothing_heavy_and_is_quick():
         assert verb in done.stdout
 
 
+@pytest.mark.integration
 def test_the_module_and_the_console_script_are_the_same(capsys):
     script = Path(sys.executable).parent / "wsm"
     arguments = ["weights", "--curve=ema", "--count=4", "--json"]

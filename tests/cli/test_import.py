@@ -5,7 +5,10 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
 
+
+@pytest.mark.integration
 def test_importing_every_module_changes_no_logger_and_no_setting():
     """Compared with what the libraries do by themselves, which are imported first."""
     code = """

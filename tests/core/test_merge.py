@@ -187,6 +187,7 @@ def test_no_trees_is_an_error():
         wsm_jax.merge([], [])
 
 
+@pytest.mark.integration
 def test_on_eight_devices_each_merges_its_own_shards():
     program = """
 import jax, jax.numpy as jnp, numpy as np, wsm_jax

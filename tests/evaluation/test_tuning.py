@@ -55,6 +55,7 @@ def test_a_search_finds_the_losses_of_the_merges_one_by_one(reference, validate,
         assert searched[curve, count] == pytest.approx(validate(merged).loss, rel=1e-6)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("monotone", [False, True])
 def test_learned_weights_beat_the_best_fixed_curve_on_the_data_they_were_fitted_to(
     reference, validate, searched, monotone
@@ -72,6 +73,7 @@ def test_learned_weights_beat_the_best_fixed_curve_on_the_data_they_were_fitted_
     assert len(said) == len(found.losses) == 11
 
 
+@pytest.mark.integration
 def test_the_checkpoints_are_held_as_one_tree(reference):
     window = select(reference, 3)
     stacked = learned.load(window.paths, sharding.make_mesh())
@@ -139,6 +141,7 @@ def test_a_learned_merge_from_the_command_line_to_the_test_split(own, capsys):
     )
 
 
+@pytest.mark.integration
 def test_a_searched_merge_is_that_of_the_best_curve_and_window(own, capsys):
     status, out, err = wsm(capsys, "merge", f"--run={own}", "--curve=search", "--count=8")
     assert status == 0
@@ -169,6 +172,7 @@ def validate_newest(folder):
     return evaluator(orbax.load_tree(folder / "checkpoints" / "merge" / "48")).loss
 
 
+@pytest.mark.integration
 def test_a_search_that_finds_nothing_better_than_the_last_checkpoint_says_so(own, capsys):
     """The window begins in the first steps, where every checkpoint is far better than the one before."""
     status, _, err = wsm(capsys, "merge", f"--run={own}", "--curve=search", "--count=2", "--last_step=6")
@@ -177,6 +181,7 @@ def test_a_search_that_finds_nothing_better_than_the_last_checkpoint_says_so(own
     assert "wsm: warning: the last checkpoint alone is better than this merge" in err
 
 
+@pytest.mark.integration
 def test_a_searched_merge_takes_the_weight_decay_aware_form(own, capsys):
     asked = ["merge", f"--run={own}", "--curve=search", "--count=4", "--weight_decay_aware", "--json"]
     status, out, _ = wsm(capsys, *asked, "--fit_split=train")

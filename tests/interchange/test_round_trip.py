@@ -20,7 +20,7 @@ from tests.interchange.folders import (
     same_bits,
     tensors_of,
 )
-from wsm_jax.checkpoints import inspection, orbax
+from wsm_jax.checkpoints import inspection, model_folder, orbax
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.errors import UsageError, UsageWarning
 from wsm_jax.evaluation import evaluate
@@ -188,3 +188,17 @@ def test_contexts_and_dtypes(tmp_path):
     assert (told["torch_dtype"], told["max_position_embeddings"]) == ("bfloat16", 16)
     with pytest.raises(UsageError, match="exists; choose another name"):
         export(run, tmp_path / "bfloat16")
+
+
+def test_folders_whose_tokenizers_differ_are_not_merged(tmp_path):
+    values = {**LLAMA, "vocab_size": ROWS}
+    places = [make(tmp_path / name, values, arrays(values)) for name in ("a", "b")]
+    model_folder.check_inputs(places)
+    content = json.loads((places[0] / "tokenizer.json").read_text())
+    (places[0] / "tokenizer.json").write_text(json.dumps(content))  # other bytes, the same tokens
+    model_folder.check_inputs(places)
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (places[0] / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=r"number their tokens differently \('a' is \d+ and \d+\)"):
+        model_folder.check_inputs(places)

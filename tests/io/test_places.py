@@ -2,10 +2,12 @@
 
 import pathlib
 
+import numpy as np
 import pytest
 
+from tests.merging.trees import bits, flat, save_all, tree
 from wsm_jax import UsageError
-from wsm_jax.checkpoints import output
+from wsm_jax.checkpoints import orbax, output
 from wsm_jax.cli import main
 from wsm_jax.io import places
 
@@ -25,6 +27,29 @@ def test_an_address_is_no_folder(text):
 @pytest.mark.parametrize("text", ["runs/a", "/abs/s3:/x", "a:b", "run@750", "./s3://x", "~/x", "x:0.5"])
 def test_paths_stay_what_they_were(text):
     assert places.at(text) == pathlib.Path(text)
+
+
+def test_a_path_upwards_is_resolved_as_the_system_does_and_no_further(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "here").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere" / "deep")
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "runs" / "here")
+    assert places.at("../other/1") == tmp_path / "runs" / "other" / "1"
+    assert places.at("../link/../x") == tmp_path / "elsewhere" / "x"
+    assert places.at("../../out") == tmp_path / "out"  # a link that an output would follow stays one
+    assert places.at("..") == tmp_path / "runs"
+
+
+def test_checkpoints_beside_the_current_folder_are_merged_and_read(tmp_path, monkeypatch):
+    save_all(tmp_path / "steps", [tree(0), tree(1)])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["merge", "../steps/0", "../steps/1", "--output=../merged"]) == 0
+    assert main(["inspect", "--hashes", "../merged"]) == 0
+    merged = orbax.load_tree("../merged")
+    np.testing.assert_allclose(flat(merged), (flat(tree(0)) + flat(tree(1))) / 2, atol=1e-6)
+    assert bits(orbax.load_tree(tmp_path / "merged")) == bits(merged)
 
 
 @pytest.mark.parametrize(

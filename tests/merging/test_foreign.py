@@ -223,7 +223,7 @@ def test_inputs_of_several_dtypes_merge_where_that_of_the_output_is_given(tmp_pa
 @pytest.mark.parametrize(
     ("file", "words"),
     [
-        ("pytorch_model.bin", "pytorch_model.bin is a pickle, which can run code and is not read: convert it"),
+        ("pytorch_model.bin", "pytorch_model.bin is no file of torch.save"),
         ("adapter_model.safetensors", "it has an adapter: merge that into its model first"),
         ("consolidated.safetensors", "consolidated.safetensors: a single file is to be called model.safetensors"),
     ],

@@ -47,7 +47,9 @@ def test_the_golden_merges_are_told_apart_by_the_tolerance(family):
 
 def test_merging_five_folders_in_one_pass_gives_both_sums():
     paths = [GOLDEN / "gpt_neox" / str(i) for i in range(COUNT)]
-    for name, tree in dict(wsm_jax.merge_many(paths, WEIGHTS)).items():
+    merged = dict(wsm_jax.merge_many(paths, WEIGHTS))
+    assert set(merged) == set(WEIGHTS)
+    for name, tree in merged.items():
         expected = load_file(GOLDEN / "gpt_neox" / f"{name}.safetensors")
         for path, tensor in expected.items():
             np.testing.assert_allclose(tree[path], tensor, rtol=0, atol=2e-6, err_msg=path)

@@ -35,6 +35,7 @@ def test_disk_and_memory_agree_bit_for_bit(tmp_path):
         assert bits(wsm_jax.merge_checkpoints(paths, vector)) == bits(memory)
 
 
+@pytest.mark.integration
 @settings(max_examples=15, deadline=None)
 @given(
     shapes=st.lists(st.lists(st.integers(1, 40), max_size=3), min_size=1, max_size=4),

@@ -20,7 +20,7 @@ from wsm_jax.merging.selection import default_name, select, series
 from wsm_jax.merging.spec import union
 
 pytest_plugins = ["tests.runs"]
-pytestmark = pytest.mark.xdist_group("averages")
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("averages")]
 
 OWN = 3  # steps of a mean of the run that keeps both
 

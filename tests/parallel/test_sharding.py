@@ -162,6 +162,7 @@ print(json.dumps(facts))
 """
 
 
+@pytest.mark.integration
 def test_eight_devices_compute_what_one_computes():
     environment = {
         **os.environ,

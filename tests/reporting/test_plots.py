@@ -226,32 +226,32 @@ def test_previews_of_one_curve_are_told_apart():
     assert first.get_linestyle() != second.get_linestyle()
 
 
-BAD = {
-    "no schedule": lambda: plots.schedules_figure({}),
-    "schedule without points": lambda: plots.schedules_figure({"constant": [(0, float("nan"))]}),
-    "schedule of triples": lambda: plots.schedules_figure({"constant": np.zeros((1, 3))}),
-    "no curve": lambda: plots.weights_figure([], 4),
-    "unknown curve": lambda: plots.weights_figure(["linear", "parabola"], 4),
-    "count 0": lambda: plots.weights_figure(["linear"], 0),
-    "weights of another curve": lambda: plots.weights_figure(["linear"], 2, {"ema": [0.5, 0.5]}),
-    "too few weights": lambda: plots.weights_figure(["linear"], 4, {"linear": [0.5, 0.5]}),
-    "weights off 1": lambda: plots.weights_figure(["linear"], 2, {"linear": [0.5, 0.6]}),
-    "no loss": lambda: plots.loss_figure([], [], {}, tokens_per_step=1),
-    "tokens": lambda: plots.loss_figure(TRAIN, CONSTANT, {}, tokens_per_step=0),
-    "no effect": lambda: effects.forest([], unit=NATS),
-    "no cell": lambda: effects.heat_map({}, rows="a", columns="b", unit=NATS),
-    "interval": lambda: Effect("a", 0.0, 0.1, 0.2),
-    "half an interval": lambda: Effect("a", 0.0, float("nan"), 0.2),
-    "not a number": lambda: Effect("a", float("nan")),
-    "no preview": lambda: plots.preview_figure({}, tokens_per_step=1),
-    "no window": lambda: plots.window_figure({}, references={}, tokens_per_step=1),
+BAD = {  # what is said -> what it is said to
+    "schedules must not be empty": lambda: plots.schedules_figure({}),
+    "constant must not be empty": lambda: plots.schedules_figure({"constant": [(0, float("nan"))]}),
+    r"constant must be a list of \(x, y\) pairs": lambda: plots.schedules_figure({"constant": np.zeros((1, 3))}),
+    "curves must not be empty": lambda: plots.weights_figure([], 4),
+    "unknown curve 'parabola'": lambda: plots.weights_figure(["linear", "parabola"], 4),
+    "count must be a whole number": lambda: plots.weights_figure(["linear"], 0),
+    "weights given for ema": lambda: plots.weights_figure(["linear"], 2, {"ema": [0.5, 0.5]}),
+    "4 or 5 numbers are needed": lambda: plots.weights_figure(["linear"], 4, {"linear": [0.5, 0.5]}),
+    "sum to 1.1, not to 1": lambda: plots.weights_figure(["linear"], 2, {"linear": [0.5, 0.6]}),
+    "train and validation must not be empty": lambda: plots.loss_figure([], [], {}, tokens_per_step=1),
+    "tokens_per_step must be at least 1": lambda: plots.loss_figure(TRAIN, CONSTANT, {}, tokens_per_step=0),
+    "effects must not be empty": lambda: effects.forest([], unit=NATS),
+    "cells must not be empty": lambda: effects.heat_map({}, rows="a", columns="b", unit=NATS),
+    "0.0 is not between 0.1 and 0.2": lambda: Effect("a", 0.0, 0.1, 0.2),
+    "0.0 is not between nan": lambda: Effect("a", 0.0, float("nan"), 0.2),
+    "nan is not between": lambda: Effect("a", float("nan")),
+    "previews must not be empty": lambda: plots.preview_figure({}, tokens_per_step=1),
+    "values must not be empty": lambda: plots.window_figure({}, references={}, tokens_per_step=1),
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input(case: str):
-    with pytest.raises(UsageError):
-        BAD[case]()
+@pytest.mark.parametrize("said", BAD)
+def test_bad_input(said: str):
+    with pytest.raises(UsageError, match=said):
+        BAD[said]()
 
 
 @pytest.mark.parametrize("suffix", ["", ".png", ".svg"])

@@ -48,6 +48,7 @@ def constant(tiny, reference):
     return run
 
 
+@pytest.mark.integration
 def test_a_constant_branch_is_its_parent_bit_for_bit(constant, reference):
     """Same parameters, optimizer state and tokens, or the parent's later checkpoints would not come out again."""
     run = constant
@@ -66,6 +67,7 @@ def test_a_constant_branch_is_its_parent_bit_for_bit(constant, reference):
     assert counts(state(run, STEPS)) == {STEPS}
 
 
+@pytest.mark.integration
 def test_a_cooldown_starts_with_the_parents_losses_and_decays_to_zero(decayed, constant, reference):
     rates = {record["step"]: record["learning_rate"] for record in decayed.metrics("train")}
     peak, window = reference.config.optimizer.peak_lr, END - BRANCH
@@ -80,6 +82,7 @@ def test_a_cooldown_starts_with_the_parents_losses_and_decays_to_zero(decayed, c
     assert counts(state(decayed, END)) == {END}
 
 
+@pytest.mark.integration
 def test_wsd_that_decays_from_the_branch_is_the_cooldown(tiny, reference, decayed):
     run = tiny.run(
         "wsd",
@@ -94,6 +97,7 @@ def test_wsd_that_decays_from_the_branch_is_the_cooldown(tiny, reference, decaye
     assert_same_bits(state(run, END), state(decayed, END))
 
 
+@pytest.mark.integration
 def test_a_branch_goes_on_although_its_parent_let_go_of_the_state(tiny, reference):
     """A branch of a state that is not kept for ever: it needs it to start, and never again."""
     parent = shutil.copytree(reference.path, tiny.folder / "letting-go")
@@ -197,6 +201,7 @@ def test_a_cooldown_needs_a_branch(tiny):
         tiny.run("never", schedule__name="cooldown")
 
 
+@pytest.mark.integration
 def test_other_documents_with_the_parents_tokenizer(tiny, reference, capsys):
     """Other documents make another vocabulary under the same name; with the parent's own one it is a note."""
     from wsm_jax.training.loop import train
@@ -217,6 +222,7 @@ def test_other_documents_with_the_parents_tokenizer(tiny, reference, capsys):
     assert orbax.complete_steps(run.resume_stream) == [BRANCH + 2]
 
 
+@pytest.mark.integration
 def test_documents_that_have_changed_since_are_a_note(tiny, reference, capsys):
     from wsm_jax.training.loop import train
 
@@ -265,6 +271,7 @@ def test_a_state_of_another_form_is_one_line(tiny, reference):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.integration
 def test_a_branch_has_one_origin(tiny, reference, decayed):
     fields = {
         "duration": f"{END}steps",

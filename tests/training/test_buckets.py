@@ -12,9 +12,11 @@ import pytest
 
 from tests.buckets import BUCKET, CUT
 from tests.runs import ROOT, assert_same_bits, assert_same_checkpoints, ended, records
+from tests.two_processes import two_processes
 from wsm_jax import Run, UsageError, cli, merge_checkpoints, merge_weights
 from wsm_jax.checkpoints import orbax
 from wsm_jax.checkpoints import run as run_lib
+from wsm_jax.config import to_dict
 from wsm_jax.evaluation import evaluate
 from wsm_jax.io import places, publish
 from wsm_jax.training.loop import train
@@ -249,3 +251,31 @@ def test_a_branch_of_it_goes_on_from_it(run, here, tiny):
     assert_same_checkpoints(on_disk, there, after=8)
     params = evaluate.load(there, evaluate.checkpoint_path(there))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+PROCESS = """
+import json, sys, jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"localhost:{sys.argv[1]}", num_processes=2, process_id=int(sys.argv[2]))
+from wsm_jax.config import from_dict
+from wsm_jax.training.loop import train
+assert jax.process_count() == 2
+train(from_dict(json.loads(sys.argv[3])), sys.argv[4], quiet=True)
+"""
+
+
+def test_two_processes_of_one_run_write_a_bucket_and_go_on_as_one(tiny, bucket, capsys):
+    address, environment = f"gs://{BUCKET}/runs/two", {**tiny.environment, **bucket.environment}
+    half = {**SHORT, "duration": "6steps", "mesh__fsdp": 2}
+    two_processes(PROCESS, json.dumps(to_dict(tiny.config(**half))), address, environment=environment)
+    two = Run(address)
+    assert orbax.complete_steps(two.merge_stream) == [2, 4, 6] and orbax.complete_steps(two.resume_stream) == [4, 6]
+    assert cli.main(["inspect", "--hashes", address]) == 0
+    assert " 0 files damaged" in capsys.readouterr().out
+    one = tiny.finish("one-of-two", devices=2, **half)
+    for step in ("2", "4", "6"):
+        ours, theirs = (jax.tree.leaves(orbax.load_tree(run.merge_stream / step)) for run in (two, one))
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+    branch = train(tiny.config(**SHORT), f"gs://{BUCKET}/runs/two-on", branch_from=f"{address}@4", quiet=True)
+    assert orbax.complete_steps(branch.merge_stream)[-1] == STEPS

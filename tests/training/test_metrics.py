@@ -122,9 +122,11 @@ def test_tensorboard_hides_what_a_resumed_run_writes_again_and_no_more(tmp_path)
     assert max(event.step for event in events(tmp_path) if event.HasField("session_log")) == 11
 
 
+@pytest.mark.integration
 def test_a_run_with_tensorboard(tiny):
     run = tiny.run("tensorboard", **SIX_STEPS, log__tensorboard=True)
     written = scalars(run.path)
+    assert run.metrics("train")
     for record in run.metrics("train"):
         assert written[record["step"], "train/loss"] == pytest.approx(record["loss"])
         assert written[record["step"], "train/learning_rate"] == pytest.approx(record["learning_rate"])

@@ -61,6 +61,7 @@ def test_a_run_may_begin_with_the_parameters_of_another(tiny, reference):
     assert counts(state(run, 6)) == {6}
 
 
+@pytest.mark.integration
 def test_other_parameters_are_refused_before_anything_is_written(tiny, reference, fed_back, tmp_path):
     origin, merge = f"{reference.path}@{BRANCH}", fed_back[0]
     tree = orbax.load_tree(merge)

@@ -34,7 +34,7 @@ from wsm_jax.training import optimizer
 from wsm_jax.training.loop import train
 
 pytest_plugins = ["tests.runs"]
-pytestmark = pytest.mark.xdist_group("averages")
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("averages")]
 
 # Full states, every 12 steps and at 18, fall inside these intervals, windows and cycles.
 INTERVAL, WINDOW = 5, 15

@@ -140,6 +140,7 @@ def test_the_records_of_a_run(reference):
     assert next((r["kind"], r["step"]) for r in reference.metrics()) == ("start", 0)
 
 
+@pytest.mark.integration
 def test_the_merge_stream_can_be_short(tiny, reference):
     run = tiny.run("short", duration="24steps", checkpoint__merge_keep=3, checkpoint__branch_points="")
     assert orbax.complete_steps(run.merge_stream) == [18, 21, 24]
@@ -167,6 +168,7 @@ def test_another_configuration_in_the_same_folder(tiny, reference, fields, messa
     assert sorted(reference.path.rglob("*")) == before
 
 
+@pytest.mark.integration
 def test_what_may_change_when_a_run_goes_on(tiny, reference):
     copy = shutil.copytree(reference.path, tiny.folder / "changed")
     shutil.rmtree(copy / "checkpoints" / "resume" / str(STEPS))
@@ -190,6 +192,7 @@ def test_what_may_change_when_a_run_goes_on(tiny, reference):
     assert [r["step"] for r in ours if r["step"] > 36] == list(range(37, 49))
 
 
+@pytest.mark.integration
 def test_a_state_that_was_to_be_kept_stays_when_a_later_command_forgets_it(tiny, reference):
     copy = shutil.copytree(reference.path, tiny.folder / "forgetful")
     shutil.rmtree(copy / "checkpoints" / "resume" / str(STEPS))
@@ -266,6 +269,7 @@ def test_a_run_that_diverges_stops_and_keeps_what_was_good(tiny):
     assert run.metrics("start")[-1]["step"] == newest
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # of the rate to float32
 def test_parameters_that_are_not_finite_are_not_saved(tiny):
     """The loss of the first step is good; the update is not."""
@@ -336,6 +340,7 @@ thread.join()
     assert orbax.complete_steps(Run(tiny.folder / "library").merge_stream) == [3, 6]
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_signal_handlers_are_put_back(tiny):
     import signal

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -37,8 +37,8 @@ def is_folder(path: str | os.PathLike) -> bool:
     return any((place / name).is_file() for name in (SINGLE, INDEX)) and publish.is_whole(place)
 
 
-def files(path: str | os.PathLike) -> dict[Path, list[str]]:
-    """The safetensors files of a folder, in order of name, each with the tensors that the index has in it.
+def files(path: str | os.PathLike, single_name: str = SINGLE, index_name: str = INDEX) -> dict[Path, list[str]]:
+    """The files of weights of a folder, in order of name, each with the tensors that the index has in it.
 
     As ``transformers`` reads them: a single file comes before an index of files that are gone. The files themselves may
     be links, as in the cache of Hugging Face.
@@ -48,26 +48,52 @@ def files(path: str | os.PathLike) -> dict[Path, list[str]]:
         beside the files of an index.
     """
     folder = places.at(path)
-    single = (folder / SINGLE).is_file()
-    if not (folder / INDEX).is_file():
-        return {folder / SINGLE: []}
+    alone, index = folder / single_name, folder / index_name
+    single = alone.is_file()
+    if not index.is_file():
+        return {alone: []}
     try:
-        weight_map = dict(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
+        weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise UsageError(f"{folder / INDEX}: not an index of safetensors ({type(error).__name__}: {error})") from error
+        kind = "safetensors" if index_name == INDEX else "weights"
+        raise UsageError(f"{index}: not an index of {kind} ({type(error).__name__}: {error})") from error
     files: dict[Path, list[str]] = {}
     for tensor, name in sorted(weight_map.items(), key=lambda item: str(item[1])):
         if not isinstance(name, str) or Path(name).name != name or "\\" in name or name in ("", ".."):
-            raise UsageError(f"{folder / INDEX}: tensor {tensor} is in {name!r}, which is no file of the folder")
+            raise UsageError(f"{index}: tensor {tensor} is in {name!r}, which is no file of the folder")
         files.setdefault(folder / name, []).append(tensor)
     missing = [file.name for file in files if not file.is_file()]
     if single and len(missing) == len(files):
-        return {folder / SINGLE: []}
+        return {alone: []}
     if missing:
         raise UsageError(f"{folder} has no file {missing[0]}, which its index names; fetch it again")
-    if single and folder / SINGLE not in files:
-        raise UsageError(f"{folder} has both {SINGLE} and the files that {INDEX} names; remove what is out of date")
+    if single and alone not in files:
+        raise UsageError(
+            f"{folder} has both {single_name} and the files that {index_name} names; remove what is out of date"
+        )
     return files
+
+
+def is_stored(dtype: np.dtype) -> bool:
+    """Whether safetensors hold arrays of a dtype."""
+    return dtype in _NAMES
+
+
+class Likeness(Protocol):
+    """What a sink takes over of a source: its folder, and which tensor is in which file.
+
+    Attributes:
+      own_files: names of the files of the folder with its tensors, or with where they are.
+    """
+
+    path: Path
+    leaves: dict[str, Leaf]
+    aliases: dict[str, dict[str, str]]
+    own_files: list[str]
+
+    def file_of(self, path: str) -> str:
+        """Name of the file that holds the tensor."""
+        ...
 
 
 class Source:
@@ -90,6 +116,7 @@ class Source:
             found = self._look_into(file)
             if lost := [name for name in expected if name not in found]:
                 raise UsageError(f"{file} has no tensor {lost[0]}, which {INDEX} has in it; fetch the folder again")
+        self.own_files = [*self.aliases, SINGLE, INDEX]
 
     def _look_into(self, file: Path) -> dict[str, Any]:
         try:
@@ -201,7 +228,7 @@ class Sink:
         self,
         folder: Path,
         leaves: Mapping[str, Leaf],
-        like: Source | None,
+        like: Likeness | None,
         create: bool,
         files: Mapping[str, str] | None = None,
     ):
@@ -210,7 +237,7 @@ class Sink:
         if create:
             folder.mkdir()
         if create and like is not None:
-            model_folder.copy(like.path, folder, besides=[*like.aliases, SINGLE, INDEX, RECORD, hashes.FILE])
+            model_folder.copy(like.path, folder, besides=[*like.own_files, RECORD, hashes.FILE])
             _name_dtypes(
                 folder / model_folder.CONFIG,
                 {like.leaves[name].dtype.name: leaf.dtype.name for name, leaf in leaves.items()},

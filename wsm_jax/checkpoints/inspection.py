@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wsm_jax.checkpoints import huggingface, integrity, orbax, storage
+from wsm_jax.checkpoints import huggingface, integrity, orbax, storage, torch_source
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.errors import UsageError
 from wsm_jax.io import hashes, places
@@ -14,11 +14,11 @@ from wsm_jax.io.files import read_json
 
 
 def inspect(path: str | os.PathLike, item: str | None = None) -> dict[str, Any]:
-    """Facts about a run directory, an Orbax checkpoint or a safetensors folder, JSON-ready.
+    """Facts about a run directory or a checkpoint (Orbax, safetensors, PyTorch), JSON-ready.
 
     Args:
-      path: the folder.
-      item: of an Orbax checkpoint; default ``params``, else its only one.
+      path: the folder, or the file.
+      item: of an Orbax checkpoint; default ``params``, else its only one. Of a file of PyTorch: which of its tensors.
 
     Returns:
       for a run ``kind="run"``, its length, streams and merges; else ``kind="checkpoint"``, format, counts, ``leaves``
@@ -106,17 +106,18 @@ def _checkpoint(path: Path, item: str | None) -> dict[str, Any]:
         leaves = source.leaves
     finally:
         source.close()
-    safetensors = isinstance(source, huggingface.Source)
-    if safetensors:
+    if isinstance(source, torch_source.Source):
+        form, record, items = "torch", {}, {"left_out": source.left_out}
+    elif isinstance(source, huggingface.Source):
         beside = path / huggingface.RECORD
-        record = read_json(beside) if beside.is_file() else {}
+        form, record, items = storage.SAFETENSORS, read_json(beside) if beside.is_file() else {}, {}
     else:
-        record = orbax.user_metadata(path)
+        form, record, items = storage.ORBAX, orbax.user_metadata(path), {"items": orbax.item_names(path)}
     return {
         "kind": "checkpoint",
         "path": str(path),
-        "format": storage.SAFETENSORS if safetensors else storage.ORBAX,
-        **({} if safetensors else {"items": orbax.item_names(path)}),
+        "format": form,
+        **items,
         "arrays": len(leaves),
         "elements": sum(leaf.size for leaf in leaves.values()),
         "bytes": sum(leaf.nbytes for leaf in leaves.values()),

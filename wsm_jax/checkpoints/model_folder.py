@@ -10,14 +10,13 @@ from typing import Any
 
 from wsm_jax.errors import UsageError, warn
 
-CONFIG = "config.json"
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 
 # Weights in other formats, and what goes with one stage of training: nothing of it fits the merged tensors.
 _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".gguf", ".ggml", ".onnx", ".onnx_data",
     ".tflite", ".mlmodel", ".mlpackage", ".distcp", ".engine", ".xml", ".index.json",
 )  # fmt: skip
-_TORCH = (".bin", ".pt", ".pth", ".ckpt")
 _STEP = re.compile(r"\d+|(checkpoint|ckpt|steps?|iter|epoch|ep|global_step)[-_=]?\d+.*", re.IGNORECASE)
 # What a library writes about where a model came from, and the dtype, which follows the tensors that are written.
 _NO_DIFFERENCE = re.compile(r"(.*\.)?(_name_or_path|transformers_version|(torch_)?dtype)", re.DOTALL)
@@ -29,7 +28,7 @@ def check_inputs(folders: Sequence[Path]) -> None:
     Warns where their configurations differ: that of the last is taken over.
 
     Raises:
-      UsageError: quantized weights; weights in a sub-folder, which the merge would lack.
+      UsageError: quantized weights; weights in a sub-folder, which the merge would lack; tokenizers that differ.
     """
     for folder in dict.fromkeys(folders):
         if _settings(folder).get("quantization_config"):
@@ -44,6 +43,7 @@ def check_inputs(folders: Sequence[Path]) -> None:
                 "itself, and this one without it"
             )
     _compare(list(dict.fromkeys(folders)))
+    _check_vocabularies(list(dict.fromkeys(folders)))
 
 
 def hint(folder: Path) -> str:
@@ -53,13 +53,7 @@ def hint(folder: Path) -> str:
         return "; it has an adapter: merge that into its model first (merge_and_unload() and save_pretrained in peft)"
     if found := next((name for name in names if name.endswith(".safetensors")), None):
         return f"; it has {found}: a single file is to be called model.safetensors, several need their index"
-    found = next((name for name in names if name.endswith(_TORCH)), None)
-    if found is None:
-        return ""
-    return (
-        f"; {found} is a pickle, which can run code and is not read: convert it with transformers, "
-        f"AutoModelForCausalLM.from_pretrained('{folder}').save_pretrained(NEW, safe_serialization=True)"
-    )
+    return ""
 
 
 def copy(folder: Path, out: Path, *, besides: Sequence[str]) -> None:
@@ -145,6 +139,33 @@ def _compare(folders: Sequence[Path]) -> None:
         if differ:
             warn(f"{folder / CONFIG} and {last / CONFIG} differ in {_few(differ)}; the merge takes the latter")
             return
+
+
+def _check_vocabularies(folders: Sequence[Path]) -> None:
+    """Raises UsageError where a token is another row of the embedding in one folder than in another."""
+    files = [folder / TOKENIZER for folder in folders if (folder / TOKENIZER).is_file()]
+    contents = dict.fromkeys(file.read_bytes() for file in files)
+    if len(contents) < 2:
+        return
+    known = {content: _vocabulary(content) for content in contents}
+    for file in files[:-1]:
+        ours, last = known[file.read_bytes()], known[files[-1].read_bytes()]
+        if ours is not None and last is not None and ours != last:
+            token = min({name for name, _ in set(ours.items()) ^ set(last.items())})
+            raise UsageError(
+                f"{file} and {files[-1]} number their tokens differently ({token!r} is {ours.get(token, 'none')} and "
+                f"{last.get(token, 'none')}), so the rows of their embeddings have no average"
+            )
+
+
+def _vocabulary(content: bytes) -> dict[str, int] | None:
+    """Token -> number, of a tokenizer.json; None where that is no dictionary, as of some kinds of models."""
+    try:
+        found = json.loads(content)
+        added = {entry["content"]: entry["id"] for entry in found.get("added_tokens") or []}
+        return {**found["model"]["vocab"], **added}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,6 +5,7 @@ run.json       what it resolved to: plan, data, decay mask, parent, versions, ma
 metrics.jsonl  one record a line
 checkpoints/   the streams resume/ and merge/
 merged/NAME    merged parameters
+public/        of an imported model its own configuration and tokenizer
 report/        tables and figures
 """
 
@@ -22,6 +23,7 @@ from wsm_jax.errors import UsageError
 from wsm_jax.io import claims, hashes, places
 from wsm_jax.io.files import read_json, read_jsonl, write_json
 
+PUBLIC = "public"  # folder of a run that was imported: what lay beside the weights
 FORMAT = 1  # of new runs; 0, those that do not say it, padded a vocabulary that was given
 
 
@@ -76,7 +78,7 @@ class Run:
     def tokenizer(self) -> Path | None:
         """The folder with its tokenizer: of an imported run its own, else that of its tokens; None: it has none."""
         if "imported" in self.facts:
-            return self.path / "public" if self.facts["data"]["tokenizer_hash"] else None
+            return self.path / PUBLIC if self.facts["data"]["tokenizer_hash"] else None
         stores = self.facts["data"].get("stable") or []
         return places.at(stores[0]["path"]) if stores else None
 

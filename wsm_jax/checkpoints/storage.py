@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from wsm_jax.checkpoints import huggingface, model_folder, orbax
+from wsm_jax.checkpoints import huggingface, model_folder, orbax, torch_source
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError, warn
@@ -19,6 +19,7 @@ from wsm_jax.io import hashes, places, publish
 from wsm_jax.parallel.processes import all_succeed
 
 ORBAX, SAFETENSORS = FORMATS = ("orbax", "safetensors")
+_FLAT = (huggingface.Source, torch_source.Source)  # names with dots, and merges of them are written as safetensors
 
 # The item to read of every Orbax checkpoint, or one for each; None: `params`, else the only one.
 Items = str | Sequence[str | None] | None
@@ -84,7 +85,7 @@ class Sink(Protocol):
 
 def is_checkpoint(path: str | os.PathLike) -> bool:
     """Whether ``path`` is a complete checkpoint of a known format."""
-    return huggingface.is_folder(path) or orbax.is_checkpoint(path)
+    return huggingface.is_folder(path) or torch_source.is_checkpoint(path) or orbax.is_checkpoint(path)
 
 
 def open_source(path: str | os.PathLike, item: str | None = None) -> Source:
@@ -95,6 +96,8 @@ def open_source(path: str | os.PathLike, item: str | None = None) -> Source:
     """
     if huggingface.is_folder(path):
         return huggingface.Source(publish.at_hand(places.at(path)))
+    if torch_source.is_meant(path):
+        return torch_source.Source(path, item)
     if orbax.is_checkpoint(path):
         from wsm_jax.checkpoints import zarr  # and with it TensorStore
 
@@ -104,13 +107,13 @@ def open_source(path: str | os.PathLike, item: str | None = None) -> Source:
     if not place.exists():
         hint = "; there is nothing at that path"
     elif place.is_file():
-        hint = f"; a single file goes into a folder of its own, as {huggingface.SINGLE}"
+        hint = torch_source.hint(place) or f"; a single file goes into a folder of its own, as {huggingface.SINGLE}"
     elif (place / "run.json").is_file():
         hint = f"; it is a run: --run={path}"
     else:
         steps = orbax.complete_steps(place)
         hint = f"; it holds those of steps {steps[0]} to {steps[-1]}: name them, oldest first" if steps else ""
-        hint = hint or orbax.hint(place) or model_folder.hint(place)
+        hint = hint or orbax.hint(place) or model_folder.hint(place) or torch_source.hint(place)
     raise UsageError(f"{path} is neither {wanted}{hint}")
 
 
@@ -152,8 +155,10 @@ def open_sources(paths: Sequence[str | os.PathLike], item: Items = None) -> Iter
         other = [source.path for source in opened.values() if type(source) is not type(first)]
         if other:
             raise UsageError(f"{first.path} and {other[0]} differ in format; all inputs must have one format")
-        if isinstance(first, huggingface.Source):
-            model_folder.check_inputs([source.path for source in opened.values()])
+        if isinstance(first, _FLAT) and (folders := [one.path for one in opened.values() if one.path.is_dir()]):
+            model_folder.check_inputs(folders)
+        if isinstance(first, torch_source.Source) and first.left_out:
+            warn(f"only the tensors of the model are read of {first.path}: {', '.join(first.left_out)} is left out")
         yield [opened[key] for key in keys]
     finally:
         for source in opened.values():
@@ -182,7 +187,7 @@ def create_sink(
     Raises:
       UsageError: two leaves that would have one name, a dtype that the form cannot hold, an item that it has not.
     """
-    was = SAFETENSORS if isinstance(like, huggingface.Source) else ORBAX
+    was = SAFETENSORS if isinstance(like, _FLAT) else ORBAX
     form = form or was
     texts = [name for name, leaf in leaves.items() if leaf.text is not None and form == SAFETENSORS]
     if texts:
@@ -199,9 +204,8 @@ def create_sink(
     first = jax.process_index() == 0
     if form == SAFETENSORS:
         with all_succeed():
-            inner = huggingface.Sink(
-                path, renamed, like if isinstance(like, huggingface.Source) else None, first, files
-            )
+            whole = isinstance(like, _FLAT) and like.path.is_dir()  # a file has no configuration beside it
+            inner = huggingface.Sink(path, renamed, like if whole else None, first, files)
         return _Hashed(inner, path, "", names, renamed)
     from wsm_jax.checkpoints import zarr
 
@@ -216,7 +220,7 @@ def create_sink(
 
 def output_name(name: str, like: Source, form: str | None = None) -> str:
     """What the leaf ``name`` of ``like`` is called when written as ``form``."""
-    if form in (None, SAFETENSORS if isinstance(like, huggingface.Source) else ORBAX):
+    if form in (None, SAFETENSORS if isinstance(like, _FLAT) else ORBAX):
         return name
     return name.replace("/", ".") if form == SAFETENSORS else name.replace(".", "/")
 

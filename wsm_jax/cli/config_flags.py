@@ -31,9 +31,19 @@ def load(arguments: Sequence[str]) -> Config:
         raise UsageError(f"--config: get_config() must return a wsm_jax.Config, not {type(config).__name__}")
     check_values(config)
     _choose_family(config, arguments)
+    return changed(config, [argument for argument in arguments if _name(argument) != "config"])
+
+
+def changed(config: Config, arguments: Sequence[str]) -> Config:
+    """``config`` with the fields that ``--config.FIELD=VALUE`` arguments name.
+
+    Raises:
+      UsageError: an unknown field, a bad value.
+    """
+    from ml_collections import config_flags
+
     check_fields(arguments, config)
-    overrides = [argument for argument in arguments if _name(argument) != "config"]
-    config = _read(config_flags.DEFINE_config_dataclass, config, overrides)
+    config = _read(config_flags.DEFINE_config_dataclass, config, arguments)
     check_values(config)
     return config
 

@@ -26,6 +26,8 @@ MODULES = {
 VERBS = {
     "prepare": "data",
     "train": "train",
+    "sft": "train",
+    "plan": "train",
     "merge": "eval",
     "eval": "eval",
     "generate": "eval",

@@ -69,8 +69,8 @@ def run(options: argparse.Namespace, settings: list[str]) -> None:
 
 def _language(run: Any, chat: bool, how: Any) -> tuple[Any, Any, Any]:
     """The tokenizer of a run, the chat template if it is wanted, and ``how`` with what ends an answer."""
+    from wsm_jax.data import chat as chat_lib
     from wsm_jax.data.tokenizer import load_tokenizer
-    from wsm_jax.evaluation import chat as chat_lib
     from wsm_jax.evaluation import evaluate as evaluate_lib
 
     place = evaluate_lib.tokenizer_place(run)

@@ -29,7 +29,8 @@ class DataConfig:
 
     source: str = setting(
         "stdlib",
-        "documents, comma-separated SOURCE[=WEIGHT]: stdlib | text:PATH_OR_GLOB | tfds:NAME | hf:NAME",
+        "documents, comma-separated SOURCE[=WEIGHT]: stdlib | text:PATH_OR_GLOB | tfds:NAME | hf:NAME; "
+        "or conversations: chat:PATH_OR_GLOB",
         kind="sources",
     )
     switch_source: str = setting("", "documents from data.switch_at on, same form; empty = no switch", kind="sources")

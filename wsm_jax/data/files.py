@@ -25,10 +25,10 @@ _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", 
 NamedFile = tuple[str, pathlib.Path]
 
 
-def select(pattern: str) -> list[NamedFile]:
+def select(pattern: str, kind: str = "text") -> list[NamedFile]:
     """The files of a folder (recursive), of one path, or of a glob (``**`` and ``{a,b}`` understood), sorted by name.
 
-    Folders and globs take the known kinds only (see ``SUFFIXES``) and no hidden files.
+    Folders and globs take the known kinds only (see ``SUFFIXES``) and no hidden files. ``kind`` is that of the source.
 
     Raises:
       UsageError: nothing of a known kind is there, or the address of a bucket.
@@ -37,7 +37,7 @@ def select(pattern: str) -> list[NamedFile]:
     expanded = os.path.expanduser(pattern)
     if os.path.isfile(expanded):
         if not expanded.endswith(SUFFIXES):
-            raise UsageError(f"text:{pattern} is not one of {' '.join(SUFFIXES)}")
+            raise UsageError(f"{kind}:{pattern} is not one of {' '.join(SUFFIXES)}")
         return [(os.path.basename(expanded), pathlib.Path(expanded))]
     if os.path.isdir(expanded):
         root, paths = expanded, list(_walk(expanded, set()))
@@ -45,14 +45,14 @@ def select(pattern: str) -> list[NamedFile]:
         root = _fixed_part(expanded)
         paths = [path for one in _expand_braces(expanded) for path in glob.glob(one, recursive=True)]
     else:
-        raise UsageError(f"text:{pattern} matches nothing: no such file or folder")
+        raise UsageError(f"{kind}:{pattern} matches nothing: no such file or folder")
     found = {
         pathlib.Path(os.path.relpath(path, root)).as_posix(): pathlib.Path(path)
         for path in paths
         if path.endswith(SUFFIXES) and os.path.isfile(path)
     }
     if not found:
-        raise UsageError(f"text:{pattern} matches nothing of the kinds {' '.join(SUFFIXES)}")
+        raise UsageError(f"{kind}:{pattern} matches nothing of the kinds {' '.join(SUFFIXES)}")
     return sorted(found.items())
 
 

@@ -1,8 +1,8 @@
 """Batches from token stores: for training a pure function of the step, for evaluation every token once.
 
-Training rows are non-overlapping windows of the train stream (they share one token), shuffled anew each epoch, mixed by
-weight. Row r of a run is the same whatever the number of hosts and wherever the run started, and batch s is rows
-s * batch_size to (s + 1) * batch_size - 1, so nothing but the step has to be saved.
+Training rows are non-overlapping windows of the train stream (they share one token), or conversations packed into rows,
+shuffled anew each epoch, mixed by weight. Row r of a run is the same whatever the number of hosts and wherever the run
+started, and batch s is rows s * batch_size to (s + 1) * batch_size - 1, so nothing but the step has to be saved.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from wsm_jax.data.packing import PackedRows
 from wsm_jax.data.tokens import Corpus, Mixture, TokenStore
 from wsm_jax.errors import UsageError
 
@@ -71,7 +72,8 @@ def training_set(
       process_count: hosts; their parts, in order, make up the batch.
 
     Returns:
-      elements {"inputs", "targets"}: int32 [batch_size / process_count, T].
+      elements {"inputs", "targets"}: int32 [batch_size / process_count, T]; of conversations also ``segments``,
+      ``positions`` and ``weights``, see :class:`wsm_jax.data.packing.PackedRows`.
 
     Raises:
       UsageError: sizes that do not divide, a switch without its mixture or the other way round, or too little text.
@@ -97,7 +99,7 @@ def training_set(
         rows = after if stable is None else grain.MapDataset.concatenate([stable, after])
     # Batches of a host's size, dealt out in turn: each host reads only its own rows.
     parts = rows.batch(batch_size // process_count, drop_remainder=True)[process_index::process_count]
-    return parts.map(_inputs_and_targets)
+    return parts if corpus.is_packed else parts.map(_inputs_and_targets)
 
 
 def batches(
@@ -232,8 +234,12 @@ def _mixture(mixture: Mixture, used: dict[str, int], context: int, seed: int) ->
         # Grain adds the epoch to the seed, so neighbouring seeds would share orders; a hash keeps them apart, and gives
         # each source an order that does not depend on what it is mixed with.
         own = int.from_bytes(hashlib.sha256(f"{seed} {store.hash}".encode()).digest()[:4], "little")
-        windows = grain.MapDataset.source(_Windows(store, context)).shuffle(seed=own)
-        streams.append(windows.repeat(reseed_each_epoch=True)[used.get(store.hash, 0) :])
+        if store.has_learnt:
+            endless = grain.MapDataset.source(PackedRows(store, context, seed))
+        else:
+            windows = grain.MapDataset.source(_Windows(store, context)).shuffle(seed=own)
+            endless = windows.repeat(reseed_each_epoch=True)
+        streams.append(endless[used.get(store.hash, 0) :])
     return grain.MapDataset.mix(streams, weights=[weight for _, weight in mixture])
 
 

@@ -12,7 +12,8 @@ from wsm_jax.data import files
 from wsm_jax.errors import UsageError
 from wsm_jax.io.publish import data_folder, workroom
 
-KINDS = "stdlib | text:PATH_OR_GLOB | tfds:NAME | hf:NAME"
+KINDS = "stdlib | text:PATH_OR_GLOB | tfds:NAME | hf:NAME | chat:PATH_OR_GLOB"
+CHAT = "chat"  # conversations, of which responses alone are learnt
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:nan|inf)", re.IGNORECASE)
 
 
@@ -70,7 +71,7 @@ def parse_mixture(text: str, field: str = "data.source") -> list[tuple[str, floa
         if not (weight > 0 and math.isfinite(weight)):
             raise UsageError(f"{field}: the weight in {item!r} must be a positive number")
         kind, colon, rest = spec.partition(":")
-        if spec != "stdlib" and not (kind in ("text", "tfds", "hf") and colon and rest):
+        if spec != "stdlib" and not (kind in ("text", "tfds", "hf", CHAT) and colon and rest):
             raise UsageError(f"{field}: source {spec!r} is unknown; write {KINDS}")
         if spec in mixture:
             raise UsageError(f"{field}: source {spec!r} is named twice; name it once with the sum of the weights")
@@ -94,6 +95,15 @@ def find(spec: str, folder: pathlib.Path) -> Source:
     if kind in ("stdlib", "text"):
         chosen = files.standard_library() if kind == "stdlib" else files.select(rest)
         return Source(spec, files.stat_signature(chosen), lambda: _open_files(chosen, folder))
+    if kind == CHAT:
+        from wsm_jax.data import conversations
+
+        chosen = files.select(rest, CHAT)
+        return Source(
+            spec,
+            files.stat_signature(chosen),
+            lambda: lambda: (Document(*pair) for pair in conversations.read(chosen)),
+        )
     from wsm_jax.data import hub
 
     if kind not in ("tfds", "hf"):

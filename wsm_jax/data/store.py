@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,9 @@ SPLITS = ("train", "validation", "test")
 FORMAT = 1
 # Characters encoded at once: enough to keep all cores busy, little enough to hold in memory.
 _CHUNK = 1 << 22
+# Texts to, for each, token ids; 1 for each that is learnt, else 0, or None where all are; and UTF-8 bytes that count.
+Encoded = tuple[list[int], list[int] | None, int]
+Encode = Callable[[Sequence[str]], Sequence[Encoded]]
 
 
 class TokenStore:
@@ -55,6 +58,8 @@ class TokenStore:
                 raise self._damaged(f"{split}/tokens.bin", f"it should hold {expected} bytes")
             for name in ("offsets.npy", "bytes.npy"):
                 self._array(split, name, "r")
+            if self.has_learnt:
+                self.learnt(split)
 
     def tokens(self, split: str) -> np.ndarray:
         """The documents of a split, each followed by end-of-text: [tokens], uint16 or uint32, mapped from disk."""
@@ -62,6 +67,18 @@ class TokenStore:
         if count == 0:  # nothing to map
             return np.zeros(0, dtype)
         return np.memmap(self.files / split / "tokens.bin", dtype=dtype, mode="r", shape=(count,))
+
+    @property
+    def has_learnt(self) -> bool:
+        """Whether some of its tokens are given and not learnt, as the prompts of conversations."""
+        return bool(self.manifest.get("learnt"))
+
+    def learnt(self, split: str) -> np.ndarray:
+        """1 for each token of a split that is learnt, else 0: [tokens], uint8, mapped from disk."""
+        count, file = self.manifest["splits"][split]["tokens"], self.files / split / "learnt.bin"
+        if not file.is_file() or file.stat().st_size != count:
+            raise self._damaged(f"{split}/learnt.bin", f"it should hold {count} bytes")
+        return np.memmap(file, dtype=np.uint8, mode="r", shape=(count,)) if count else np.zeros(0, np.uint8)
 
     def offsets(self, split: str) -> np.ndarray:
         """Where each document starts, and the end: int64 [documents + 1], in tokens."""
@@ -134,6 +151,7 @@ def write_store(
     tokenizer: Tokenizer,
     fractions: tuple[float, float],
     manifest: dict[str, Any],
+    encode: Encode | None = None,
 ) -> TokenStore:
     """Encode documents into a store that appears whole or not at all.
 
@@ -143,6 +161,7 @@ def write_store(
       tokenizer: encodes; its end-of-text token follows each document.
       fractions: share of the documents for validation and for test.
       manifest: fields to keep beside the counts; must hold ``hash``.
+      encode: what makes tokens of texts, and says which are learnt; None: the tokenizer, and all are.
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     with published(path) as folder:
@@ -155,34 +174,52 @@ def write_store(
             "validation_fraction": fractions[0],
             "test_fraction": fractions[1],
             "python": sys.version.split()[0],
-            "splits": _write_splits(folder, documents, tokenizer, fractions, dtype),
+            "splits": _write_splits(
+                folder, documents, encode or _plain(tokenizer), fractions, dtype, learnt_too=encode is not None
+            ),
+            **({"learnt": True} if encode else {}),
         }
         tokenizer.save(folder / "tokenizer.json")
         write_json(folder / "manifest.json", manifest)
     return TokenStore(path)
 
 
+def _plain(tokenizer: Tokenizer) -> Encode:
+    """Documents as they are, each with an end-of-text behind it."""
+
+    def encode(texts: Sequence[str]) -> list[Encoded]:
+        found = zip(texts, tokenizer.encode_batch(texts), strict=True)
+        return [([*ids, tokenizer.eot], None, len(text.encode())) for text, ids in found]
+
+    return encode
+
+
 def _write_splits(
     folder: pathlib.Path,
     documents: Iterable[Document],
-    tokenizer: Tokenizer,
+    encode: Encode,
     fractions: tuple[float, float],
     dtype: np.dtype,
+    *,
+    learnt_too: bool,
 ) -> dict[str, dict[str, int]]:
     lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
     sizes: dict[str, list[int]] = {split: [] for split in SPLITS}
     with contextlib.ExitStack() as stack:
-        out = {}
+        out, marks = {}, {}
         for split in SPLITS:
             (folder / split).mkdir()
             out[split] = stack.enter_context((folder / split / "tokens.bin").open("wb"))
+            if learnt_too:
+                marks[split] = stack.enter_context((folder / split / "learnt.bin").open("wb"))
         for texts in _chunks(documents):
-            for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+            for text, (ids, learnt, size) in zip(texts, encode(texts), strict=True):
                 split = split_of(text, *fractions)
-                ids.append(tokenizer.eot)
                 out[split].write(np.asarray(ids, dtype).tobytes())
+                if learnt is not None:
+                    marks[split].write(bytes(learnt))
                 lengths[split].append(len(ids))
-                sizes[split].append(len(text.encode()))
+                sizes[split].append(size)
     counts = {}
     for split in SPLITS:
         np.save(folder / split / "offsets.npy", np.cumsum([0, *lengths[split]], dtype=np.int64))

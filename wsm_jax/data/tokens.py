@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from wsm_jax.config import DataConfig, check_values
-from wsm_jax.data import files, sources
+from wsm_jax.data import chat, conversations, files, sources
 from wsm_jax.data.sources import Document, Source
 from wsm_jax.data.store import FORMAT, SPLITS, TokenStore, split_of, write_store
 from wsm_jax.data.tokenizer import LARGEST, SMALLEST, Tokenizer, load_tokenizer, tokenizer_files, train_bpe
@@ -43,6 +43,11 @@ class Corpus:
     def vocab_size(self) -> int:
         """Largest token id + 1."""
         return self.tokenizer.vocab_size
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its rows are packed conversations."""
+        return any(store.has_learnt for store, _ in self.stable)
 
     @functools.cached_property
     def hash(self) -> str:
@@ -79,6 +84,7 @@ def prepare(config: DataConfig, progress: bool = False) -> Corpus:
     folder = data_folder(config.store)
     work = publish.workroom(folder)
     found = {spec: sources.find(spec, work) for spec in dict.fromkeys(spec for spec, _ in stable + switch)}
+    encoder = _encoder(config, list(found), given)
     held_out = [split for split, fraction in zip(SPLITS[1:], fractions, strict=True) if fraction > 0]
     # Of the switch's sources, losses are measured on those that have held-out documents.
     required = {spec: ["train"] for spec in found} | {spec: ["train", *held_out] for spec, _ in stable}
@@ -107,14 +113,15 @@ def prepare(config: DataConfig, progress: bool = False) -> Corpus:
             texts = (d.text for spec, _ in stable for d in readers[spec]() if split_of(d.text, *fractions) == "train")
             tokenizer = train_bpe(texts, size)
         for source in missing:
-            name = _digest([FORMAT, hashes[source.spec], tokenizer.hash, fractions])
+            how = [encoder.hash] if encoder else []
+            name = _digest([FORMAT, hashes[source.spec], tokenizer.hash, fractions, *how])
             place = folder / "tokens" / name[:32]
             if _is_whole(place):
                 stores[source.spec] = TokenStore(place)
             else:
                 say(f"encoding {source.spec}")
                 about = {"hash": name, "source": source.spec, "source_hash": hashes[source.spec]}
-                stores[source.spec] = write_store(place, readers[source.spec](), tokenizer, fractions, about)
+                stores[source.spec] = write_store(place, readers[source.spec](), tokenizer, fractions, about, encoder)
             (folder / "index").mkdir(exist_ok=True)
             write_json(folder / "index" / f"{keys[source.spec]}.json", {"store": place.name, "source": source.spec})
     else:
@@ -136,9 +143,34 @@ def check(config: DataConfig) -> int:
     for field in ("source", "switch_source"):
         text = getattr(config, field)
         for spec, _ in sources.parse_mixture(text, f"data.{field}") if text.strip() or field == "source" else []:
-            if spec.partition(":")[0] in ("stdlib", "text"):
+            if spec.partition(":")[0] in ("stdlib", "text", sources.CHAT):
                 sources.find(spec, folder)
     return _bpe_size(config.tokenizer) or load_tokenizer(config.tokenizer).vocab_size
+
+
+def _encoder(config: DataConfig, specs: list[str], tokenizer: Tokenizer | None) -> conversations.Encoder | None:
+    """What makes tokens of conversations; None where the sources are documents."""
+    chats = [spec for spec in specs if _is_chat(spec)]
+    if not chats:
+        return None
+    if len(chats) < len(specs):
+        other = next(spec for spec in specs if spec not in chats)
+        raise UsageError(f"sources {chats[0]!r} and {other!r} do not mix: conversations are packed, documents are not")
+    if tokenizer is None:
+        raise UsageError(
+            f"data.tokenizer={config.tokenizer} is trained on documents; source {chats[0]!r} needs the tokenizer of "
+            "the model that learns it: data.tokenizer=FOLDER"
+        )
+    return conversations.Encoder(tokenizer, chat.find_template([_tokenizer_folder(config.tokenizer)]))
+
+
+def _tokenizer_folder(tokenizer: str) -> pathlib.Path:
+    place = pathlib.Path(tokenizer).expanduser()
+    return place.parent if place.is_file() else place
+
+
+def _is_chat(spec: str) -> bool:
+    return spec.partition(":")[0] == sources.CHAT
 
 
 def _fractions(config: DataConfig) -> tuple[float, float]:
@@ -173,8 +205,20 @@ def _keys(
         basis: Any = [[spec, found[spec].signature] for spec in stable]  # all that the vocabulary is trained on
     else:
         basis = files.stat_signature((path.name, path) for path in tokenizer_files(config.tokenizer))
+    beside = [_tokenizer_folder(config.tokenizer) / name for name in chat.FILES]
+    template = files.stat_signature((path.name, path) for path in beside if path.is_file())
     return {
-        spec: _digest([FORMAT, spec, source.signature, config.tokenizer, basis, fractions])
+        spec: _digest(
+            [
+                FORMAT,
+                spec,
+                source.signature,
+                config.tokenizer,
+                basis,
+                fractions,
+                *([template] if _is_chat(spec) else []),
+            ]
+        )
         for spec, source in found.items()
     }
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from wsm_jax.core.trees import path_name
-from wsm_jax.errors import NonFiniteError
+from wsm_jax.errors import NonFiniteError, UsageError
 from wsm_jax.evaluation.evaluator import not_finite
 from wsm_jax.evaluation.sampling import Kind, Sampling, Values, choose, row_keys
 from wsm_jax.models import cache as cache_lib
@@ -114,6 +114,7 @@ def tokens_after(
       The next tokens of every row, int32 [prompts, n]; NONE after a row's last.
 
     Raises:
+      UsageError: a model whose family takes no cache.
       NonFiniteError: logits that are not finite.
     """
     rows, count = _rows(decoder, len(prompts)), len(prompts)
@@ -127,7 +128,15 @@ def tokens_after(
     }
     given = jax.device_put(given, sharding.rows_sharding(decoder.mesh, rows, decoder.rules))
     prefill, advance = _programs(decoder, sampling.kind)
-    state, new = prefill(decoder.params, given, sampling.values, capacity)
+    try:
+        state, new = prefill(decoder.params, given, sampling.values, capacity)
+    except TypeError as error:
+        if "'cache'" not in str(error):
+            raise
+        kind = decoder.model.config.family
+        raise UsageError(
+            f"models of family {kind} keep nothing of the tokens before, so they cannot generate"
+        ) from error
     while True:
         tokens, bad = (np.array(x[:count]) for x in new)
         if (bad := bad & ~ended).any():

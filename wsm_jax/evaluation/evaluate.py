@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from wsm_jax.checkpoints import compatibility, orbax
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.config import DataConfig, ModelFields
+from wsm_jax.data import packing
 from wsm_jax.data.pipeline import evaluation_batches
 from wsm_jax.data.tokens import Corpus, TokenStore, prepare
 from wsm_jax.errors import UsageError
@@ -54,7 +55,7 @@ def make_evaluator(
     Args:
       model: what computes the loss.
       mesh: the devices; its axes that carry the batch share the rows where ``batch_size`` is a multiple of them.
-      stores: one after the other.
+      stores: one after the other; of conversations the responses count, of those that fit the model's context.
       split: ``validation``, ``test`` or ``train``.
       batch_size: sequences in one batch.
       limit_tokens: stop after the last document that ends within so many tokens of each store; 0 = all.
@@ -67,9 +68,19 @@ def make_evaluator(
     Raises:
       UsageError: an empty split or a batch size below 1.
     """
-    batches, counts, sizes = [], [], []
+    batches, counts, sizes, left_out = [], [], [], 0
     for store in stores:
         first, taken = len(sizes), 0
+        if store.has_learnt:
+            context, learnt, offsets = model.config.context, store.learnt(split), store.offsets(split)
+            chosen = packing.fitting(store, split, context, limit_tokens)
+            left_out += int((np.diff(offsets) - 1 > context).sum())
+            for batch in packing.evaluation_batches(store, split, chosen, context, batch_size):
+                document = batch["document"]
+                batches.append({**batch, "document": np.where(document < 0, -1, document + first)})
+            counts.extend(learnt[offsets[n] + 1 : offsets[n + 1]].sum(dtype=np.int64) for n in chosen)
+            sizes.extend(store.document_bytes(split)[chosen])
+            continue
         for batch in evaluation_batches(
             store,
             split,
@@ -86,7 +97,7 @@ def make_evaluator(
         sizes.extend(store.document_bytes(split, document_tokens)[:taken])
     limits = f"{limit_tokens}" + (f"x{document_tokens}" if document_tokens else "")
     data_hash = "-".join([split, limits, *(store.hash[:16] for store in stores)])
-    return over(batches, model, mesh, tokens=counts, sizes=sizes, data_hash=data_hash, rules=rules)
+    return over(batches, model, mesh, tokens=counts, sizes=sizes, data_hash=data_hash, left_out=left_out, rules=rules)
 
 
 def model_and_data(run: Run) -> tuple[Model, Corpus]:

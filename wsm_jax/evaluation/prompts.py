@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wsm_jax.data.chat import ChatTemplate, Message
 from wsm_jax.data.tokenizer import Tokenizer
 from wsm_jax.errors import UsageError
-from wsm_jax.evaluation.chat import ChatTemplate, Message
 from wsm_jax.io.files import parse_json
 
 

@@ -155,6 +155,8 @@ class Layout:
           UsageError: a tensor that is unknown, missing, or of another shape than config.json says.
         """
         named = self.named(shapes)
+        if twice := set(shapes) - set(named.values()):
+            raise UsageError(f"{place}: {min(twice)} is in the folder under another name, too")
         left_out = [stored for name, stored in named.items() if name not in self.entries]
         for stored in left_out:
             if not self.public.is_buffer(stored) and stored not in self.public.copies:

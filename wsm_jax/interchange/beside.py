@@ -9,7 +9,6 @@ from wsm_jax.errors import UsageError, warn
 from wsm_jax.interchange.architecture import Layout
 from wsm_jax.models.public import CONFIG
 
-PUBLIC = "public"  # folder of a run that has been imported
 GENERATION = "generation_config.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
              "merges.txt", "encoder.json", "vocab.bpe", "tokenizer.model", "chat_template.*")  # fmt: skip

@@ -77,10 +77,10 @@ def bring_in(
         for one in opened:
             say(f"step {one.member.step}: {one.member.folder}")
             _write_step(one, layout, run_lib.merge_stream(folder) / str(one.member.step))
-        beside.copy(members[-1].folder, folder / beside.PUBLIC)
+        beside.copy(members[-1].folder, folder / run_lib.PUBLIC)
         if tokenizer and vocabulary:
-            vocabulary.save(folder / beside.PUBLIC / "tokenizer.json")
-        config = _config(layout.fields, [member.step for member in members], output / beside.PUBLIC)
+            vocabulary.save(folder / run_lib.PUBLIC / "tokenizer.json")
+        config = _config(layout.fields, [member.step for member in members], output / run_lib.PUBLIC)
         write_json(folder / "run.json", _facts(layout, config, vocabulary, imported))
         write_json(folder / "config.json", config_lib.to_dict(config))
     return imported

@@ -11,7 +11,7 @@ import numpy as np
 
 from wsm_jax.checkpoints import huggingface, integrity, orbax, storage
 from wsm_jax.checkpoints import output as output_lib
-from wsm_jax.checkpoints.run import Run
+from wsm_jax.checkpoints.run import PUBLIC, Run
 from wsm_jax.config import ModelFields
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.data.tokenizer import load_tokenizer
@@ -143,7 +143,7 @@ def write_beside(run: Run, fields: ModelFields, values: Mapping[str, Any], dtype
       dtype: of most tensors.
       folder: exists.
     """
-    own = run.path / beside.PUBLIC
+    own = run.path / PUBLIC
     known = architecture.read_config(own) if (own / CONFIG).is_file() else {}
     if own.is_dir():
         beside.copy(own, folder)

@@ -16,7 +16,7 @@ from wsm_jax.errors import UsageError
 from wsm_jax.interchange.architecture import Entry, Layout
 from wsm_jax.models.public import Shape
 
-BLOCK = 1 << 25  # elements
+BLOCK = 1 << 24  # elements
 FLOATS = ("float32", "bfloat16", "float16")
 
 Write = Callable[[str, int, np.ndarray], None]  # leaf or tensor, first element, values 1-D
@@ -80,7 +80,7 @@ def cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
         return values
     with np.errstate(over="ignore", invalid="ignore"):
         cast = values.astype(dtype)
-    if np.isfinite(values.astype(np.float32)).sum() != np.isfinite(cast.astype(np.float32)).sum():
+    if not np.array_equal(*(np.isfinite(one.astype(np.float32, copy=False)) for one in (values, cast))):
         raise UsageError(f"{name} overflows {dtype.name}; export it with --dtype=bfloat16 or float32")
     return cast
 

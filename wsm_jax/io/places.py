@@ -40,13 +40,19 @@ def at(path: str | os.PathLike) -> Path:
 def local(path: str | os.PathLike) -> Path:
     """As :func:`at`, of what is read and written as files of this machine only.
 
+    TensorStore takes no path with ``..``: up to the last one, links followed as the system does, it is resolved.
+
     Raises:
       UsageError: any address.
     """
     if _ADDRESS.match(text := os.fspath(path)):
         works = "" if text.startswith(_SCHEME) else ", nor gs://BUCKET/PATH"
         raise UsageError(f"{path} is no path of a file system{works}; mount the bucket and name its folder, or copy it")
-    return Path(path)
+    parts = (found := Path(path)).parts
+    if ".." not in parts:
+        return found
+    after = len(parts) - parts[::-1].index("..")
+    return Path(os.path.realpath(Path(*parts[:after])), *parts[after:])
 
 
 def on_bucket(path: Any) -> "TypeGuard[BucketPath]":

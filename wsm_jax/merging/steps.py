@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wsm_jax.checkpoints import storage
+from wsm_jax.checkpoints.torch_file import SUFFIXES
 from wsm_jax.errors import UsageError
 from wsm_jax.io import places
 
@@ -17,7 +18,8 @@ _WORDS = ("steps?", "(?:checkpoint|ckpt|iter|iteration|update|batch|ba)", "(?:ep
 
 
 def step_in(name: str) -> int | None:
-    """The step in the name of one folder: ``500``, ``checkpoint-500``, ``step500-unsharded``, ``ep=1-step=500``."""
+    """The step in a name: ``500``, ``checkpoint-500``, ``step500-unsharded``, ``ep=1-step=500``, ``ckpt_500.pt``."""
+    name = name.removesuffix(Path(name).suffix) if Path(name).suffix in SUFFIXES else name
     if re.fullmatch("[0-9]{1,18}", name):
         return int(name)
     for word in _WORDS:
@@ -102,7 +104,7 @@ def look_into(path: str | os.PathLike, item: str | None = None) -> Folder:
         raise UsageError(f"{path} is no folder of checkpoints" + ("" if root.exists() else "; nothing is there"))
     found: dict[int, Path] = {}
     left_out = []
-    for folder in sorted(child for child in root.iterdir() if child.is_dir()):
+    for folder in sorted(child for child in root.iterdir() if child.is_dir() or child.suffix in SUFFIXES):
         step = step_in(folder.name.split(UNFINISHED)[0])
         if step is None:
             continue
@@ -117,9 +119,11 @@ def look_into(path: str | os.PathLike, item: str | None = None) -> Folder:
 
 
 def _checkpoint_in(folder: Path, item: str | None) -> Path | None:
-    """The complete checkpoint that a folder is, or that the folder inside it is."""
+    """The complete checkpoint that a folder or a file is, or that the folder inside it is."""
     if storage.is_checkpoint(folder):
         return folder
+    if not folder.is_dir():
+        return None
     inside = [child for child in sorted(folder.iterdir()) if child.is_dir() and storage.is_checkpoint(child)]
     if len(inside) > 1:
         inside = [child for child in inside if child.name == item] or inside

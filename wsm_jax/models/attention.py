@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wsm_jax.parallel import activations
+from wsm_jax.parallel import activations, chips
 from wsm_jax.parallel.sharding import BATCH
 
 AUTO = "auto"
@@ -26,7 +26,7 @@ def chosen(implementation: str, length: int, dtype: Any) -> str:
     """
     if implementation != AUTO:
         return implementation
-    backend = jax.default_backend()
+    backend = chips.backend()
     if backend == "gpu" and jnp.dtype(dtype) == jnp.bfloat16:
         return "cudnn"
     return "splash" if backend == "tpu" and length % _TILE == 0 else "xla"

@@ -40,11 +40,13 @@ class Leaf:
         one called ``layer`` says that the leaf holds all layers, one after the other.
       decayed: whether weight decay shrinks it; as a rule matrices, not norms and biases.
       muon: (reduction axes, output axes) of the matrices that Muon orthogonalises; None where it is not to.
+      has_gradient: whether the loss has a slope along it; where not, the family's ``after_update`` moves it.
     """
 
     axes: tuple[str, ...]
     decayed: bool = False
     muon: tuple[int | tuple[int, ...], int | tuple[int, ...]] | None = None
+    has_gradient: bool = True
 
     @property
     def stacked(self) -> bool:
@@ -53,6 +55,11 @@ class Leaf:
 
 
 Leaves = Mapping[str, Leaf]
+
+
+def _as_it_is(config: Any, params: Params, found: Metrics) -> tuple[Params, Metrics]:
+    del config
+    return params, found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,6 +79,11 @@ class Family:
       active_parameters: (config, parameters) -> those that one token passes through.
       loss: (model, params, inputs [B, T], targets [B, T]) -> scalar that training descends, and scalars to record with
         it; None: the mean cross-entropy alone.
+      after_update: (config, params, what ``loss`` recorded) -> (params, scalars to record), once an update after the
+        optimizer's: for what moves by another rule than a gradient, whose leaves have none. What ``loss`` gives for it
+        alone may be no scalar, and is not passed on. It comes after the optimizer, so no moment, clipping, norm or
+        decay ever sees it; on disk such a leaf is a parameter as any other.
+      stops: (config, scalars recorded of an update) -> why a run must not go on after it; "" where it may.
       presets: name -> function that makes a config.
       public: the architectures whose published models it computes.
     """
@@ -85,6 +97,8 @@ class Family:
     picked: Callable[[Any, int], Any] = lambda config, rows: config
     active_parameters: Callable[[Any, int], int] = lambda config, parameters: parameters
     loss: Callable[[Any, Params, jax.Array, jax.Array], tuple[jax.Array, Metrics]] | None = None
+    after_update: Callable[[Any, Params, Metrics], tuple[Params, Metrics]] = _as_it_is
+    stops: Callable[[Any, Mapping[str, float]], str] = lambda config, metrics: ""
     presets: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)
     public: Sequence[Public] = ()
 

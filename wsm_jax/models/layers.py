@@ -184,10 +184,10 @@ class CausalAttention(nnx.Module):
         self, x_BxTxD: jax.Array, segments: jax.Array | None = None, past: Past | None = None
     ) -> tuple[jax.Array, Past | None]:
         B, T, D = x_BxTxD.shape
-        qkv = self.qkv(x_BxTxD).reshape(B, T, 3, self.heads, D // self.heads)
+        qkv = self.qkv(x_BxTxD).reshape(B, T, 3, -1, D // self.heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         y_BxTxHxK, past = attend(q, k, v, self.implementation, segments, past)
-        return self.out(y_BxTxHxK.reshape(B, T, D)), past
+        return self.out(y_BxTxHxK.reshape(B, T, -1)), past
 
 
 class RotaryAttention(nnx.Module):
@@ -202,15 +202,17 @@ class RotaryAttention(nnx.Module):
       rngs: source of the initial values.
       qkv_bias, out_bias: whether the projections have biases.
       qk_norm: epsilon of an RMSNorm over each head's queries and keys, before they are turned; None: no such norm.
+      std: as ``out_std``, of the other projections.
     """
 
     def __init__(
         self, d_model: int, heads: int, kv_heads: int, head_dim: int, implementation: str, out_std: float,
         rngs: nnx.Rngs, *, qkv_bias: bool = False, out_bias: bool = False, qk_norm: float | None = None,
+        std: float = INIT_STD,
     ):  # fmt: skip
-        self.q = Linear(d_model, heads * head_dim, rngs, bias=qkv_bias)
-        self.k = Linear(d_model, kv_heads * head_dim, rngs, bias=qkv_bias)
-        self.v = Linear(d_model, kv_heads * head_dim, rngs, bias=qkv_bias)
+        self.q = Linear(d_model, heads * head_dim, rngs, std, qkv_bias)
+        self.k = Linear(d_model, kv_heads * head_dim, rngs, std, qkv_bias)
+        self.v = Linear(d_model, kv_heads * head_dim, rngs, std, qkv_bias)
         self.out = Linear(heads * head_dim, d_model, rngs, out_std, out_bias)
         self.q_norm = None if qk_norm is None else RMSNorm(head_dim, qk_norm)
         self.k_norm = None if qk_norm is None else RMSNorm(head_dim, qk_norm)
@@ -244,9 +246,9 @@ class GeluMLP(nnx.Module):
 class SwiGLU(nnx.Module):
     """Gated feed-forward of width F: ``down(silu(gate(x)) * up(x))``."""
 
-    def __init__(self, d_model: int, d_ff: int, out_std: float, rngs: nnx.Rngs):
-        self.gate = Linear(d_model, d_ff, rngs)
-        self.up = Linear(d_model, d_ff, rngs)
+    def __init__(self, d_model: int, d_ff: int, out_std: float, rngs: nnx.Rngs, std: float = INIT_STD):
+        self.gate = Linear(d_model, d_ff, rngs, std)
+        self.up = Linear(d_model, d_ff, rngs, std)
         self.down = Linear(d_ff, d_model, rngs, out_std)
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """A model as pure functions on a plain nested dictionary of arrays: ``init(key)`` and ``apply(params, tokens)``."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from wsm_jax.errors import UsageError
 from wsm_jax.models import (  # a family registers when its file is imported
     family,
     gpt2,  # noqa: F401
+    ling,  # noqa: F401
     llama,  # noqa: F401
     neox,  # noqa: F401
     picks,
@@ -77,9 +79,14 @@ def check(config: ModelFields) -> None:
     kind.check(config)
 
 
-def loss_per_token(model: Model, params: Params, inputs_BxT: jax.Array, targets_BxT: jax.Array) -> jax.Array:
-    """Cross-entropy in nats of every target token, float32 [B, T]; the logits of one of ``loss_blocks`` at a time."""
-    x_BxTxD, kernel_DxV = model.hidden(params, inputs_BxT)
+def loss_per_token(
+    model: Model, params: Params, inputs_BxT: jax.Array, targets_BxT: jax.Array, **packed: jax.Array
+) -> jax.Array:
+    """Cross-entropy in nats of every target token, float32 [B, T]; the logits of one of ``loss_blocks`` at a time.
+
+    ``packed`` may hold ``positions`` and ``segments``, as :class:`Forward` takes them.
+    """
+    x_BxTxD, kernel_DxV = model.hidden(params, inputs_BxT, **packed)
 
     def block(part: tuple[jax.Array, jax.Array]) -> jax.Array:
         x, targets = part
@@ -101,15 +108,41 @@ def mean_loss(model: Model, params: Params, inputs_BxT: jax.Array, targets_BxT: 
     return mean_cross_entropy(*model.hidden(params, inputs_BxT), targets_BxT, model.config.loss_blocks)
 
 
-def training_loss(model: Model, params: Params, inputs_BxT: jax.Array, targets_BxT: jax.Array) -> tuple[Any, Metrics]:
+def training_loss(
+    model: Model,
+    params: Params,
+    inputs_BxT: jax.Array,
+    targets_BxT: jax.Array,
+    weights: jax.Array | None = None,
+    **packed: jax.Array,
+) -> tuple[Any, Metrics]:
     """What training descends, float32 scalar, and scalars to record beside it.
 
-    The mean cross-entropy, or what the family makes of it (terms that balance experts, counts).
+    The mean cross-entropy, or what the family makes of it (terms that balance experts, counts). With ``weights``,
+    float32 [B, T], it is the mean of the weighted cross-entropy; ``packed`` is as :func:`loss_per_token` takes it.
     """
+    if weights is not None:
+        return (loss_per_token(model, params, inputs_BxT, targets_BxT, **packed) * weights).mean(), {}
     extended = family.of(model.config).loss if model.leaves else None
     if extended is not None:
         return extended(model, params, inputs_BxT, targets_BxT)
     return mean_loss(model, params, inputs_BxT, targets_BxT), {}
+
+
+def after_update(model: Model, params: Params, found: Metrics) -> tuple[Params, Metrics]:
+    """The parameters with what their family moves by another rule than the gradient, and the scalars to record.
+
+    Args:
+      model: what was trained.
+      params: after the optimizer's update.
+      found: what :func:`training_loss` gave beside the loss, averaged over micro-batches.
+    """
+    return family.of(model.config).after_update(model.config, params, found) if model.leaves else (params, found)
+
+
+def stops(config: ModelFields, metrics: Mapping[str, float]) -> str:
+    """Why a run must not go on after an update with such metrics, as its family sees it; "" where it may."""
+    return family.of(config).stops(config, metrics)
 
 
 def parameter_count(params: Params) -> int:

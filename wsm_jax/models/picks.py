@@ -6,10 +6,9 @@ short sequences stays plain everywhere: what it would save is less than what com
 
 from typing import Any
 
-import jax
-
 from wsm_jax.config.model import TransformerFields
 from wsm_jax.models import attention as attention_lib
+from wsm_jax.parallel import chips
 
 LEAST_CONTEXT = 128  # two query blocks
 MOST_CONTEXT = 2048  # 32 query blocks, each compiled by itself
@@ -59,4 +58,4 @@ def loss_blocks(context: int, width: int) -> int:
 
 
 def _on_cpu(context: int) -> bool:
-    return jax.default_backend() == "cpu" and context >= LEAST_CONTEXT
+    return chips.backend() == "cpu" and context >= LEAST_CONTEXT

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -14,8 +14,9 @@ from wsm_jax.config.model import TransformerFields
 from wsm_jax.errors import UsageError
 from wsm_jax.models import family, picks
 from wsm_jax.models.attention import BACKENDS, IMPLEMENTATIONS
-from wsm_jax.models.cache import Cache, gathered
+from wsm_jax.models.cache import Cache, Past, gathered
 from wsm_jax.models.layers import INIT_STD, PRODUCT
+from wsm_jax.parallel import chips
 from wsm_jax.parallel.activations import spread
 from wsm_jax.parallel.sharding import BATCH
 
@@ -52,37 +53,54 @@ def scan_layers(blocks: Any, x_BxTxD: jax.Array, *shared: Any, config: Transform
     """The residual stream after all of ``blocks``, in one ``lax.scan``: compile time does not grow with depth.
 
     Args:
-      blocks: what :func:`stacked_blocks` made; a block maps (x, *shared, past) to x and past.
+      blocks: what :func:`stacked_blocks` made; a block maps (x, *shared, past) to x and past, and to
+        more where it has something to tell.
       x_BxTxD: the stream before.
       shared: what every block is given besides.
       config: says whether blocks are recomputed in the backward pass, and how many an iteration holds.
     """
+    return scan_with_found(blocks, x_BxTxD, *shared, config=config)[0]
+
+
+def scan_with_found(blocks: Any, x_BxTxD: jax.Array, *shared: Any, config: TransformerFields) -> tuple[jax.Array, Any]:
+    """As :func:`scan_layers`; and what blocks say beside x, if they do, with a leading axis: layer."""
     graphdef, stacked = nnx.split(blocks)
 
-    def layer(x_BxTxD: jax.Array, block_state: nnx.State) -> tuple[jax.Array, None]:
+    def layer(x_BxTxD: jax.Array, block_state: nnx.State) -> tuple[jax.Array, Any]:
         x_BxTxD = checkpoint_name(x_BxTxD, STREAM)
-        return spread(nnx.merge(graphdef, block_state)(x_BxTxD, *shared, None)[0], BATCH), None
+        x_BxTxD, _, *found = nnx.merge(graphdef, block_state)(x_BxTxD, *shared, None)
+        return spread(x_BxTxD, BATCH), found[0] if found else None
 
-    if config.remat != "none":
-        layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[config.remat])
-    return jax.lax.scan(layer, spread(x_BxTxD, BATCH), stacked, unroll=config.scan_unroll)[0]
+    return jax.lax.scan(recomputed(layer, config), spread(x_BxTxD, BATCH), stacked, unroll=config.scan_unroll)
+
+
+def recomputed(layer: Callable[..., Any], config: TransformerFields) -> Callable[..., Any]:
+    """``layer``, a function of arrays, computed again in the backward pass where ``config`` says so."""
+    if config.remat == "none":
+        return layer
+    return jax.checkpoint(layer, prevent_cse=False, policy=REMAT[config.remat])
 
 
 def through_layers(
-    blocks: Any, x_BxTxD: jax.Array, *shared: Any, cache: Cache | None, config: TransformerFields
+    blocks: Any,
+    x_BxTxD: jax.Array,
+    *shared: Any,
+    cache: Cache | None,
+    config: TransformerFields,
+    before: Sequence[Past] = (),
 ) -> tuple[jax.Array, Cache | None]:
     """As :func:`scan_layers`; with a cache one layer after the other, and the cache with what each has kept.
 
     Out of a stack a scan would copy a layer's parameters for every token. So they may be apart: a leaf of ``blocks`` is
-    stacked, or a tuple with the array of each layer.
+    stacked, or a tuple with the array of each layer. ``before`` is what layers in front of the blocks have kept.
     """
     if cache is None:
         return scan_layers(blocks, x_BxTxD, *shared, config=config), None
     graphdef, state = nnx.split(blocks)
-    x_BxTxD, kept = spread(x_BxTxD, BATCH), []
-    for i in range(config.layers):
+    x_BxTxD, kept = spread(x_BxTxD, BATCH), [*before]
+    for i in range(config.layers - len(before)):
         own = jax.tree.map(lambda leaf, i=i: leaf[i], state, is_leaf=lambda leaf: isinstance(leaf, tuple))
-        x_BxTxD, past = nnx.merge(graphdef, own)(x_BxTxD, *shared, cache.layer(i))
+        x_BxTxD, past, *_ = nnx.merge(graphdef, own)(x_BxTxD, *shared, cache.layer(len(kept)))
         x_BxTxD = spread(x_BxTxD, BATCH)
         kept.append(past)
     return x_BxTxD, gathered(kept, x_BxTxD.shape[1])
@@ -126,11 +144,9 @@ def check(config: TransformerFields) -> None:
         raise UsageError(f"model.remat is {config.remat!r}; choose {known}")
     if config.attention not in IMPLEMENTATIONS:
         raise UsageError(f"model.attention is {config.attention!r}; choose {', '.join(IMPLEMENTATIONS)}")
-    if (backend := BACKENDS.get(config.attention, jax.default_backend())) != jax.default_backend():
+    if (backend := BACKENDS.get(config.attention, chips.backend())) != chips.backend():
         needs = {"gpu": "an NVIDIA GPU", "tpu": "a TPU"}[backend]
-        raise UsageError(
-            f"model.attention={config.attention} needs {needs}, this is {jax.default_backend()}; choose xla"
-        )
+        raise UsageError(f"model.attention={config.attention} needs {needs}, this is {chips.backend()}; choose xla")
     if config.attention == "cudnn" and config.compute_dtype != "bfloat16":
         raise UsageError(f"model.attention=cudnn needs compute_dtype=bfloat16, not {config.compute_dtype}")
 
@@ -150,7 +166,7 @@ def check_positive(config: TransformerFields, *fields: str) -> None:
 
 def portable(config: Fields) -> Fields:
     """The same function where the kernel that was asked for does not run."""
-    if BACKENDS.get(config.attention, jax.default_backend()) != jax.default_backend():
+    if BACKENDS.get(config.attention, chips.backend()) != chips.backend():
         return dataclasses.replace(config, attention="xla")
     return config
 

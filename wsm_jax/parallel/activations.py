@@ -7,7 +7,8 @@ its activations have, and a step says, while it is traced, on which mesh they ar
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -77,3 +78,30 @@ def by_device(f: Callable[..., Any], *arrays: Any, like: jax.Array, axes: Sequen
     where = sharding.array_sharding(mesh, like.shape, axes, rules).spec
     specs = tuple(None if array is None else P(*where[: array.ndim]) for array in arrays)
     return jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=where, check_vma=False)(*arrays)
+
+
+Cut = Mapping[str, tuple[str, ...]]  # logical axis -> the axes of the mesh that cut it, for collectives
+
+
+def by_part(
+    f: Callable[..., Any], *arrays: jax.Array, axes: Sequence[Sequence[str | None]], out: Sequence[Sequence[str]]
+) -> Any:
+    """``f`` of the parts of ``arrays`` that each device holds, for layers that exchange data themselves.
+
+    Args:
+      f: (cut, *parts) -> as many arrays as ``out`` has; ``cut`` is empty outside of a mesh, where a part is the whole.
+      arrays: the layer's input and its parameters, fetched where they lie otherwise.
+      axes: of each array, logical axes of its first dimensions; the rest are whole.
+      out: of each result, likewise; what is whole has to be the same on all devices.
+    """
+    traced = _traced.get()
+    if traced is None or traced[0].size == 1:
+        return f({}, *arrays)
+    mesh, rules = traced
+    specs = [sharding.array_sharding(mesh, x.shape, own, rules).spec for x, own in zip(arrays, axes, strict=True)]
+    cut: dict[str, tuple[str, ...]] = {}
+    for own, spec in zip(axes, specs, strict=True):
+        cut |= {axis: tuple(sharding.names(P(part))) for axis, part in zip(own, spec, strict=False) if axis and part}
+    results = tuple(sharding.spec(*(cut.get(axis, ()) for axis in own)) for own in out)
+    f = functools.partial(f, cut)
+    return jax.shard_map(f, mesh=mesh, in_specs=tuple(specs), out_specs=results, check_vma=False)(*arrays)

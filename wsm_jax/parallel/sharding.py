@@ -223,6 +223,13 @@ def device_bytes(tree: Any, shardings: Any = None) -> int:
     return sum(n for n, host in zip(jax.tree.leaves(held), jax.tree.leaves(on_host), strict=True) if not host)
 
 
+def part_shape(shape: Sequence[int], where: NamedSharding, axes: Sequence[str]) -> tuple[int, ...]:
+    """The part of an array on a device where, of those that cut it at ``where``, only some axes of the mesh did."""
+    parts = [*where.spec, *[None] * (len(shape) - len(where.spec))]
+    cuts = [[name for name in names(P(part)) if name in axes] for part in parts]
+    return tuple(size // count(where.mesh, cut) for size, cut in zip(shape, cuts, strict=True))
+
+
 def stacked(where: NamedSharding, count: int) -> NamedSharding:
     """Of ``count`` arrays that lie at ``where`` each, one after the other in one array, over ``data`` if it can be."""
     size = where.mesh.shape.get(DATA, 1)

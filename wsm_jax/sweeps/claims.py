@@ -104,7 +104,9 @@ def measured(
             losses.setdefault((arm, domain), []).append(statistics.bits_per_byte(own, texts, domain))
         _compare(found[arm, seed], {domain: float(losses[arm, domain][-1][0]) for domain in names})
     chosen = {
-        name: [min(choice.of, key=lambda arm, seed=seed: found[arm, seed]["validation"]) for seed in seeds]
+        name: [
+            min(choice.of, key=lambda arm, seed=seed, choice=choice: choice.loss(found[arm, seed])) for seed in seeds
+        ]
         for name, choice in experiment.choices.items()
     }
     return Measured(seeds, found, {key: np.stack(rows) for key, rows in losses.items()}, chosen, texts)
@@ -218,11 +220,12 @@ def _arm(experiment: Experiment, found: Measured, arm: str) -> Json:
 
 
 def _choice(experiment: Experiment, found: Measured, name: str) -> Json:
-    among = experiment.choices[name].of
-    by_seed = {arm: [found.records[arm, seed]["validation"] for seed in found.seeds] for arm in among}
+    choice = experiment.choices[name]
+    by_seed = {arm: [choice.loss(found.records[arm, seed]) for seed in found.seeds] for arm in choice.of}
     chosen = {str(seed): arm for seed, arm in zip(found.seeds, found.chosen[name], strict=True)}
     validation = {arm: float(np.mean(losses)) for arm, losses in by_seed.items()}
-    return {"choice": name, "of": list(among), "chosen": chosen, "validation": validation}
+    domains = {"domains": list(choice.domains)} if choice.domains else {}
+    return {"choice": name, "of": list(choice.of), **domains, "chosen": chosen, "validation": validation}
 
 
 def _claim(experiment: Experiment, found: Measured, name: str, claim: Claim) -> Json:

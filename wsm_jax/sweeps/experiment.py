@@ -58,9 +58,26 @@ class Choice:
 
     Attributes:
       of: names of the candidates.
+      domains: those whose validation losses count; empty: all.
     """
 
     of: Sequence[str]
+    domains: Sequence[str] = ()
+
+    def loss(self, record: Mapping[str, Any]) -> float:
+        """What a candidate's record says of its validation, in bits per byte: the mean over domains.
+
+        Raises:
+          UsageError: one of the domains was not measured.
+        """
+        if not self.domains:
+            return record["validation"]
+        known = record["validation_domains"]
+        if missing := next((domain for domain in self.domains if domain not in known), None):
+            raise UsageError(
+                f"no validation loss of {missing!r}, by which an arm is chosen; there are {', '.join(known)}"
+            )
+        return sum(known[domain] for domain in self.domains) / len(self.domains)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -139,6 +139,7 @@ def _run(
         tokens_per_step=setup.plan.tokens_per_step,
         tokens_read=functools.partial(run_lib.tokens_read, setup.facts),
         flops_per_token=model_lib.flops_per_token(setup.model.config, setup.facts["parameters"]),
+        stops=functools.partial(model_lib.stops, setup.model.config),
         start=start,
         total=setup.plan.steps,
         name=setup.directory.name,

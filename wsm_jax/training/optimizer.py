@@ -55,6 +55,10 @@ def make(config: OptimizerConfig, schedule: optax.Schedule, leaves: Leaves) -> o
         return optax.chain(*rules)
     if not 0.0 < config.b1 < 1.0:
         raise UsageError(f"optimizer.b1 is {config.b1}; schedule_free interpolates with it, between 0 and 1")
+    if moved := [path for path, leaf in leaves.items() if not leaf.has_gradient]:
+        raise UsageError(
+            f"optimizer.name=schedule_free would pull {moved[0]} back, which has no gradient; choose adamw"
+        )
     return optax.chain(rules[0], optax.contrib.schedule_free(optax.chain(*rules[1:]), schedule, b1=config.b1))
 
 

@@ -28,7 +28,7 @@ from wsm_jax.models.model import Model
 from wsm_jax.parallel import chips, sharding
 from wsm_jax.parallel import mesh as mesh_lib
 from wsm_jax.parallel.processes import all_succeed
-from wsm_jax.parallel.sharding import Rules
+from wsm_jax.parallel.sharding import RULES, Rules
 from wsm_jax.training import averaging, tracking, train_state
 from wsm_jax.training import branch as branch_lib
 from wsm_jax.training import metrics as metrics_lib
@@ -117,10 +117,7 @@ def prepare(
     source = run_lib.source_of(directory, origin.parent)
     config, picked = _as_made(config, source)
     schedule, optimizer, averages, previews = parts_of(config, plan, origin.step)
-    if config.batch_size % (config.accumulate * (parts := sharding.batch_parts(mesh, rules))):
-        raise UsageError(
-            f"batch_size={config.batch_size} is not a multiple of accumulate x devices = {config.accumulate} x {parts}"
-        )
+    at_a_time = rows(config, mesh, rules)
     sharding.batch_share(mesh, rules)
     with all_succeed():
         run_lib.check_config(directory, config)
@@ -130,8 +127,7 @@ def prepare(
         corpus = tokens.prepare(config.data, progress=progress)
     _check_corpus(origin, params_run, corpus, say)
     shape = presets.with_vocabulary(config.model, corpus.vocab_size, pad_given=not format)
-    rows = config.batch_size // (config.accumulate * parts)
-    model = model_lib.build(dataclasses.replace(shape, **picked), rows)
+    model = model_lib.build(dataclasses.replace(shape, **picked), at_a_time)
     picked = {name: getattr(model.config, name) for name in config_lib.left_open(config.model)}
     if picked:
         say(f"picked on {jax.default_backend()}: " + ", ".join(f"model.{name}={picked[name]}" for name in picked))
@@ -149,6 +145,20 @@ def prepare(
         config, directory, plan, origin, corpus, model, mesh, rules, optimizer, schedule, averages, previews, abstract,
         items, facts,
     )  # fmt: skip
+
+
+def rows(config: Config, mesh: Mesh, rules: Rules = RULES) -> int:
+    """Sequences that a device computes at a time.
+
+    Raises:
+      UsageError: a batch that the devices cannot share equally.
+    """
+    parts = sharding.batch_parts(mesh, rules)
+    if config.batch_size % (config.accumulate * parts):
+        raise UsageError(
+            f"batch_size={config.batch_size} is not a multiple of accumulate x devices = {config.accumulate} x {parts}"
+        )
+    return config.batch_size // (config.accumulate * parts)
 
 
 class Parts(NamedTuple):

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from wsm_jax.core.schedules import Schedule
-from wsm_jax.errors import NonFiniteError
+from wsm_jax.errors import NonFiniteError, UsageError
 from wsm_jax.parallel import chips
 from wsm_jax.training.metrics import Writer
 
@@ -25,6 +25,7 @@ class Progress:
       tokens_per_step: tokens in one update.
       tokens_read: step -> tokens that were read up to it.
       flops_per_token: training FLOPs, for TFLOP/s, and for MFU where the device's peak is known.
+      stops: metrics of a step -> why the run must not go on after it, or "".
       start: updates done before the first :meth:`add`.
       total: updates in the whole run.
       name: shown before the bar.
@@ -39,6 +40,7 @@ class Progress:
         tokens_per_step: int,
         tokens_read: Callable[[int], int],
         flops_per_token: float,
+        stops: Callable[[Mapping[str, float]], str] = lambda metrics: "",
         start: int,
         total: int,
         name: str,
@@ -46,7 +48,7 @@ class Progress:
     ):
         self._writer, self._schedule = writer, schedule
         self._tokens_per_step, self._flops_per_token = tokens_per_step, flops_per_token
-        self._tokens_read = tokens_read
+        self._tokens_read, self._stops = tokens_read, stops
         peak = chips.peak_flops()
         self._peak = peak * jax.device_count() if peak else None
         self._done = start
@@ -74,6 +76,7 @@ class Progress:
 
         Raises:
           NonFiniteError: the loss or gradient of one of them is not finite, naming the first.
+          UsageError: the run must not go on after one of them.
         """
         if not self._pending:
             return
@@ -85,6 +88,9 @@ class Progress:
             step = self._done + int(bad[0]) + 1
             found = ", ".join(f"{name} {v[bad[0]]}" for name, v in values.items())
             raise NonFiniteError(step, f"step {step}: {found}; nothing after step {self._done} was saved")
+        for i in range(count):
+            if reason := self._stops({name: float(v[i]) for name, v in values.items()}):
+                raise UsageError(f"step {self._done + i + 1}: {reason}; nothing after step {self._done} was saved")
         self._done += count
         speed = count * self._tokens_per_step / seconds
         record: dict[str, Any] = {

@@ -23,15 +23,19 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """(state, batch) -> (state, metrics), not jitted.
 
-    The batch holds ``inputs`` and ``targets``, int32 [batch_size, context]; metrics are float32 scalars ``loss`` (nats
-    a token, before the update), ``grad_norm`` (before clipping) and what the model's family adds. With ``accumulate`` >
-    1 the rows are cut into that many micro-batches, whose gradients and metrics are averaged in float32. Averages of
-    the state stay as they are: they are updated apart (``wsm_jax.training.tracking``), so that keeping them does not
-    change a bit of the parameters.
+    The batch holds ``inputs`` and ``targets``, int32 [batch_size, context], and of packed rows also ``positions``,
+    ``segments`` and ``weights``: the loss is then the mean over the targets of weight 1. Metrics are float32 scalars
+    ``loss`` (nats a token, before the update), ``grad_norm`` (before clipping) and what the model's family adds. With
+    ``accumulate`` > 1 the rows are cut into that many micro-batches, whose gradients and metrics are averaged in
+    float32. Averages of the state stay as they are: they are updated apart (``wsm_jax.training.tracking``), so that
+    keeping them does not change a bit of the parameters.
     """
 
     def loss_of(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-        return model_lib.training_loss(model, params, batch["inputs"], batch["targets"])
+        return model_lib.training_loss(model, params, batch["inputs"], batch["targets"], **packed(batch))
+
+    def packed(batch: Batch) -> Batch:
+        return {name: value for name, value in batch.items() if name not in ("inputs", "targets")}
 
     def one(params: Any, batch: Batch) -> tuple[tuple[jax.Array, Metrics], Any]:
         found, grads = jax.value_and_grad(loss_of, has_aux=True)(params, batch)
@@ -52,9 +56,13 @@ def make_train_step(
         return jax.tree.map(lambda x: x / accumulate, total)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if "weights" in batch:  # so that a mean over all targets is one over those that count
+            weights = batch["weights"]
+            batch = {**batch, "weights": weights * (weights.size / weights.sum())}
         (loss, found), grads = gradient(state["params"], batch)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
+        params, found = model_lib.after_update(model, params, found)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **found}
         return {**state, "params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
 

@@ -1,0 +1,46 @@
+"""A small mixture of experts on the running interpreter's standard library, by scale.
+
+wsm train --config=configs/ling.py:small --run=runs/ling
+
+``small`` is ``ling_tiny`` for 5.2M tokens, 40 minutes on two CPU cores; a checkpoint every 64th of the run, a point to
+branch from at three quarters of it, as configs/matrix.py has it.
+"""
+
+import dataclasses
+
+from wsm_jax.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LogConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
+from wsm_jax.models import presets
+
+INTERVALS = 64  # checkpoints in the run
+TOY = {"layers": 2, "d_model": 32, "d_ff": 32, "expert_ff": 16, "context": 32}
+SIZES = {"small": ({}, 2560, 4096), "tiny": (TOY, 64, 300)}  # fields of the model, steps, vocabulary
+
+
+def get_config(name: str = "small") -> Config:
+    """A run of one of SIZES; ValueError for another."""
+    if name not in SIZES:
+        raise ValueError(f"configs/ling.py:{name}: write {', '.join(SIZES)}")
+    fields, steps, vocabulary = SIZES[name]
+    return Config(
+        duration=f"{steps}steps",
+        batch_size=8,
+        model=dataclasses.replace(presets.preset("ling_tiny"), **fields),
+        data=DataConfig(tokenizer=f"bpe:{vocabulary}", validation_fraction=0.04, test_fraction=0.04, workers=0),
+        optimizer=OptimizerConfig(peak_lr=2e-3),
+        schedule=ScheduleConfig(warmup=f"{4 * steps // INTERVALS}steps"),
+        checkpoint=CheckpointConfig(
+            merge_interval=f"{steps // INTERVALS}steps",
+            resume_interval=f"{steps // 4}steps",
+            branch_points=f"{steps * 3 // 4}steps",
+        ),
+        evaluation=EvaluationConfig(interval="", tokens=16384),
+        log=LogConfig(interval="20steps"),
+    )

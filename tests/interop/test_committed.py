@@ -1,0 +1,17 @@
+"""The committed result of ``make test-interop`` covers every architecture, both ways, within its tolerance."""
+
+import json
+from pathlib import Path
+
+from wsm_jax.interchange import architecture
+
+RESULT = Path(__file__).parent.parent.parent / "results" / "interop" / "parity.json"
+
+
+def test_parity_was_measured_for_every_architecture_both_ways():
+    found = json.loads(RESULT.read_text())
+    assert found["peer"]["transformers"] and found["tolerance"] == 1e-4
+    for direction in ("transformers to ours", "ours to transformers"):
+        rows = [row for row in found["rows"] if row["direction"] == direction]
+        assert {row["architecture"] for row in rows} == set(architecture.known())
+        assert all(row["difference"] <= 1e-4 < 1 < row["largest_logit"] for row in rows)

@@ -1,0 +1,23 @@
+"""The demo with one decay, very short and in this process; ``test_demo.py`` runs all of it, as processes."""
+
+import json
+
+import pytest
+
+from experiments import demo
+from wsm_jax import DECAYS, Run, cli
+
+pytestmark = pytest.mark.xdist_group("short_demo")
+
+
+def test_the_demo_ends_with_its_table(store, short_demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "CURVES", ("linear",))
+    for command in demo.commands(tmp_path, 0, short_demo):
+        assert cli.main(command) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    rows = json.loads((tmp_path / "report" / "table.json").read_text())["rows"]
+    assert [row["group"] for row in rows] == ["raw", *["merge"] * len(DECAYS), "chosen", "decay"]
+    assert all(f"{row['test']['loss']:.4f}" in printed for row in rows)
+    assert (tmp_path / "report" / "report.html").is_file()
+    branch = Run(tmp_path / "decay-linear")
+    assert branch.facts["branch_step"] == 30 and branch.metrics("train")[-1]["step"] == 40
