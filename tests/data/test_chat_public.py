@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from wsm_jax.errors import UsageError
 from wsm_jax.data import chat
+from wsm_jax.errors import UsageError
 
 SMOLLM = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
