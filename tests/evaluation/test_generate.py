@@ -34,15 +34,17 @@ def texts(maker: Any, settings: Settings, batch_size: int = 8) -> list[generate.
 
 def test_pieces_make_up_the_whole_and_batches_change_nothing(maker):
     found = texts(maker, DRAWN)
-    assert [one.finish for one in found] == ["length"] * 3 and {len(one.tokens) for one in found} == {12}
-    assert [one.text for one in found] == [TOKENIZER.decode(one.tokens) for one in found]
+    assert {one.finish for one in found} <= {"length", "end"} and found[1].finish == "length"
+    for one in found:
+        assert len(one.tokens) == 12 or one.finish == "end"
+        assert one.text == TOKENIZER.decode([token for token in one.tokens if token != TOKENIZER.eot])
     assert texts(maker, DRAWN, batch_size=2) == found
     pieces = list(generate.stream(maker, TOKENIZER, prompts.encode(TEXTS, TOKENIZER), DRAWN))
-    assert len(pieces) == 6  # the token of the prompt's pass, then a chunk, and a half
+    assert sum(piece.number == 1 for piece in pieces) == 3  # the token of the prompt's pass, a chunk, and a half
     for number, one in enumerate(found):
         own = [piece for piece in pieces if piece.number == number]
         assert "".join(piece.text for piece in own) == one.text
-        assert [piece.finish for piece in own][:-1] == [""] * (len(own) - 1) and own[-1].finish == "length"
+        assert [piece.finish for piece in own][:-1] == [""] * (len(own) - 1) and own[-1].finish == one.finish
 
 
 def test_what_ends_a_text(maker):

@@ -175,7 +175,8 @@ def _compiled(model: Model, mesh: Mesh, rules: tuple[Any, ...], vocab_size: int,
 
     def chosen(state: State, hidden: jax.Array, output: jax.Array, values: Values) -> tuple[jax.Array, jax.Array]:
         """The next token of every row, and whether one of its logits is not finite."""
-        logits: Any = matmul(hidden[:, -1:], output, jnp.dtype("float32"))[:, 0]
+        last: Any = matmul(hidden[:, -1:], output, jnp.dtype("float32"))
+        logits = last[:, 0]
         bad = ~jnp.isfinite(logits).all(axis=-1)
         if vocab_size < logits.shape[1]:
             logits = jnp.where((jnp.arange(logits.shape[1]) < vocab_size)[None], logits, -jnp.inf)
