@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from wsm_jax.core.trees import path_name
-from wsm_jax.errors import NonFiniteError
+from wsm_jax.errors import NonFiniteError, UsageError
 from wsm_jax.evaluation.evaluator import not_finite
 from wsm_jax.evaluation.sampling import Kind, Sampling, Values, choose, row_keys
 from wsm_jax.models import cache as cache_lib
@@ -28,7 +28,7 @@ from wsm_jax.parallel.sharding import RULES, Rules
 CHUNK = 8  # tokens of a row that one call makes
 NONE = -1  # in the place of a token of a row that has ended
 _SHORTEST = 16  # slots for a prompt
-_ROOM = 128  # slots for new tokens at first, and so many more whenever they are full
+_ROOM = 128  # slots for new tokens at first, at most; whenever all are full they are doubled
 
 State = dict[str, Any]
 
@@ -114,20 +114,21 @@ def tokens_after(
       The next tokens of every row, int32 [prompts, n]; NONE after a row's last.
 
     Raises:
+      UsageError: a model whose family takes no cache.
       NonFiniteError: logits that are not finite.
     """
-    rows, count = _rows(decoder, len(prompts)), len(prompts)
-    slots, left, end = slots_for(max(map(len, prompts)), decoder.model.config.context), np.asarray(limits), [*ends]
-    capacity, filled = slots + _room(max(limits)), slots
-    padded = [*prompts, *[prompts[0]] * (rows - count)]
-    given = {
-        "tokens": np.asarray([[0] * (slots - len(prompt)) + [*prompt] for prompt in padded], np.int32),
-        "first": np.asarray([slots - len(prompt) for prompt in padded], np.int32),
-        "numbers": np.asarray([*numbers, *[0] * (rows - count)], np.int32),
-    }
-    given = jax.device_put(given, sharding.rows_sharding(decoder.mesh, rows, decoder.rules))
+    count, left, end = len(prompts), np.asarray(limits), [*ends]
+    given = _placed(decoder, prompts, numbers)
+    rows, filled = given["tokens"].shape
+    capacity = filled + _room(min(max(limits), _ROOM))
     prefill, advance = _programs(decoder, sampling.kind)
-    state, new = prefill(decoder.params, given, sampling.values, capacity)
+    try:
+        state, new = prefill(decoder.params, given, sampling.values, capacity)
+    except TypeError as error:
+        if "'cache'" not in str(error):
+            raise
+        kind = decoder.model.config.family
+        raise UsageError(f"models of family {kind} keep nothing of tokens before, so they cannot generate") from error
     while True:
         tokens, bad = (np.array(x[:count]) for x in new)
         if (bad := bad & ~ended).any():
@@ -149,15 +150,23 @@ def tokens_after(
         filled += steps
 
 
-def _rows(decoder: Decoder, count: int) -> int:
-    """Rows of a batch with ``count`` prompts: a power of two that the devices can share."""
-    parts = sharding.batch_parts(decoder.mesh, decoder.rules)
-    return -(-(1 << (count - 1).bit_length()) // parts) * parts
+def _placed(decoder: Decoder, prompts: Sequence[Sequence[int]], numbers: Sequence[int]) -> dict[str, jax.Array]:
+    """Prompts padded on the left, and rows to a power of two that the devices can share, on the devices."""
+    parts, count = sharding.batch_parts(decoder.mesh, decoder.rules), len(prompts)
+    rows = -(-(1 << (count - 1).bit_length()) // parts) * parts
+    slots = slots_for(max(map(len, prompts)), decoder.model.config.context)
+    padded = [*prompts, *[prompts[0]] * (rows - count)]
+    given = {
+        "tokens": np.asarray([[0] * (slots - len(prompt)) + [*prompt] for prompt in padded], np.int32),
+        "first": np.asarray([slots - len(prompt) for prompt in padded], np.int32),
+        "numbers": np.asarray([*numbers, *[0] * (rows - count)], np.int32),
+    }
+    return jax.device_put(given, sharding.rows_sharding(decoder.mesh, rows, decoder.rules))
 
 
 def _room(tokens: int) -> int:
-    """Slots that are added for so many tokens to come, or the first of them."""
-    return min(-(-tokens // CHUNK) * CHUNK, _ROOM)
+    """Slots for so many tokens, in whole chunks."""
+    return -(-tokens // CHUNK) * CHUNK
 
 
 @functools.lru_cache(maxsize=16)
@@ -166,7 +175,8 @@ def _compiled(model: Model, mesh: Mesh, rules: tuple[Any, ...], vocab_size: int,
 
     def chosen(state: State, hidden: jax.Array, output: jax.Array, values: Values) -> tuple[jax.Array, jax.Array]:
         """The next token of every row, and whether one of its logits is not finite."""
-        logits: Any = matmul(hidden[:, -1:], output, jnp.dtype("float32"))[:, 0]
+        last: Any = matmul(hidden[:, -1:], output, jnp.dtype("float32"))
+        logits = last[:, 0]
         bad = ~jnp.isfinite(logits).all(axis=-1)
         if vocab_size < logits.shape[1]:
             logits = jnp.where((jnp.arange(logits.shape[1]) < vocab_size)[None], logits, -jnp.inf)

@@ -121,20 +121,20 @@ def _batch(
     context, ends = decoder.model.config.context, {tokenizer.eot, *settings.ends}
     limits = [min(settings.max_tokens, context - len(prompt)) for prompt in prompts]
     texts = [TextStream(tokenizer, settings.stop, tuple(ends)) for _ in prompts]
-    left, ended = list(limits), np.zeros(len(prompts), bool)
-    numbers = range(start, start + len(prompts))
+    numbers, ended = range(start, start + len(prompts)), np.zeros(len(prompts), bool)
     for new in tokens_after(decoder, prompts, numbers, settings.sampling, ends=ends, limits=limits, ended=ended):
         for row, tokens in enumerate(new):
             made = [int(token) for token in tokens if token != NONE]
             if not made:
                 continue
-            left[row] -= len(made)
-            text = "".join(map(texts[row].add, made))
-            finish = ""
-            if not texts[row].stopped and ended[row]:
+            text, finish = "", ""
+            for place, token in enumerate(made, 1):
+                text += texts[row].add(token)
+                if texts[row].stopped:  # of the same chunk there may be more
+                    made, finish, ended[row] = made[:place], "stop", True
+                    break
+            if ended[row] and not finish:
                 text += texts[row].finish()
                 last = "length" if limits[row] == settings.max_tokens else "context"
                 finish = "end" if made[-1] in ends else last
-            if texts[row].stopped:
-                ended[row], finish = True, "stop"
             yield Piece(start + row, text, made, finish)

@@ -64,16 +64,15 @@ def encode(
     """
     found = []
     for number, prompt in enumerate(prompts, 1):
+        if template is None and not isinstance(prompt, str):
+            raise UsageError(f"prompt {number} is a conversation, which needs --chat")
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        text = str(prompt) if template is None else template.render(messages)
         try:
-            if template is not None:
-                messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-                found.append(tokenizer.encode_marked(template.render(messages)))
-            elif isinstance(prompt, str):
-                found.append(tokenizer.opening + tokenizer.encode(prompt))
-            else:
-                raise UsageError(f"prompt {number} is a conversation, which needs --chat")
+            text.encode()
         except UnicodeEncodeError as error:  # half a surrogate pair
             raise UsageError(f"prompt {number} is not Unicode text: {error.reason}") from error
+        found.append(tokenizer.opening + tokenizer.encode(text) if template is None else tokenizer.encode_marked(text))
     return found
 
 
