@@ -173,7 +173,6 @@ def test_a_run_records_its_balance_and_moves_its_bias(run):
     assert found[-1]["loss"] > found[-1]["lm_loss"]
     biases = [named_leaves(load_tree(run.merge_stream / str(step)))[BIAS] for step in (3, STEPS)]
     assert all(0 < np.abs(bias).max() <= steps * 1e-2 * 1.5 for bias, steps in zip(biases, (3, STEPS), strict=True))
-    assert np.abs(biases[0] - biases[1]).max() > 0
     moments = named_leaves(load_tree(run.resume_stream / str(STEPS), "opt_state"))
     assert [path for path in moments if path.endswith(BIAS)]
     assert all(not np.asarray(leaf).any() for path, leaf in moments.items() if path.endswith(BIAS))

@@ -119,8 +119,9 @@ class Ling(nnx.Module):
         angles = rotary.frequencies(ling_fields.rotated(config), config.rope_theta)
         rotation = rotary.tables(rotary.places(tokens_BxT, positions), angles, dtype)
         x_BxTxD = transformer.look_up(self.token_embedding, tokens_BxT).astype(dtype)
-        first = transformer.recomputed(lambda x, block: block(x, rotation, segments), config)
-        x_BxTxD = first(x_BxTxD, self.first)
+        graphdef, first = nnx.split(self.first)
+        block = transformer.recomputed(lambda x, state: nnx.merge(graphdef, state)(x, rotation, segments), config)
+        x_BxTxD = block(x_BxTxD, first)
         x_BxTxD, found = transformer.scan_with_found(self.blocks, x_BxTxD, rotation, segments, config=config)
         x_BxTxD, output = self.final_norm(x_BxTxD), self.head.kernel[...].astype(dtype)
         return (x_BxTxD, output, found) if routing else (x_BxTxD, output)
@@ -162,8 +163,8 @@ def leaves(config: LingFields) -> Leaves:
 
 def _stacked(leaf: Leaf) -> Leaf:
     """The same of all layers, one after the other."""
-    muon = leaf.muon and tuple(axis + 1 for axis in leaf.muon)
-    return dataclasses.replace(leaf, axes=("layer", *leaf.axes), muon=muon)
+    rank = len(leaf.axes)
+    return dataclasses.replace(leaf, axes=("layer", *leaf.axes), muon=leaf.muon and (rank - 1, rank))
 
 
 def active_parameters(config: LingFields, parameters: int) -> int:
