@@ -26,7 +26,7 @@ from train_step_cases import OURS, Shape, ours, peer
 from train_step_process import Contender, Failed, Variant
 
 from wsm_jax.io import machine
-from wsm_jax.models import presets
+from wsm_jax.models import ling_fields, presets
 from wsm_jax.reporting.tables import print_table
 
 PEER_PYTHON = flags.DEFINE_string("peer_python", "", "interpreter with torch and transformers; empty = ours only")
@@ -90,7 +90,7 @@ def print_summary(records: list[dict[str, Any]]) -> None:
 def main(argv: list[str]) -> None:
     """Runs the benchmark."""
     del argv
-    fields = presets.with_vocabulary(presets.preset("ling_tiny"), 4096)
+    fields = presets.with_vocabulary(ling_fields.ling_tiny(), 4096)
     shape = dataclasses.asdict(fields) | {"batch_size": BATCH.value, "threads": THREADS.value}
     facts = {"cpu": machine.cpu_name(), "cores": os.cpu_count(), "system": platform.platform()}
     facts |= {"load_before": os.getloadavg()[0]}

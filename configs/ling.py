@@ -17,7 +17,7 @@ from wsm_jax.config import (
     OptimizerConfig,
     ScheduleConfig,
 )
-from wsm_jax.models import presets
+from wsm_jax.models import ling_fields
 
 INTERVALS = 64  # checkpoints in the run
 TOY = {"layers": 2, "d_model": 32, "d_ff": 32, "expert_ff": 16, "context": 32}
@@ -32,7 +32,7 @@ def get_config(name: str = "small") -> Config:
     return Config(
         duration=f"{steps}steps",
         batch_size=8,
-        model=dataclasses.replace(presets.preset("ling_tiny"), **fields),
+        model=dataclasses.replace(ling_fields.ling_tiny(), **fields),
         data=DataConfig(tokenizer=f"bpe:{vocabulary}", validation_fraction=0.04, test_fraction=0.04, workers=0),
         optimizer=OptimizerConfig(peak_lr=2e-3),
         schedule=ScheduleConfig(warmup=f"{4 * steps // INTERVALS}steps"),

@@ -107,7 +107,7 @@ def _seeds(sweep: Path) -> Iterator[tuple[int, Run, Run]]:
     for folder in sorted(sweep.glob("seed*")):
         runs = [Run(folder / name) for name in ("constant", "decay") if (folder / name / "run.json").is_file()]
         if len(runs) == 2 and all((run.merge_stream / str(run.plan.steps)).is_dir() for run in runs):
-            yield int(folder.name.removeprefix("seed")), *runs
+            yield int(folder.name.removeprefix("seed")), runs[0], runs[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -22,7 +22,7 @@ SMALL = LingFields(
 def test_batches_count_as_one_and_a_bias_that_is_set_on_them_balances_them():
     built, mesh = model.build(SMALL), sharding.make_mesh(jax.devices()[:1])
     params = jax.jit(built.init)(jax.random.key(0))
-    rows = np.random.default_rng(0).integers(0, 64, (8, 17)).astype(np.int32)
+    rows: Any = np.random.default_rng(0).integers(0, 64, (8, 17)).astype(np.int32)
     batches: Any = [{"inputs": part[:, :-1], "targets": part[:, 1:], "document": None} for part in (rows[:4], rows[4:])]
     before = balance.measured(built, params, batches, mesh)
     loss, found = jax.jit(lambda params: model.training_loss(built, params, rows[:, :-1], rows[:, 1:]))(params)

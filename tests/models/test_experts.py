@@ -32,8 +32,9 @@ MESHES = {
     "expert and fsdp": {"expert": 4, "fsdp": 2},
     "expert and tensor": {"expert": 4, "tensor": 2},
     "all": {"fsdp": 2, "expert": 2, "tensor": 2},
-    "control": {"fsdp": 2, "expert": 4},  # with a buffer that is too small
+    "control": {"fsdp": 2, "expert": 4},
 }
+OPTIONS = {"all": {"remat": "full"}, "control": {"buffer_factor": 0.7}}  # a buffer that is too small
 
 
 @functools.cache
@@ -82,8 +83,7 @@ def show() -> dict[str, Any]:
     for name, axes in MESHES.items():
         devices = jax.devices()[: math.prod(axes.values())]
         mesh = sharding.make_mesh(devices, {**dict.fromkeys(sharding.AXES, 1), **axes})
-        small = {"buffer_factor": 0.7} if name == "control" else {}
-        found[name] = departures(loss_and_gradients(mesh, **small), expected)
+        found[name] = departures(loss_and_gradients(mesh, **OPTIONS.get(name, {})), expected)
     return found
 
 

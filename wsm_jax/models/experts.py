@@ -7,7 +7,7 @@ every other one a buffer of fixed size; what does not fit is dropped and counted
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +109,7 @@ def feed_forward(x: jax.Array, weights: Weights, group: jax.Array, count: int, g
     placed = layout(group, count, block=block_of(group.shape[0], count) if blocks else 1)
     rows = moved(x, placed.source, placed.slot, each)
 
-    def product(rows: jax.Array, name: str) -> jax.Array:
+    def product(rows: Any, name: str) -> jax.Array:
         if not blocks:
             return checkpoint_name(lax.ragged_dot(rows, weights[name], placed.sizes.astype(jnp.int32)), PRODUCT)
         own = weights[name][placed.owner]

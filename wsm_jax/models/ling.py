@@ -126,8 +126,11 @@ class Ling(nnx.Module):
         x_BxTxD = transformer.look_up(self.token_embedding, tokens_BxT).astype(dtype)
         found: Metrics = {}
         if cache is None:
-            first = transformer.recomputed(lambda x, block: block(x, rotation, segments, None)[0], config)
-            x_BxTxD = first(x_BxTxD, self.first)
+            graphdef, first = nnx.split(self.first)
+            block = transformer.recomputed(
+                lambda x, state: nnx.merge(graphdef, state)(x, rotation, segments, None)[0], config
+            )
+            x_BxTxD = block(x_BxTxD, first)
             x_BxTxD, found = transformer.scan_with_found(self.blocks, x_BxTxD, rotation, segments, config=config)
         else:
             x_BxTxD, past = self.first(x_BxTxD, rotation, segments, cache.layer(0))
@@ -174,8 +177,8 @@ def leaves(config: LingFields) -> Leaves:
 
 def _stacked(leaf: Leaf) -> Leaf:
     """The same of all layers, one after the other."""
-    muon = leaf.muon and tuple(axis + 1 for axis in leaf.muon)
-    return dataclasses.replace(leaf, axes=("layer", *leaf.axes), muon=muon)
+    rank = len(leaf.axes)
+    return dataclasses.replace(leaf, axes=("layer", *leaf.axes), muon=leaf.muon and (rank - 1, rank))
 
 
 def active_parameters(config: LingFields, parameters: int) -> int:
