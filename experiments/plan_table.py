@@ -200,8 +200,8 @@ def make(options: argparse.Namespace) -> int:
             record, old = estimated(name, topology, estimator), known.get((name, topology), {})
             kept = old.get("compiled") if old.get("fields") == record.get("fields") else None
             records.append({**record, "compiled": kept} if kept else record)
+        _write(options.output, records)
         print(name, flush=True)
-    _write(options.output, records)
     only, also = options.only.split(",") if options.only else [], options.also.split(",") if options.also else []
     chosen = [r for r in smallest(records) if not only or r["preset"] in only] if options.compile else []
     chosen += [r for r in records if f"{r['preset']}@{r['topology']}" in also]
@@ -214,6 +214,7 @@ def make(options: argparse.Namespace) -> int:
 
 
 def _write(output: Path, records: list[Record]) -> None:
+    output.mkdir(parents=True, exist_ok=True)
     write_text(output / "plans.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     write_text(output / "README.md", page(records))
 

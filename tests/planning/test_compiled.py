@@ -32,7 +32,8 @@ def test_a_small_model_for_four_chips():
     real, estimate = found["compiled"], found["estimated"]
     assert real["how"].startswith("compiled by jax") and real["fits"] and estimate["how"] == "estimated from shapes"
     assert real["bytes_split"]["state"] == pytest.approx(estimate["bytes_split"]["state"], rel=0.02)
-    assert 0.4 < estimate["bytes_split"]["temporaries"] / real["bytes_split"]["temporaries"] < 2.5
+    # At most: what is small stays in the chips' own memory, which the compiler does not count.
+    assert 0 < real["bytes_split"]["temporaries"] < 1.5 * estimate["bytes_split"]["temporaries"]
     assert real["flops_per_step"] == estimate["flops_per_step"]
     sent, guessed = (sum(one["collective_bytes"].values()) for one in (real, estimate))
     assert {"data", "fsdp"} <= {axis for along in real["collective_bytes"] for axis in along.split("+")}

@@ -118,7 +118,7 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
         ],
         ["MFU at most", f"{found['mfu_bound']:.2f}"],
         ["tokens a day, at most", f"{found['tokens_per_day']:.3g}"],
-        ["the run, at least", f"{found['days']:.3g} days"],
+        ["the run, at least", _duration(found["days"] * 86400)],
         ["disk", f"merge stream {_size(disk['merge'])}, full states {_size(disk['resume'])}"],
         [f"saves, at {rate:g} GB/s", f"merge {_duration(saves['merge'])}, full {_duration(saves['resume'])}"],
         [f"a merge of {found['merged_checkpoints']}, at {rate:g} GB/s", _duration(found["merge_seconds"])],
@@ -147,8 +147,9 @@ def _size(count: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    if seconds >= 120:
-        return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
+    for unit, scale in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * scale:
+            return f"{seconds / scale:.3g} {unit}"
     return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
