@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import demo
 from tests.disks import FULL, fill
 from wsm_jax import DECAYS, Run, UsageError, cli, merge_checkpoints, merge_weights
 from wsm_jax.checkpoints import orbax
@@ -198,11 +197,6 @@ def test_runs_that_cannot_be_compared_are_refused(demo_run, store):
         UsageError, match=r"a window as long as the decays has \d+ checkpoints, but only \d+ come after"
     ):
         comparison.compare(constant, [decay])
-
-
-def test_the_demo_needs_a_branch_point():
-    with pytest.raises(UsageError, match=r"checkpoint\.branch_points is empty"):
-        demo.commands(Path("x"), 0, ["--config.checkpoint.branch_points="])
 
 
 def test_runs_that_are_no_decays_of_the_first_are_refused(demo_run, store):

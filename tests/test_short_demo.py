@@ -5,9 +5,9 @@ import json
 import pytest
 
 from experiments import demo
-from wsm_jax import DECAYS, Run, cli
+from wsm_jax import DECAYS, Run, UsageError, cli
 
-pytestmark = pytest.mark.xdist_group("short_demo")
+pytestmark = pytest.mark.xdist_group("short_demo")  # a group of two begins before the single tests, for it is long
 
 
 def test_the_demo_ends_with_its_table(store, short_demo, tmp_path, monkeypatch, capsys):
@@ -21,3 +21,8 @@ def test_the_demo_ends_with_its_table(store, short_demo, tmp_path, monkeypatch, 
     assert (tmp_path / "report" / "report.html").is_file()
     branch = Run(tmp_path / "decay-linear")
     assert branch.facts["branch_step"] == 30 and branch.metrics("train")[-1]["step"] == 40
+
+
+def test_the_demo_needs_a_branch_point(tmp_path):
+    with pytest.raises(UsageError, match=r"checkpoint\.branch_points is empty"):
+        demo.commands(tmp_path, 0, ["--config.checkpoint.branch_points="])

@@ -154,6 +154,7 @@ def save_sharded(folder):
         assert np.array_equal(load_tree(step)["w"], values), spec
 
 
+@pytest.mark.integration
 def test_hashes_are_the_same_however_the_arrays_are_sharded(tmp_path):
     """Rows that cut a unit, and columns, which are no ranges at all."""
     program = f"from tests.checkpoints.test_integrity import save_sharded; save_sharded({str(tmp_path)!r})"

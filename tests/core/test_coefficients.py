@@ -237,6 +237,9 @@ def test_update_weights_above_one():
 def test_checkpoint_weights_must_sum_to_one():
     with pytest.raises(UsageError, match=r"sum to 0\.9\b"):
         update_weights([0.5, 0.4])
+    update_weights([0.5, 0.5 + 5e-7])  # what float32 makes of a sum of 1
+    with pytest.raises(UsageError, match=r"sum to 1\.00001\b"):
+        update_weights([0.5, 0.50001])
 
 
 @pytest.mark.parametrize("count", [0, -3, 2.5, True, "4", None])

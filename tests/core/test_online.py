@@ -142,7 +142,7 @@ def test_without_weight_decay_it_is_the_merge_of_the_parameters_after_every_step
         assert worst(found, wanted, path()[end - window]) < 1e-12
 
 
-@pytest.mark.parametrize("curve", ["linear", "minus_sqrt"])
+@pytest.mark.parametrize("curve", [pytest.param("linear", marks=pytest.mark.integration), "minus_sqrt"])
 def test_float32_is_exact_to_its_rounding(curve):
     window, end = 48, 96
     found = reads(rule(curve, window, spacing=24), jnp.float32)[end]

@@ -1,5 +1,7 @@
 """Learning rates: closed forms, where they hold and where they end, under jit and on vectors, from a configuration."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,16 @@ EVERY = {
 }
 
 
+# One shape for all tests: every operation of a schedule is compiled for each.
+COUNTS = np.append(np.arange(320), [10 * TOTAL, 10**6, 10**9]).astype(np.int32)
+
+
+@functools.cache
+def rates(name):
+    """The rates of ``EVERY[name]`` at COUNTS: of step s, below 320, at place s."""
+    return np.asarray(EVERY[name](COUNTS))
+
+
 def close(found, wanted):
     np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=2e-6 * PEAK)
 
@@ -37,12 +49,12 @@ def close(found, wanted):
 
 @pytest.mark.parametrize("name", [name for name in EVERY if name != "cooldown from cosine"])
 def test_the_warm_up_is_linear_and_its_first_update_already_moves(name):
-    close(EVERY[name](np.arange(WARMUP)), PEAK * np.arange(1, WARMUP + 1) / (WARMUP + 1))
-    assert float(EVERY[name](WARMUP)) == pytest.approx(PEAK, rel=1e-6)
+    close(rates(name)[:WARMUP], PEAK * np.arange(1, WARMUP + 1) / (WARMUP + 1))
+    assert rates(name)[WARMUP] == pytest.approx(PEAK, rel=1e-6)
 
 
 def test_constant_holds_the_peak_for_ever():
-    close(EVERY["constant"](np.array([WARMUP, WARMUP + 1, 10**6, 10**9])), [PEAK] * 4)
+    close(rates("constant")[WARMUP:], np.full(COUNTS.size - WARMUP, PEAK))
     close(schedules.constant(PEAK)(0), PEAK)
 
 
@@ -51,80 +63,76 @@ def test_constant_holds_the_peak_for_ever():
 
 @pytest.mark.parametrize("curve", CURVES)
 def test_wsd_holds_the_peak_up_to_and_including_the_branch_step_then_follows_the_curve(curve):
-    schedule = EVERY[f"wsd {curve}"]
-    close(schedule(np.arange(WARMUP, START + 1)), np.full(START + 1 - WARMUP, PEAK))
+    found = rates(f"wsd {curve}")
+    close(found[WARMUP : START + 1], np.full(START + 1 - WARMUP, PEAK))
     t = np.arange(1, DECAY + 1) / DECAY
-    close(schedule(START + np.arange(1, DECAY + 1)), PEAK * DECAYS[curve](t))
+    close(found[START + 1 : TOTAL + 1], PEAK * DECAYS[curve](t))
 
 
 @pytest.mark.parametrize("curve", CURVES)
 def test_wsd_holds_its_last_value_past_its_end(curve):
-    past = EVERY[f"wsd {curve}"](np.array([TOTAL, TOTAL + 1, 10 * TOTAL, 10**9]))
-    close(past, np.full(4, PEAK * DECAYS[curve](1.0)))
+    past = rates(f"wsd {curve}")[TOTAL:]
+    close(past, np.full(past.size, PEAK * DECAYS[curve](1.0)))
 
 
 @pytest.mark.parametrize("curve", CURVES)
 def test_the_schedule_and_the_merge_weights_are_the_same_curve(curve):
     """At the ends of 5 intervals the decay has reached the update weights of a merge of 5 checkpoints."""
-    rates = EVERY[f"wsd {curve}"](START + 10 * np.arange(1, 5))
-    close(np.asarray(rates) / PEAK, curve_update_weights(curve, 5))
+    close(rates(f"wsd {curve}")[START + 10 * np.arange(1, 5)] / PEAK, curve_update_weights(curve, 5))
 
 
 def test_a_partial_decay_ends_at_a_share_of_the_peak():
     whole, half = (schedules.wsd(PEAK, "linear", TOTAL, DECAY, WARMUP, end) for end in (0.0, 0.5))
-    counts = np.arange(WARMUP, TOTAL + 5)
-    np.testing.assert_allclose(half(counts), (PEAK + whole(counts)) / 2, rtol=1e-6)
-    np.testing.assert_allclose(half(TOTAL), PEAK / 2, rtol=1e-6)
+    found, wanted = (np.asarray(schedule(COUNTS))[WARMUP:] for schedule in (half, whole))
+    np.testing.assert_allclose(found, (PEAK + wanted) / 2, rtol=1e-6)
+    np.testing.assert_allclose(found[-1], PEAK / 2, rtol=1e-6)
     with pytest.raises(UsageError, match=r"decay_end is 1\.5"):
         schedules.wsd(PEAK, "linear", TOTAL, DECAY, WARMUP, 1.5)
 
 
 def test_a_cooldown_branches_from_any_schedule_at_the_rate_it_had():
-    base = schedules.cosine(PEAK, TOTAL, WARMUP)
-    cooled = EVERY["cooldown from cosine"]
-    close(cooled(np.arange(101)), base(np.arange(101)))
+    base, cooled = rates("cosine to zero"), rates("cooldown from cosine")
+    close(cooled[:101], base[:101])
     t = np.arange(1, 41) / 40
-    close(cooled(np.arange(101, 141)), float(base(100)) * (1 - np.sqrt(t)))
-    close(cooled(np.arange(141, 300)), np.zeros(159))
+    close(cooled[101:141], base[100] * (1 - np.sqrt(t)))
+    close(cooled[141:], np.zeros(COUNTS.size - 141))
 
 
 def test_a_branch_sees_its_parents_rates_up_to_the_branch():
-    parent, branch = EVERY["constant"], schedules.cooldown(EVERY["constant"], "linear", START, DECAY)
-    counts = jnp.arange(START + 1)
-    assert np.array_equal(parent(counts), branch(counts))
-    assert float(branch(START + 1)) < float(parent(START + 1))
+    schedule = schedules.cooldown(EVERY["constant"], "linear", START, DECAY)
+    parent, branch = (np.asarray(each(jnp.asarray(COUNTS))) for each in (EVERY["constant"], schedule))
+    assert np.array_equal(parent[: START + 1], branch[: START + 1])
+    assert branch[START + 1] < parent[START + 1]
 
 
 def test_a_rewarmed_branch_begins_as_a_run_does():
-    schedule = schedules.rewarm(PEAK, START, WARMUP)
-    close(schedule(START + np.arange(3 * WARMUP)), EVERY["constant"](np.arange(3 * WARMUP)))
-    assert float(schedule(0)) == float(schedule(START)) > 0
+    found = np.asarray(schedules.rewarm(PEAK, START, WARMUP)(COUNTS))
+    close(found[START : START + 3 * WARMUP], rates("constant")[: 3 * WARMUP])
+    assert found[0] == found[START] > 0
 
 
 def test_a_curve_that_dips_below_zero_gives_no_negative_rate():
-    rates = schedules.wsd(PEAK, lambda t: 1.0 - 2.0 * t, TOTAL, DECAY)(np.arange(TOTAL + 5))
-    assert float(jnp.min(rates)) == 0.0
-    close(rates[START + 10], PEAK * 0.6)
+    found = np.asarray(schedules.wsd(PEAK, lambda t: 1.0 - 2.0 * t, TOTAL, DECAY)(COUNTS))
+    assert found.min() == 0.0
+    close(found[START + 10], PEAK * 0.6)
 
 
-@pytest.mark.parametrize("end_fraction", [0.0, 0.1])
-def test_cosine_is_its_closed_form_and_optaxs_warm_up_cosine(end_fraction):
-    counts = np.arange(WARMUP, TOTAL + 50)
-    t = np.minimum((counts - WARMUP) / (TOTAL - WARMUP), 1.0)
-    found = schedules.cosine(PEAK, TOTAL, WARMUP, end_fraction)(counts)
-    close(found, PEAK * (end_fraction + (1 - end_fraction) * (1 + np.cos(np.pi * t)) / 2))
-    close(found, optax.warmup_cosine_decay_schedule(0.0, PEAK, WARMUP, TOTAL, PEAK * end_fraction)(counts))
+@pytest.mark.parametrize(("name", "end_fraction"), [("cosine to zero", 0.0), ("cosine", 0.1)])
+def test_cosine_is_its_closed_form_and_optaxs_warm_up_cosine(name, end_fraction):
+    t = np.clip((COUNTS - WARMUP) / (TOTAL - WARMUP), 0.0, 1.0)
+    wanted = PEAK * (end_fraction + (1 - end_fraction) * (1 + np.cos(np.pi * t)) / 2)
+    optaxs = optax.warmup_cosine_decay_schedule(0.0, PEAK, WARMUP, TOTAL, PEAK * end_fraction)(COUNTS)
+    close(rates(name)[WARMUP:], wanted[WARMUP:])
+    close(rates(name)[WARMUP:], np.asarray(optaxs)[WARMUP:])
 
 
 def test_cosine_without_warm_up_is_wsd_that_decays_over_the_whole_run():
-    counts = np.arange(TOTAL + 10)
-    close(schedules.cosine(PEAK, TOTAL)(counts), schedules.wsd(PEAK, "cosine", TOTAL, TOTAL)(counts))
+    close(schedules.cosine(PEAK, TOTAL)(COUNTS), schedules.wsd(PEAK, "cosine", TOTAL, TOTAL)(COUNTS))
 
 
 def test_inverse_sqrt_is_its_closed_form_and_meets_the_warm_up():
-    counts = np.array([WARMUP, WARMUP + 1, 4 * WARMUP, 100 * WARMUP])
-    close(EVERY["inverse_sqrt"](counts), PEAK * np.sqrt(WARMUP / counts))
-    close(EVERY["inverse_sqrt"](4 * WARMUP), PEAK / 2)
+    close(rates("inverse_sqrt")[WARMUP:], PEAK * np.sqrt(WARMUP / COUNTS[WARMUP:]))
+    close(rates("inverse_sqrt")[4 * WARMUP], PEAK / 2)
 
 
 # --- all of them -----------------------------------------------------------------------------------------------------
@@ -132,21 +140,21 @@ def test_inverse_sqrt_is_its_closed_form_and_meets_the_warm_up():
 
 @pytest.mark.parametrize("name", EVERY)
 def test_under_jit_on_scalars_and_on_vectors_it_is_the_same_rate(name):
-    counts = np.arange(0, TOTAL + 20)
-    vector = np.asarray(EVERY[name](counts))
-    assert vector.shape == counts.shape
+    counts, vector = COUNTS[: TOTAL + 20], rates(name)
+    assert vector.shape == COUNTS.shape
     jitted = jax.jit(EVERY[name])
     assert jitted(jnp.int32(3)).shape == ()
-    np.testing.assert_allclose([jitted(np.int32(count)) for count in counts[::9]], vector[::9], rtol=1e-6, atol=1e-9)
+    found = [jitted(np.int32(count)) for count in counts[::9]]
+    np.testing.assert_allclose(found, vector[: counts.size : 9], rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(EVERY[name](START + 7), vector[START + 7], rtol=1e-6, atol=1e-9)
 
 
 @given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=20))
 def test_rates_lie_between_zero_and_the_peak_at_any_step(counts):
     for name, schedule in EVERY.items():
-        rates = np.asarray(schedule(np.asarray(counts + [0] * (20 - len(counts)), dtype=np.int32)))
-        assert rates.min() >= 0, name
-        assert rates.max() <= PEAK * (1 + 1e-6), name
+        found = np.asarray(schedule(np.resize(np.asarray(counts, np.int32), COUNTS.size)))
+        assert found.min() >= 0, name
+        assert found.max() <= PEAK * (1 + 1e-6), name
 
 
 # --- from a configuration --------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ def run(store, tmp_path, monkeypatch):
     return Run(tmp_path / "run")
 
 
+@pytest.mark.integration
 def test_every_domain_that_is_trained_on_and_the_answers(run, tmp_path):
     file = tmp_path / "questions.jsonl"
     file.write_text(json.dumps({"prompt": "def f", "answer": "(x):"}) + "\n")

@@ -226,7 +226,7 @@ def test_what_a_tree_cannot_hold_is_told(tmp_path):
     (tmp_path / "0").mkdir()
     one = np.ones(2, np.float32)
     save_file({"x": one, "x.y": one}, tmp_path / "0" / "model.safetensors")
-    refused(tmp_path, [tmp_path / "0"] * 2, "leaf x/y and another one lie in each other", format="orbax")
+    refused(tmp_path, [tmp_path / "0"] * 2, "a tree cannot hold leaf x/y and another one", format="orbax")
     (tmp_path / "1").mkdir()
     save_file(
         {"x": one, "empty": np.ones((0, 5), np.float32), "flat": np.ones((5, 0), np.float32)},

@@ -35,6 +35,17 @@ def test_disk_and_memory_agree_bit_for_bit(tmp_path):
         assert bits(wsm_jax.merge_checkpoints(paths, vector)) == bits(memory)
 
 
+def test_inputs_that_are_read_one_after_the_other_keep_their_weights(tmp_path, monkeypatch):
+    """As where many large ones do not fit into memory at once."""
+    trees, weights = [tree(i) for i in range(4)], [0.1, 0.2, 0.3, 0.4]
+    paths = save_all(tmp_path, trees)
+    expected = sum(c * flat(each) for c, each in zip(weights, trees, strict=True))
+    monkeypatch.setattr(engine, "STACK", 1)
+    np.testing.assert_allclose(flat(wsm_jax.merge_checkpoints(paths, weights)), expected, rtol=0, atol=2e-6)
+    for _, merged in wsm_jax.merge_many(paths, {"one": weights, "same": weights}):
+        np.testing.assert_allclose(flat(merged), expected, rtol=0, atol=2e-6)
+
+
 @pytest.mark.integration
 @settings(max_examples=15, deadline=None)
 @given(

@@ -15,6 +15,7 @@ from wsm_jax.merging import steps as steps_lib
 from wsm_jax.merging.steps import choose, common_steps, look_into, sorted_series, step_in, step_of
 
 LAYOUTS = ["{}", "checkpoint-{}", "step{}-unsharded", "step{}-tokens2B", "ep=1-step={}", "global_step{}", "ckpt_{:08d}"]
+LAYOUTS += ["batch64-ckpt{}"]  # of two words of a kind the last one
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

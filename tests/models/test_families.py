@@ -37,6 +37,7 @@ def parameters(config: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf * 5 if leaf.ndim == 3 else leaf, params)
 
 
+@pytest.mark.integration
 @every_family
 def test_packed_documents_answer_as_each_alone(config):
     forward: Any = jax.jit(model.build(config).hidden)
@@ -54,6 +55,7 @@ def test_packed_documents_answer_as_each_alone(config):
     assert np.abs(unmarked.reshape(expected.shape)[1] - expected[1]).max() > 0.1
 
 
+@pytest.mark.integration
 @every_family
 def test_it_learns_and_bfloat16_begins_where_it_begins(config):
     half, batch, params = dataclasses.replace(config, compute_dtype="bfloat16"), tokens(8), parameters(config)

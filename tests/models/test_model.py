@@ -112,7 +112,10 @@ def test_equivalent_formulations_agree(change):
     assert_close(grads, expected, 1e-4)
 
 
-@pytest.mark.parametrize("length", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
+MORE = [pytest.param(length, marks=pytest.mark.integration) for length in (BLOCK - 1, BLOCK, 3 * BLOCK)]
+
+
+@pytest.mark.parametrize("length", [1, BLOCK + 1, *MORE])
 def test_block_attention_equals_dot_product_attention(length):
     q, k, v, g = jax.random.normal(jax.random.key(0), (4, 2, length, 3, 8))
 
@@ -147,6 +150,7 @@ def test_future_tokens_cannot_change_logits(attention):
         assert not np.allclose(a[:, cut], b[:, cut])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("attention", "loss_blocks"), [("xla", 1), ("blocks", 4)])
 def test_bfloat16_is_close_to_float32_and_logits_stay_float32(attention, loss_blocks):
     config = dataclasses.replace(SMALL, attention=attention, loss_blocks=loss_blocks)
@@ -160,6 +164,7 @@ def test_bfloat16_is_close_to_float32_and_logits_stay_float32(attention, loss_bl
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.integration
 def test_blocks_of_the_loss_keep_no_logits_of_the_whole_batch():
     config = dataclasses.replace(SMALL, vocab_size=8192, loss_blocks=8)
     params, batch = model.build(config).init(jax.random.key(0)), tokens(8, config)

@@ -128,11 +128,14 @@ def test_the_records_of_a_run(reference):
     assert [record["step"] for record in train_records] == list(range(LOG, STEPS + 1, LOG))
     for record in train_records:
         assert record["tokens"] == record["step"] * 128
-        assert LOG * 128 / record["tokens_per_second"] == pytest.approx(record["seconds"], abs=1e-4)
+        rounded = 0.05 / record["tokens_per_second"]  # to a tenth, which is much where the machine is busy
+        seconds = LOG * 128 / record["tokens_per_second"]
+        assert record["seconds"] == pytest.approx(seconds, rel=1.1 * rounded, abs=1e-4)
         assert record["grad_norm"] > 0
         assert 0 <= record["data_seconds"] <= record["seconds"]
         flops = model_lib.flops_per_token(reference.config.model, reference.facts["parameters"])
-        assert record["tflops_per_second"] == pytest.approx(record["tokens_per_second"] * flops / 1e12, rel=1e-3)
+        tflops = record["tokens_per_second"] * flops / 1e12
+        assert record["tflops_per_second"] == pytest.approx(tflops, rel=1e-3 + rounded)
     # Five updates of warm-up; the record shows the rate of its last update, whose count is one less than the step.
     assert train_records[0]["learning_rate"] == pytest.approx(1e-3 * 3 / 6)
     assert {round(record["learning_rate"], 9) for record in train_records[2:]} == {1e-3}

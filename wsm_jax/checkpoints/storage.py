@@ -263,6 +263,8 @@ def _nested(leaves: Mapping[str, Leaf]) -> dict[str, Any]:
         for parent in parents:
             node = node.setdefault(parent, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict) or name in node:
-            raise UsageError(f"leaf {path} and another one lie in each other, as no tree can; merge into {SAFETENSORS}")
+            raise UsageError(
+                f"a tree cannot hold leaf {path} and another one inside it or around it; merge into {SAFETENSORS}"
+            )
         node[name] = leaf
     return tree
