@@ -13,7 +13,7 @@ GENERATION = "generation_config.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
              "merges.txt", "encoder.json", "vocab.bpe", "tokenizer.model", "chat_template.*")  # fmt: skip
 KEPT = (CONFIG, GENERATION, *TOKENIZER, "LICENSE*", "NOTICE*", "USE_POLICY*")
-UNUSED = 0.1  # share of the embedding's rows without a token that needs no mention
+UNUSED, PADDING = 0.1, 128  # share of the embedding's rows, and rows, without a token that need no mention
 
 
 def files(folder: Path, patterns: tuple[str, ...] = KEPT) -> list[Path]:
@@ -42,5 +42,5 @@ def check_tokenizer(tokenizer: Tokenizer, layout: Layout, place: Path) -> None:
     tokens, rows = tokenizer.vocab_size, layout.fields.vocab_size
     if tokens > rows:
         raise UsageError(f"{place}: the tokenizer has {tokens} tokens, the model {rows}; they do not belong together")
-    if tokens < (1 - UNUSED) * rows:
+    if rows - tokens >= max(UNUSED * rows, PADDING):
         warn(f"{place}: the tokenizer has {tokens} tokens, the model {rows}; do they belong together?")
