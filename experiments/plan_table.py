@@ -133,7 +133,7 @@ def page(records: list[Record]) -> str:
             "taken. **c** compiled ahead of time for that slice, *f* estimated from shapes (`wsm plan --fast`). Then "
             "what was needed: data parallelism alone (no word), fsdp, with full recomputation (R), and the loss in 16 "
             "parts (L). – does not fit, with what it would take. Last the bound on MFU, of the roofline. "
-            "Made by `python -m experiments.plan_table --compile=600`.",
+            "Made by `python -m experiments.plan_table`, and cells compiled with `--compile=SECONDS`.",
             "",
             *markdown_table(table),
             "",

@@ -93,6 +93,17 @@ def test_a_large_leaf_that_lies_whole_is_an_error_or_a_line():
         spread(("position", "other"), fsdp=2, tensor=2)
 
 
+def test_the_biases_of_a_large_model_may_lie_whole():
+    """1.2 MB of them, cut by ``tensor`` alone, beside 2.6 GB of matrices: GPT-2 XL with its biases."""
+    declared = {"bias": ("layer", "ff"), "kernel": ("embed", "ff")}
+    shapes = {"bias": (48, 6400), "kernel": (1600, 400_000)}
+    abstract = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
+    where = sharding.tree_shardings(abstract_mesh(data=1, fsdp=4, expert=1, tensor=1), abstract, declared)
+    assert where["bias"].spec == P()
+    placed = {name: jax.ShapeDtypeStruct(shapes[name], "float32", sharding=at) for name, at in where.items()}
+    assert sharding.check_spread(placed) == ""
+
+
 @pytest.mark.parametrize("name", ["gpt2_small", "tiny"])
 def test_fsdp_and_tensor_cut_every_large_leaf_of_gpt2(name):
     built = model.build(presets.with_vocabulary(presets.preset(name), 4096))

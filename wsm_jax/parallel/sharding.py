@@ -19,7 +19,8 @@ from wsm_jax.errors import UsageError
 AXES = DATA, FSDP, EXPERT, TENSOR = ("data", "fsdp", "expert", "tensor")
 BATCH = "batch"  # the logical axis of the rows of a batch
 _COUNTERS = 64  # elements, at most, of what an optimizer keeps beside the moments: counts, coefficients
-_LARGE = 10**6  # bytes of a leaf that is worth cutting
+_LARGE = 10**6  # bytes, at least, of a leaf that is worth cutting
+_SHARE = 1000  # and it is at least one of so many parts of the parameters: the biases of a large model are not
 
 # Logical axis -> one axis of the mesh, or several.
 Rules = Mapping[str, str | tuple[str, ...]]
@@ -110,7 +111,8 @@ def check_spread(params: Any) -> str:
     mesh: Any = next(iter(leaves.values())).sharding.mesh
     cutting = [f"mesh.{name}={mesh.shape[name]}" for name in (FSDP, EXPERT, TENSOR) if mesh.shape.get(name, 1) > 1]
     nbytes = {path: math.prod(leaf.shape) * leaf.dtype.itemsize for path, leaf in leaves.items()}
-    whole = [path for path, leaf in leaves.items() if leaf.sharding.is_fully_replicated and nbytes[path] > _LARGE]
+    least = max(_LARGE, sum(nbytes.values()) // _SHARE)
+    whole = [path for path, leaf in leaves.items() if leaf.sharding.is_fully_replicated and nbytes[path] > least]
     if not whole or not cutting:
         return ""
     if mesh.shape.get(FSDP, 1) > 1:
