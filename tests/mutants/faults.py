@@ -170,7 +170,7 @@ MUTANTS = [
         "core/leaves.py",
         "else np.dtype(np.float32)",
         "else np.dtype(np.float16)",
-        f"{MERGE} {OFFLINE}",
+        "merging/test_foreign.py",
     ),
     Mutant(
         "off by one",
@@ -214,7 +214,7 @@ MUTANTS = [
         "a mean counted often", "merging/recipe.py", "np.repeat(vector[:-1] / parts", "np.repeat(vector[:-1]", UNION
     ),
     Mutant("the end point first", "merging/spec.py", "one.item == PARAMS", "one.item != PARAMS", UNION),
-    Mutant("a repeated input", "merging/spec.py", "np.add.at(wide, places, vector)", "wide[places] = vector", OFFLINE),
+    Mutant("a repeated input", "merging/spec.py", "np.add.at(wide, places, vector)", "wide[places] = vector", UNION),
     Mutant("inputs dropped", "merging/engine.py", "(table != 0).any(axis=0)", "(table != 0).all(axis=0)", OFFLINE),
     Mutant("first for last", "merging/engine.py", "[policy != FIRST]", "[policy == FIRST]", OFFLINE),
     Mutant(
