@@ -103,7 +103,7 @@ MUTANTS = [
         "core/schedules.py",
         "rates[a - steps[0] : b - steps[0]]",
         "rates[a - steps[0] + 1 : b - steps[0] + 1]",
-        SCHEDULES,
+        RATES,
     ),
     Mutant("a start forgotten", "core/schedules.py", "begun(jnp.maximum(count - start, 0))", "begun(count)", SCHEDULES),
     Mutant(
@@ -111,7 +111,7 @@ MUTANTS = [
         "core/schedules.py",
         "np.minimum.accumulate(means)",
         "np.maximum.accumulate(means)",
-        SCHEDULES,
+        RATES,
     ),
     Mutant("the first sample", "core/averages.py", "jnp.where(n == 1, leaf", "jnp.where(n == 0, leaf", AVERAGES),
     Mutant("a comparison", "core/averages.py", "jnp.asarray(step >= start", "jnp.asarray(step > start", AVERAGES),
