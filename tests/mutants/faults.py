@@ -103,7 +103,7 @@ MUTANTS = [
         "core/schedules.py",
         "rates[a - steps[0] : b - steps[0]]",
         "rates[a - steps[0] + 1 : b - steps[0] + 1]",
-        SCHEDULES,
+        RATES,
     ),
     Mutant("a start forgotten", "core/schedules.py", "begun(jnp.maximum(count - start, 0))", "begun(count)", SCHEDULES),
     Mutant(
@@ -111,7 +111,7 @@ MUTANTS = [
         "core/schedules.py",
         "np.minimum.accumulate(means)",
         "np.maximum.accumulate(means)",
-        SCHEDULES,
+        RATES,
     ),
     Mutant("the first sample", "core/averages.py", "jnp.where(n == 1, leaf", "jnp.where(n == 0, leaf", AVERAGES),
     Mutant("a comparison", "core/averages.py", "jnp.asarray(step >= start", "jnp.asarray(step > start", AVERAGES),
@@ -170,7 +170,7 @@ MUTANTS = [
         "core/leaves.py",
         "else np.dtype(np.float32)",
         "else np.dtype(np.float16)",
-        f"{MERGE} {OFFLINE}",
+        "merging/test_foreign.py",
     ),
     Mutant(
         "off by one",
@@ -214,7 +214,7 @@ MUTANTS = [
         "a mean counted often", "merging/recipe.py", "np.repeat(vector[:-1] / parts", "np.repeat(vector[:-1]", UNION
     ),
     Mutant("the end point first", "merging/spec.py", "one.item == PARAMS", "one.item != PARAMS", UNION),
-    Mutant("a repeated input", "merging/spec.py", "np.add.at(wide, places, vector)", "wide[places] = vector", OFFLINE),
+    Mutant("a repeated input", "merging/spec.py", "np.add.at(wide, places, vector)", "wide[places] = vector", UNION),
     Mutant("inputs dropped", "merging/engine.py", "(table != 0).any(axis=0)", "(table != 0).all(axis=0)", OFFLINE),
     Mutant("first for last", "merging/engine.py", "[policy != FIRST]", "[policy == FIRST]", OFFLINE),
     Mutant(
