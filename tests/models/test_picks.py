@@ -49,7 +49,8 @@ def test_elsewhere_it_is_the_kernel_of_the_backend(monkeypatch, backend, dtype, 
 @pytest.mark.parametrize("name", family.families())
 def test_every_family_leaves_the_same_open(name):
     fields = family.families()[name].fields()
-    assert left_open(fields) == {"attention": "xla", "scan_unroll": 1, "loss_blocks": 1}
+    own = {"ling": {"grouped": "blocks"}}.get(name, {})
+    assert left_open(fields) == {"attention": "xla", "scan_unroll": 1, "loss_blocks": 1, **own}
     assert left_open(model.build(dataclasses.replace(fields, vocab_size=128)).config) == {}
 
 

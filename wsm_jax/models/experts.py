@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from wsm_jax.errors import UsageError
 from wsm_jax.models.dispatch import layout, moved
 from wsm_jax.models.layers import PRODUCT, swiglu
-from wsm_jax.parallel import activations
+from wsm_jax.parallel import activations, chips
 from wsm_jax.parallel.activations import Cut
 from wsm_jax.parallel.sharding import BATCH
 
@@ -74,11 +74,11 @@ def chosen_product(grouped: str) -> str:
     Raises:
       UsageError: not on this machine, saying what would be.
     """
-    backend = jax.default_backend()
+    backend = chips.backend()
     grouped = {"tpu": RAGGED}.get(backend, BLOCKS) if grouped == AUTO else grouped
     if grouped == RAGGED and backend == "cpu":
         raise UsageError("model.grouped=ragged_dot computes every expert for every row on CPUs; choose blocks")
-    if grouped == RAGGED and backend == "tpu" and jax.__version_info__ < _RAGGED_ON_TPU:
+    if grouped == RAGGED and jax.default_backend() == "tpu" and jax.__version_info__ < _RAGGED_ON_TPU:
         raise UsageError(
             f"model.grouped=ragged_dot on TPUs needs jax 0.12 or newer (Python 3.12), this is {jax.__version__}, which "
             "computes the gradient of every expert densely; choose blocks"
