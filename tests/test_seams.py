@@ -51,8 +51,9 @@ def rooms(finds: Callable[[ast.AST], bool]) -> set[str]:
 
 def test_meshes_are_counted_in_parallel_alone():
     def counts(node: ast.AST) -> bool:
-        known = isinstance(node, ast.Attribute) and node.attr in ("size", "devices", "shape")
-        return known and ast.unparse(node).endswith(f"mesh.{node.attr}")
+        if not isinstance(node, ast.Attribute) or node.attr not in ("size", "devices", "shape"):
+            return False
+        return ast.unparse(node).endswith(f"mesh.{node.attr}")
 
     assert rooms(counts) == {"parallel"}
 

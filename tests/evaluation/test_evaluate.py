@@ -11,6 +11,7 @@ import pytest
 from wsm_jax import NonFiniteError, UsageError
 from wsm_jax.config import DataConfig, ModelConfig
 from wsm_jax.data import tokens
+from wsm_jax.evaluation import evaluate
 from wsm_jax.evaluation.evaluate import Evaluation, held_out_stores, make_evaluator, paired_difference
 from wsm_jax.models import model as model_lib
 from wsm_jax.parallel import sharding
@@ -19,6 +20,22 @@ from wsm_jax.parallel import sharding
 def evaluation(nats, counts, sizes=None, data_hash="x"):
     counts = np.asarray(counts)
     return Evaluation(np.asarray(nats, float), counts, np.asarray(counts * 4 if sizes is None else sizes), data_hash)
+
+
+@pytest.mark.parametrize(
+    ("context", "loss_blocks", "tokens", "row"),
+    [
+        (1024, 1, 100, 128),
+        (1024, 1, 128, 128),
+        (1024, 1, 129, 256),
+        (1024, 1, 5000, 1024),
+        (1000, 1, 9, 1000),
+        (2048, 4, 9, 512),
+    ],
+)
+def test_a_short_text_is_not_padded_to_a_long_context(context, loss_blocks, tokens, row):
+    config = ModelConfig(layers=1, d_model=8, heads=1, context=context, vocab_size=8, loss_blocks=loss_blocks)
+    assert evaluate._row(model_lib.build(config), tokens) == row
 
 
 def test_figures_of_known_sums():

@@ -33,6 +33,9 @@ __all__ = [
 ]  # fmt: skip
 
 
+_TILE = 128  # tokens, of which kernels want rows to be a multiple
+
+
 def held_out_stores(corpus: Corpus, split: str) -> list[TokenStore]:
     """The distinct stores of both mixtures of a corpus, in order; of the switch's those that have the split."""
     later = [store for store, _ in corpus.switch if store.manifest["splits"][split]["documents"]]
@@ -75,7 +78,8 @@ def make_evaluator(
             context, learnt, offsets = model.config.context, store.learnt(split), store.offsets(split)
             chosen = packing.fitting(store, split, context, limit_tokens)
             left_out += int((np.diff(offsets) - 1 > context).sum())
-            for batch in packing.evaluation_batches(store, split, chosen, context, batch_size):
+            longest = int((np.diff(offsets)[chosen] - 1).max())
+            for batch in packing.evaluation_batches(store, split, chosen, _row(model, longest), batch_size):
                 document = batch["document"]
                 batches.append({**batch, "document": np.where(document < 0, -1, document + first)})
             counts.extend(learnt[offsets[n] + 1 : offsets[n + 1]].sum(dtype=np.int64) for n in chosen)
@@ -84,7 +88,7 @@ def make_evaluator(
         for batch in evaluation_batches(
             store,
             split,
-            context=model.config.context,
+            context=_row(model, len(store.tokens(split))),
             batch_size=batch_size,
             limit_tokens=limit_tokens,
             document_tokens=document_tokens,
@@ -98,6 +102,14 @@ def make_evaluator(
     limits = f"{limit_tokens}" + (f"x{document_tokens}" if document_tokens else "")
     data_hash = "-".join([split, limits, *(store.hash[:16] for store in stores)])
     return over(batches, model, mesh, tokens=counts, sizes=sizes, data_hash=data_hash, left_out=left_out, rules=rules)
+
+
+def _row(model: Model, tokens: int) -> int:
+    """The length of rows that hold so many tokens: the context, halved while they fit and kernels and loss allow it."""
+    length = model.config.context
+    while length % (2 * _TILE * model.config.loss_blocks) == 0 and length // 2 >= tokens:
+        length //= 2
+    return length
 
 
 def model_and_data(run: Run) -> tuple[Model, Corpus]:

@@ -134,6 +134,7 @@ class Ling(nnx.Module):
             x_BxTxD, found = transformer.scan_with_found(self.blocks, x_BxTxD, rotation, segments, config=config)
         else:
             x_BxTxD, past = self.first(x_BxTxD, rotation, segments, cache.layer(0))
+            assert past is not None  # it was given one
             x_BxTxD, cache = transformer.through_layers(
                 self.blocks, x_BxTxD, rotation, segments, cache=cache, config=config, before=[past]
             )
