@@ -46,7 +46,7 @@ def place(demo_run, tmp_path_factory):
 def shortened(command: str) -> list[str]:
     """The command as it stands, with the steps and sizes of the short demo."""
     steps = {"1480": "37", "1520": "38", "1560": "39", "1600": "40", "1200": "30"}
-    names = {"10x40": "10x1", "10x25-at-1000": "10x2-at-20", "--every=400": "--every=10"}
+    names = {"10x40": "10x1", "10x25-at-1000": "10x2-at-20", "8x20-at-1000": "8x2-at-20", "--every=400": "--every=10"}
     for long, short in {**steps, **names}.items():
         command = command.replace(long, short)
     # As a shell would: runs/{a,b} is runs/a runs/b.
@@ -84,7 +84,9 @@ def test_every_python_block_runs(place, page):
 
 
 def test_the_pages_with_commands_are_there():
-    assert {"README.md", "docs/merging.md", "docs/training.md", "docs/finetuning.md"} <= set(pages_with("sh"))
+    assert {"README.md", "docs/merging.md", "docs/training.md", "docs/finetuning.md", "docs/generation.md"} <= set(
+        pages_with("sh")
+    )
     assert {"README.md", "docs/merging.md"} <= set(pages_with("python"))
 
 

@@ -30,7 +30,8 @@ def evaluation(nats, counts, sizes=None, data_hash="x"):
         (1024, 1, 129, 256),
         (1024, 1, 5000, 1024),
         (1000, 1, 9, 1000),
-        (2048, 4, 9, 512),
+        (8192, 64, 900, 1024),
+        (2048, 256, 9, 256),
     ],
 )
 def test_a_short_text_is_not_padded_to_a_long_context(context, loss_blocks, tokens, row):

@@ -1,6 +1,7 @@
 """Loss on held-out documents of a run's data, for the parameters of its checkpoints and merges."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,8 @@ def make_evaluator(
 
 def _row(model: Model, tokens: int) -> int:
     """The length of rows that hold so many tokens: the context, halved while they fit and kernels and loss allow it."""
-    length = model.config.context
-    while length % (2 * _TILE * model.config.loss_blocks) == 0 and length // 2 >= tokens:
+    length, parts = model.config.context, math.lcm(_TILE, model.config.loss_blocks)
+    while length % (2 * parts) == 0 and length // 2 >= tokens:
         length //= 2
     return length
 
