@@ -24,6 +24,7 @@ def get_sweep():
 @pytest.mark.integration
 def test_every_base_is_tuned_measured_and_compared(experiment_text, tmp_path):
     (tmp_path / "tuning.py").write_text(FILE)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "WSM_EXPERIMENT_DATA": str(experiment_text)}
     environment["WSM_DATA"] = str(tmp_path / "tokens")
     command = [
