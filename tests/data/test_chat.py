@@ -140,7 +140,7 @@ def test_a_bad_line_is_named(tmp_path, line, words):
     file.write_bytes(gzip.compress(f'{{"prompt": "a", "response": "b"}}\n{line}\n'.encode()))
     with pytest.raises(UsageError, match=words) as caught:
         list(conversations.read([(file.name, file)]))
-    assert f"{file}, line 2" in str(caught.value)
+    assert f"{file} line 2" in str(caught.value)
 
 
 def test_conversations_have_a_store_of_their_own(tmp_path, vocabulary):

@@ -86,6 +86,25 @@ def test_a_layer_answers_as_that_of_deepseek_v3(grouped):
     np.testing.assert_array_equal(told["load"], np.bincount(found["chosen"].ravel(), minlength=12))
 
 
+def test_weights_and_segments_of_packed_rows_count():
+    """Two sequences in one row are the two by themselves, in their loss and in where their tokens go."""
+    built = model.build(SMALL)
+    params = built.init(jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, SMALL.vocab_size)
+    weights = jnp.asarray([[0.0] * 3 + [1.0] * 5, [0.0] * 5 + [1.0] * 3])
+    apart, alone = model.training_loss(built, params, tokens[:, :-1], tokens[:, 1:], weights * 2)
+    row = {
+        "weights": weights.reshape(1, 16) * 2,
+        "segments": jnp.repeat(jnp.asarray([1, 2]), 8)[None],
+        "positions": jnp.tile(jnp.arange(8), 2)[None],
+    }
+    flat = (tokens[:, :-1].reshape(1, 16), tokens[:, 1:].reshape(1, 16))
+    packed, together = model.training_loss(built, params, *flat, **row)
+    np.testing.assert_allclose(packed, apart, rtol=1e-6)
+    np.testing.assert_array_equal(together["load"], alone["load"])
+    assert abs(float(model.training_loss(built, params, *flat)[0] - packed)) > 1e-3
+
+
 def test_the_bias_brings_skewed_experts_to_balance():
     config = dataclasses.replace(SMALL, experts=16, experts_per_token=2, groups=4, groups_kept=2, bias_rate=5e-3)
     logits = jax.random.normal(jax.random.key(0), (2, 512, 16)) + jnp.linspace(-1, 1, 16)[None, None]

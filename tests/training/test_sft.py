@@ -59,10 +59,9 @@ def test_it_is_a_run_like_any_other(base, talks, tuned, capsys):
     assert cli.main(["merge", f"--run={tuned.path}", "--curve=linear", "--count=4", "--name=m"]) == 0
     capsys.readouterr()
     found = []
-    for which in ("--step=0", f"--step={tuned.config.steps}", "--merged=m"):
-        if which != "--step=0":
-            assert cli.main(["eval", f"--run={tuned.path}", which, "--split=test", "--json"]) == 0
-            found.append(json.loads(capsys.readouterr().out))
+    for which in (f"--step={tuned.config.steps}", "--merged=m"):
+        assert cli.main(["eval", f"--run={tuned.path}", which, "--split=test", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
     tokens, learnt = store.tokens("test"), store.learnt("test")
     assert {figures["tokens"] for figures in found} == {int(learnt.sum())} and len(tokens) > learnt.sum()
     # Again, from the merge.

@@ -2,21 +2,20 @@
 
 A line is ``{"prompt": text, "response": text}`` (or ``completion``), or ``{"messages": [{"role": "user", "content":
 text}, ...]}``, gzipped where the file's name ends in ``.gz``. With a chat template both become what it makes of them.
-Without one a prompt and its response are one text between two end-of-texts, and messages are refused. Responses alone
-are learnt, with the end of their turn; a prompt is tokenized apart from its response, as it is when a model generates
-one.
+Without one a prompt and its response are one text, opened and ended as a document is, and messages are refused.
+Responses alone are learnt, with the end of their turn; a prompt is tokenized apart from its response, as it is when a
+model generates one.
 """
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from wsm_jax.data import chat, files
 from wsm_jax.data.chat import RESPONSE, ROLES, ChatTemplate
 from wsm_jax.data.tokenizer import Tokenizer
 from wsm_jax.errors import UsageError
-from wsm_jax.io.files import parse_json
+from wsm_jax.io.files import json_lines
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 RESPONSES = ("response", "completion")  # names of the field, the first that is there counts
@@ -31,21 +30,11 @@ def read(chosen: Iterable[files.NamedFile]) -> Iterator[tuple[str, str]]:
     for name, path in chosen:
         if not name.endswith(SUFFIXES):
             raise UsageError(f"{path}: conversations are JSON lines, in files called {' or '.join(SUFFIXES)}")
-        try:
-            with gzip.open(path, "rb") if name.endswith(".gz") else path.open("rb") as file:
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        messages = _messages(line, f"{path}, line {number}")
-                        yield f"{name}:{number}", json.dumps(messages, ensure_ascii=False)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        for number, record in json_lines(path):
+            yield f"{name}:{number}", json.dumps(_messages(record, f"{path} line {number}"), ensure_ascii=False)
 
 
-def _messages(line: bytes, where: str) -> list[dict[str, str]]:
-    try:
-        record = parse_json(line)
-    except ValueError as error:
-        raise UsageError(f"{where} is not JSON: {error}") from error
+def _messages(record: Any, where: str) -> list[dict[str, str]]:
     record = record if isinstance(record, dict) else {}
     if "messages" in record:
         messages = record["messages"]
@@ -101,8 +90,8 @@ class Encoder:
             learnt += [int(response)] * len(found)
             size += len(text.encode()) * response
         if self._template is None:
-            eot = self._tokenizer.eot
-            return [eot, *ids, eot], [0, *learnt, 1], size
+            opening = self._tokenizer.opening
+            return [*opening, *ids, self._tokenizer.eot], [*[0] * len(opening), *learnt, 1], size
         return ids, learnt, size
 
     def _parts(self, messages: list[dict[str, str]]) -> list[chat.Part]:

@@ -1,7 +1,6 @@
 """Local text files: which ones a path or glob names, and the documents in each."""
 
 import glob
-import gzip
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ from typing import Any
 
 from wsm_jax.errors import UsageError
 from wsm_jax.io import places
-from wsm_jax.io.files import parse_json
+from wsm_jax.io.files import json_lines
 
 SUFFIXES = (".txt", ".md", ".py", ".parquet", ".jsonl", ".jsonl.gz")
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -135,19 +134,12 @@ def _whole(path: pathlib.Path) -> str:
 
 
 def _json_lines(name: str, path: pathlib.Path) -> Iterator[tuple[str, str]]:
-    with gzip.open(path, "rb") if name.endswith(".gz") else path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = parse_json(line)
-            except ValueError as error:  # also what it raises for bytes that are no UTF-8
-                raise UsageError(f"{path} line {number} is not JSON: {error}") from error
-            text = record.get("text") if isinstance(record, dict) else None
-            if not isinstance(text, str):
-                have = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-                raise UsageError(f"{path} line {number} has no string field `text` (it has: {have})")
-            yield _identity(record.get("id"), name, number), text
+    for number, record in json_lines(path):
+        text = record.get("text") if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            have = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+            raise UsageError(f"{path} line {number} has no string field `text` (it has: {have})")
+        yield _identity(record.get("id"), name, number), text
 
 
 def _parquet(name: str, path: pathlib.Path) -> Iterator[tuple[str, str]]:

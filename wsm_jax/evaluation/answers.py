@@ -8,10 +8,8 @@ the end of the prompt, or the vocabulary is not one of bytes, they are tokenised
 for the bytes of the answer and for no others.
 """
 
-import gzip
 import hashlib
 import json
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,16 +21,14 @@ from wsm_jax.checkpoints.run import Run
 from wsm_jax.data.pipeline import Batch
 from wsm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from wsm_jax.errors import UsageError
-from wsm_jax.evaluation.evaluate import fields_of, model_and_data, tokenizer_place
+from wsm_jax.evaluation.evaluate import model_and_data, model_of, tokenizer_place
 from wsm_jax.evaluation.evaluator import Evaluator, over
 from wsm_jax.evaluation.losses import Evaluation
-from wsm_jax.io.files import parse_json
-from wsm_jax.models.model import Model, build
+from wsm_jax.io.files import json_lines
+from wsm_jax.models.attention import TILE
+from wsm_jax.models.model import Model
 from wsm_jax.parallel import mesh as mesh_lib
 from wsm_jax.parallel.sharding import RULES, Rules
-
-# Kernels ask for lengths that are multiples of it; shorter contexts have rows of one length.
-_TILE = 128
 
 
 class Item(NamedTuple):
@@ -57,26 +53,14 @@ def read(path: str | Path) -> list[Item]:
         answer; or no item at all.
     """
     path = Path(path).expanduser()
-    items = []
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    items.append(_item(line, f"{path}, line {number}"))
-    except FileNotFoundError as error:
-        raise UsageError(f"{path} is not there; answers are JSON lines with prompt and answer") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    lines = json_lines(path, "answers are JSON lines with prompt and answer")
+    items = [_item(record, f"{path} line {number}") for number, record in lines]
     if not items:
         raise UsageError(f"{path} holds no answers; it needs JSON lines with prompt and answer")
     return items
 
 
-def _item(line: bytes, where: str) -> Item:
-    try:
-        record = parse_json(line)
-    except ValueError as error:
-        raise UsageError(f"{where} is not JSON: {error}") from error
+def _item(record: Any, where: str) -> Item:
     for name in Item._fields:
         text = record.get(name) if isinstance(record, dict) else None
         if not isinstance(text, str):
@@ -171,7 +155,7 @@ def run_evaluator(run: Run, path: str | Path) -> Evaluator:
     """
     read(path)  # complains before the data are looked at
     if "imported" in run.facts:
-        model, tokenizer = build(fields_of(run)), load_tokenizer(tokenizer_place(run))
+        model, tokenizer = model_of(run), load_tokenizer(tokenizer_place(run))
     else:
         model, data = model_and_data(run)
         tokenizer = data.tokenizer
@@ -196,7 +180,7 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
 
 def lengths(context: int, loss_blocks: int) -> list[int]:
     """How long rows may be, so that short items do not cost a whole context: few, as each is compiled for itself."""
-    parts = [context // part for part in (4, 2) if context % (part * _TILE * loss_blocks) == 0]
+    parts = [context // part for part in (4, 2) if context % (part * TILE * loss_blocks) == 0]
     return [*parts, context]
 
 

@@ -47,9 +47,7 @@ def measured(
     return {name: float(value) for name, value in metrics.items()}
 
 
-def rebalanced(
-    model: Model, params: Params, batches: Iterable[Batch], mesh: Mesh, *, rules: Rules = RULES
-) -> Params:  # fmt: skip
+def rebalanced(model: Model, params: Params, batches: Iterable[Batch], mesh: Mesh, *, rules: Rules = RULES) -> Params:
     """``params`` with what balances the model moved once for each batch, as after an update, and all else as it is.
 
     Args:

@@ -21,6 +21,7 @@ from wsm_jax.evaluation.evaluator import Evaluator, over
 from wsm_jax.evaluation.losses import Difference, Evaluation, paired_difference
 from wsm_jax.io import places
 from wsm_jax.models import family
+from wsm_jax.models.attention import TILE
 from wsm_jax.models.model import Model, build
 from wsm_jax.models.presets import with_vocabulary
 from wsm_jax.parallel import mesh as mesh_lib
@@ -32,9 +33,6 @@ __all__ = [
     "held_out_stores", "load", "make_evaluator", "model_and_data", "model_of", "paired_difference", "run_evaluator",
     "shardings", "tokenizer_place",
 ]  # fmt: skip
-
-
-_TILE = 128  # tokens, of which kernels want rows to be a multiple
 
 
 def held_out_stores(corpus: Corpus, split: str) -> list[TokenStore]:
@@ -107,7 +105,7 @@ def make_evaluator(
 
 def _row(model: Model, tokens: int) -> int:
     """The length of rows that hold so many tokens: the context, halved while they fit and kernels and loss allow it."""
-    length, parts = model.config.context, math.lcm(_TILE, model.config.loss_blocks)
+    length, parts = model.config.context, math.lcm(TILE, model.config.loss_blocks)
     while length % (2 * parts) == 0 and length // 2 >= tokens:
         length //= 2
     return length

@@ -1,7 +1,5 @@
 """Prompts: from a file, as text or conversations, and as the tokens that a model answers to."""
 
-import gzip
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 from wsm_jax.data.chat import ChatTemplate, Message
 from wsm_jax.data.tokenizer import Tokenizer
 from wsm_jax.errors import UsageError
-from wsm_jax.io.files import parse_json
+from wsm_jax.io.files import json_lines
 
 
 def read(path: str | Path) -> list[str | list[Message]]:
@@ -19,23 +17,14 @@ def read(path: str | Path) -> list[str | list[Message]]:
       UsageError: naming the file and the line: not there, not JSON, neither of them; or no prompt at all.
     """
     path = Path(path).expanduser()
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            found = [_prompt(line, f"{path}, line {number}") for number, line in enumerate(file, 1) if line.strip()]
-    except FileNotFoundError as error:
-        raise UsageError(f"{path} is not there; prompts are JSON lines with prompt, or with messages") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    lines = json_lines(path, "prompts are JSON lines with prompt, or with messages")
+    found = [_prompt(record, f"{path} line {number}") for number, record in lines]
     if not found:
         raise UsageError(f"{path} holds no prompts; it needs JSON lines with prompt, or with messages")
     return found
 
 
-def _prompt(line: bytes, where: str) -> str | list[Message]:
-    try:
-        record = parse_json(line)
-    except ValueError as error:
-        raise UsageError(f"{where} is not JSON: {error}") from error
+def _prompt(record: Any, where: str) -> str | list[Message]:
     record = record if isinstance(record, dict) else {}
     if isinstance(text := record.get("prompt"), str):
         return text

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from wsm_jax.checkpoints import orbax
 from wsm_jax.config import ModelFields
@@ -35,19 +36,7 @@ def read_back(folder: Path) -> tuple[ModelFields, Any]:
         arrays[path].reshape(-1)[start : start + values.size] = values
 
     transfer.bring_in(layout, source, named, write)
-    return fields, nested(arrays)
-
-
-def nested(leaves: dict[str, Any]) -> dict[str, Any]:
-    """The tree of ``{"a/b": leaf}``."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *groups, last = path.split("/")
-        node = tree
-        for group in groups:
-            node = node.setdefault(group, {})
-        node[last] = leaf
-    return tree
+    return fields, unflatten_dict(arrays, sep="/")
 
 
 def compare(path: Path, fields: ModelFields, folder: Path) -> float:
@@ -72,7 +61,7 @@ def compare(path: Path, fields: ModelFields, folder: Path) -> float:
     leaves = {name: leaf.astype(there[name]).astype(jnp.float32) for name, leaf in named_leaves(params).items()}
     read, again = read_back(folder)
     ids = np.random.default_rng(0).integers(0, fields.vocab_size, (ROWS, min(TOKENS, fields.context)), np.int32)
-    ours, theirs = _logits(fields, nested(leaves), ids), _logits(read, again, ids)
+    ours, theirs = _logits(fields, unflatten_dict(leaves, sep="/"), ids), _logits(read, again, ids)
     difference, largest = float(np.abs(ours - theirs).max()), float(np.abs(ours).max())
     if not difference <= TOLERANCE * max(largest, 1.0):
         raise UsageError(f"{folder}: read back, logits differ by {difference:.3g} from those of {path}")

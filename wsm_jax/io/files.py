@@ -1,10 +1,12 @@
 """Small files of text, JSON and JSON lines, read with one clear error and written whole or not at all."""
 
 import contextlib
+import gzip
 import json
 import os
 import secrets
 import threading
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,32 @@ def read_json(path: Path) -> Any:
         return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def json_lines(path: Path, expected: str = "") -> Iterator[tuple[int, Any]]:
+    """(number, value) of each line of JSON that somebody wrote; the file is gzipped where its name ends in ``.gz``.
+
+    Args:
+      path: of the file.
+      expected: what should be there, for the error where nothing is.
+
+    Raises:
+      UsageError: naming the file, and the line: not there, cannot be read, not JSON.
+    """
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    value = parse_json(line)
+                except ValueError as error:  # also what it raises for bytes that are no UTF-8
+                    raise UsageError(f"{path} line {number} is not JSON: {error}") from error
+                yield number, value
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} is not there{expected and f'; {expected}'}") from error
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a cut and a damaged gzip file
+        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def json_or_none(path: Path) -> Any:

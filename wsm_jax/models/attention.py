@@ -12,7 +12,7 @@ from wsm_jax.parallel.sharding import BATCH
 AUTO = "auto"
 IMPLEMENTATIONS = (AUTO, "xla", "cudnn", "splash", "blocks")
 BACKENDS = {"cudnn": "gpu", "splash": "tpu"}  # what needs which
-_TILE = 128  # positions, at least, of a block of splash, and what they are a multiple of
+TILE = 128  # positions, at least, of a block of splash, and what they are a multiple of
 BLOCK = 64  # queries; 32 and 128 are slower at contexts of 128 and 256
 
 
@@ -29,7 +29,7 @@ def chosen(implementation: str, length: int, dtype: Any) -> str:
     backend = chips.backend()
     if backend == "gpu" and jnp.dtype(dtype) == jnp.bfloat16:
         return "cudnn"
-    return "splash" if backend == "tpu" and length % _TILE == 0 else "xla"
+    return "splash" if backend == "tpu" and length % TILE == 0 else "xla"
 
 
 def causal_attention(
@@ -61,7 +61,7 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     length, heads = q.shape[1:3]
-    block = next(size for size in (512, 256, _TILE, length) if length % size == 0)
+    block = next(size for size in (512, 256, TILE, length) if length % size == 0)
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
     sizes = library.BlockSizes(**dict.fromkeys(names, block), use_fused_bwd_kernel=True)
     mask = library.MultiHeadMask([library.CausalMask((length, length))] * heads)

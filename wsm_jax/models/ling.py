@@ -19,7 +19,7 @@ from wsm_jax.errors import UsageError
 from wsm_jax.models import experts as experts_lib
 from wsm_jax.models import family, ling_fields, rotary, transformer
 from wsm_jax.models.cache import Cache, Past
-from wsm_jax.models.cross_entropy import mean_cross_entropy
+from wsm_jax.models.cross_entropy import mean_cross_entropy, token_cross_entropy
 from wsm_jax.models.family import Family, Leaf, Leaves, Metrics, Params
 from wsm_jax.models.layers import Linear, RMSNorm, RotaryAttention, SwiGLU, normal
 from wsm_jax.models.ling_fields import LingFields
@@ -194,10 +194,20 @@ def flops_per_token(config: LingFields, parameters: int) -> float:
     return family.dense_flops_per_token(multiplied, config.layers, config.heads * config.head_dim, config.context)
 
 
-def loss(built: Any, params: Params, inputs_BxT: jax.Array, targets_BxT: jax.Array) -> tuple[jax.Array, Metrics]:
+def loss(
+    built: Any,
+    params: Params,
+    inputs_BxT: jax.Array,
+    targets_BxT: jax.Array,
+    weights_BxT: jax.Array | None = None,
+    **packed: jax.Array,
+) -> tuple[jax.Array, Metrics]:
     """Mean cross-entropy and the z-loss of all routers; what :func:`after_update` needs beside what is recorded."""
-    x_BxTxD, kernel_DxV, found = built.hidden(params, inputs_BxT, routing=True)
-    nats = mean_cross_entropy(x_BxTxD, kernel_DxV, targets_BxT, built.config.loss_blocks)
+    x_BxTxD, kernel_DxV, found = built.hidden(params, inputs_BxT, routing=True, **packed)
+    if weights_BxT is None:
+        nats = mean_cross_entropy(x_BxTxD, kernel_DxV, targets_BxT, built.config.loss_blocks)
+    else:
+        nats = (token_cross_entropy(x_BxTxD, kernel_DxV, targets_BxT, built.config.loss_blocks) * weights_BxT).mean()
     z = found["z"].sum()
     more = {"lm_loss": nats, "router_z": z, "dropped": found["dropped"].mean(), "load": found["load"]}
     return nats + built.config.z_loss * z, more

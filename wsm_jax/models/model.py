@@ -17,7 +17,7 @@ from wsm_jax.models import (  # a family registers when its file is imported
     neox,  # noqa: F401
     picks,
 )
-from wsm_jax.models.cross_entropy import mean_cross_entropy
+from wsm_jax.models.cross_entropy import mean_cross_entropy, token_cross_entropy
 from wsm_jax.models.family import Forward, Init, Leaves, Metrics, Params
 from wsm_jax.models.layers import matmul
 
@@ -87,18 +87,7 @@ def loss_per_token(
     ``packed`` may hold ``positions`` and ``segments``, as :class:`Forward` takes them.
     """
     x_BxTxD, kernel_DxV = model.hidden(params, inputs_BxT, **packed)
-
-    def block(part: tuple[jax.Array, jax.Array]) -> jax.Array:
-        x, targets = part
-        logits: Any = matmul(x, kernel_DxV, jnp.dtype("float32"))
-        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits, axis=-1) - picked
-
-    blocks = model.config.loss_blocks
-    if blocks <= 1:
-        return block((x_BxTxD, targets_BxT))
-    parts = jax.tree.map(lambda a: jnp.stack(jnp.split(a, blocks, axis=1)), (x_BxTxD, targets_BxT))
-    return jnp.moveaxis(jax.lax.map(jax.checkpoint(block), parts), 0, 1).reshape(targets_BxT.shape)
+    return token_cross_entropy(x_BxTxD, kernel_DxV, targets_BxT, model.config.loss_blocks)
 
 
 def mean_loss(model: Model, params: Params, inputs_BxT: jax.Array, targets_BxT: jax.Array) -> jax.Array:
@@ -121,11 +110,11 @@ def training_loss(
     The mean cross-entropy, or what the family makes of it (terms that balance experts, counts). With ``weights``,
     float32 [B, T], it is the mean of the weighted cross-entropy; ``packed`` is as :func:`loss_per_token` takes it.
     """
-    if weights is not None:
-        return (loss_per_token(model, params, inputs_BxT, targets_BxT, **packed) * weights).mean(), {}
     extended = family.of(model.config).loss if model.leaves else None
     if extended is not None:
-        return extended(model, params, inputs_BxT, targets_BxT)
+        return extended(model, params, inputs_BxT, targets_BxT, weights, **packed)
+    if weights is not None:
+        return (loss_per_token(model, params, inputs_BxT, targets_BxT, **packed) * weights).mean(), {}
     return mean_loss(model, params, inputs_BxT, targets_BxT), {}
 
 

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.models import model as model_lib
+from wsm_jax.models.attention import TILE
 from wsm_jax.models.model import Model
 from wsm_jax.parallel import chips, sharding
 from wsm_jax.planning import liveness, traffic
 from wsm_jax.planning.needs import Needs
 from wsm_jax.planning.planned import Planned
-
-_KERNEL_TILE = 128  # positions that a flash kernel takes at a time
 
 
 class Estimator:
@@ -63,7 +62,7 @@ def _traceable(model: Model) -> Model:
     """The same with attention that is traced anywhere: cuDNN's asks for a GPU; the kernel for TPUs keeps as much."""
     if getattr(model.config, "attention", "") != "cudnn":
         return model
-    kernel = "xla" if model.config.context % _KERNEL_TILE else "splash"
+    kernel = "xla" if model.config.context % TILE else "splash"
     with chips.programs_for("tpu"):
         return model_lib.build(dataclasses.replace(model.config, attention=kernel))
 
