@@ -1,4 +1,5 @@
-# `make demo` and `make test` set up .venv by themselves, with all extras; PYTHON chooses the interpreter, SEED the demo's seed.
+# `make demo` and `make test` set up .venv by themselves, each with what it needs; PYTHON chooses the interpreter, SEED the
+# demo's seed.
 # The first that runs and is new enough: a shim of pyenv may be there and fail.
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python, \
   $(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)) python3)
@@ -10,13 +11,15 @@ BIN := $(VENV)/bin
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: pyproject.toml
+$(VENV)/demo: EXTRAS := train,plots
+$(VENV)/ready: EXTRAS := dev
+$(VENV)/demo $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"WSM-JAX needs Python 3.11 or newer, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	touch $@
 
-demo: setup
+demo: $(VENV)/demo
 	$(BIN)/python -m experiments.demo --seed=$(SEED) --output=runs/demo-$(SEED)
 
 # Compiling is most of the work of the tests, and XLA compiles in half the time what it optimizes little. make test-all,

@@ -119,6 +119,51 @@ def speed_section(records: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def families_section(records: list[dict[str, Any]]) -> list[str]:
+    """Training speed of every dense family as the default is, beside compiled PyTorch."""
+    rows = [["family", "tokens/s", "PyTorch compiled, tokens/s", "CPU-s a step", "its CPU-s a step", "×"]]
+    for family in dict.fromkeys(record["family"] for record in records):
+        own, peer = (record for record in records if record["family"] == family)
+        ratios = [a / b for a, b in zip(own["tokens_per_second"], peer["tokens_per_second"], strict=True)]
+        rates, costs = (
+            [statistics.median(record[of]) for record in (own, peer)]
+            for of in ("tokens_per_second", "cpu_seconds_per_step")
+        )
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        rows.append([family, *(f"{rate:,.0f}" for rate in rates), *(f"{cost:.2f}" for cost in costs), spread])
+    shape, machine = records[0]["shape"], records[0]["machine"]
+    return [
+        f"Training step with {shape['layers']} layers, width {shape['d_model']}, context {shape['context']}, batch "
+        f"{shape['batch_size']}, vocabulary {shape['vocab_size']:,}, float32, as `wsm train` runs it by default, "
+        f"beside the same model of transformers under `torch.compile`, on {shape['threads']} cores of {machine['cpu']}; "
+        f"medians of {len(records[0]['tokens_per_second'])} interleaved rounds, × from the lowest to the highest "
+        "(`python benchmarks/train_step.py --peer_python=…`; "
+        "[records](../benchmarks/results/train_step_families.jsonl)):",
+        "",
+        *markdown_table(rows),
+    ]
+
+
+def generation_section(records: list[dict[str, Any]]) -> list[str]:
+    """Generation beside transformers: whole answers, prompt included."""
+    rows = [["model", "prompts at a time", "tokens/s", "transformers, tokens/s", "×"]]
+    for model, batch in dict.fromkeys((record["model"], record["batch"]) for record in records):
+        found = [record for record in records if (record["model"], record["batch"]) == (model, batch)]
+        both = [record["tokens_per_second"] for record in found]
+        ratios = [a / b for a, b in zip(*both, strict=True)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        rows.append([model, str(batch), *(f"{statistics.median(rates):.1f}" for rates in both), spread])
+    first = records[0]
+    return [
+        f"Greedy generation of {first['new_tokens']} tokens after prompts of {first['prompt']}, float32, random "
+        f"weights, on {first['threads']} cores of {first['machine']['cpu']}; medians of {len(first['tokens_per_second'])} "
+        "interleaved rounds (`python benchmarks/generate.py --peer_python=…`; "
+        "[records](../results/generate/speed.jsonl)):",
+        "",
+        *markdown_table(rows),
+    ]
+
+
 def averages_section(runs: list[list[dict[str, Any]]]) -> list[str]:
     """What each average adds to a training step, by run of the benchmark, and what it holds, by model."""
     firsts = [records[0] for records in runs]
@@ -190,9 +235,13 @@ def render(text: str) -> str:
     seconds = [read_json(path) for path in sorted(DEMO.glob("seconds-*.json"))]
     text = _replace(text, "demo", demo_section(results, seconds))
     benchmarks = ROOT / "benchmarks" / "results"
-    for name, section in {"merging": merge_section, "speed": speed_section}.items():
-        file = {"merging": "merge.jsonl", "speed": "train_step.jsonl"}[name]
-        text = _replace(text, name, section(read_jsonl(benchmarks / file)))
+    for name, section, file in (
+        ("families", families_section, benchmarks / "train_step_families.jsonl"),
+        ("generation", generation_section, ROOT / "results" / "generate" / "speed.jsonl"),
+        ("speed", speed_section, benchmarks / "train_step.jsonl"),
+        ("merging", merge_section, benchmarks / "merge.jsonl"),
+    ):
+        text = _replace(text, name, section(read_jsonl(file)))
     names = [f"averaging-{model}{platform}.jsonl" for platform in ("-gpu", "") for model in ("tiny", "gpt2_small")]
     averages = [records for name in names if (records := read_jsonl(benchmarks / name))]
     return _replace(text, "averages", averages_section(averages))

@@ -12,8 +12,8 @@ def add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "source",
         metavar="FOLDER_OR_HUB_ID[@REVISION,...]",
-        help="a folder of transformers, a folder of such folders named by steps (step1000, checkpoint-1000), or a name "
-        "on the hub; several revisions make a series",
+        help="a folder of transformers, a folder of such folders named by steps (step1000, checkpoint-1000), a file of "
+        "nanoGPT, or a name on the hub; several revisions make a series",
     )
     sub.add_argument("--output", required=True, metavar="RUN", help="the run directory to be")
     sub.add_argument(

@@ -10,11 +10,14 @@ from typing import Any, NamedTuple
 
 import jax
 
+from wsm_jax.checkpoints import torch_file
 from wsm_jax.config import ModelFields
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError
 from wsm_jax.models import family, model
 from wsm_jax.models.public import CONFIG, LAYER, Public, Settings, Shape, Tensor, each_layer, layers_of
+
+COMPILED = "_orig_mod."  # torch.compile puts it before each name
 
 
 def known() -> dict[str, Public]:
@@ -22,12 +25,19 @@ def known() -> dict[str, Public]:
     return {public.architecture: public for kind in family.families().values() for public in kind.public}
 
 
+def described_in(place: Path) -> Path:
+    """The file that says what the model is: config.json of a folder, or the one file of nanoGPT itself."""
+    return place if place.is_file() else place / CONFIG
+
+
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a model folder.
+    """The config.json of a model folder, or what a checkpoint of nanoGPT says of its model.
 
     Raises:
       UsageError: none there, or no JSON object.
     """
+    if folder.is_file():
+        return _arguments(folder)
     try:
         found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -37,6 +47,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f"{folder / CONFIG} is no JSON object, as the configuration of a model is")
     return found
+
+
+def _arguments(file: Path) -> dict[str, Any]:
+    """``model_args`` of a file of ``torch.save``, as nanoGPT saves them."""
+    contents = torch_file.read(file).value
+    found = contents.get("model_args") if isinstance(contents, dict) else None
+    if not isinstance(found, dict):
+        raise UsageError(
+            f"{file} has no model_args, as files of nanoGPT have, and so tells no architecture; put it into a folder, "
+            f"called pytorch_model.bin, with the {CONFIG} of its model"
+        )
+    return {"architectures": ["nanoGPT"], **found}
 
 
 def recognise(values: Mapping[str, Any], place: str = CONFIG) -> tuple[Public, ModelFields]:
@@ -134,14 +156,15 @@ class Layout:
         }
 
     def named(self, stored: Iterable[str]) -> dict[str, str]:
-        """Name in the table -> name in a folder with the tensors ``stored``: aliases, and a bare decoder's names."""
-        prefix, names = self.public.prefix, list(stored)
+        """Name in the table -> name in a folder with the tensors ``stored``: aliases, and names of a bare decoder or of
+        what ``torch.compile`` wraps."""
+        prefix, names = self.public.prefix, {name.removeprefix(COMPILED): name for name in stored}
         bare = not any(name.startswith(prefix) for name in names)
         whole = {name for name in self.entries if not name.startswith(prefix)} | set(self.public.copies)
         found = {}
-        for name in names:
+        for name, own in names.items():
             renamed = self.public.aliases.get(name, name)
-            found[prefix + renamed if bare and renamed not in whole else renamed] = name
+            found[prefix + renamed if bare and renamed not in whole else renamed] = own
         return found
 
     def matched(self, shapes: Mapping[str, Shape], place: Path) -> tuple[dict[str, str], list[str]]:
@@ -159,7 +182,8 @@ class Layout:
             raise UsageError(f"{place}: {min(twice)} is in the folder under another name, too")
         left_out = [stored for name, stored in named.items() if name not in self.entries]
         for stored in left_out:
-            if not self.public.is_buffer(stored) and stored not in self.public.copies:
+            name = stored.removeprefix(COMPILED)
+            if not self.public.is_buffer(name) and name not in self.public.copies:
                 raise UsageError(f"{place}: {self.public.architecture} has no tensor {stored}, as far as is known here")
         for name, entry in self.entries.items():
             if name not in named:

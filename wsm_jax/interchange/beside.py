@@ -17,8 +17,8 @@ UNUSED, PADDING = 0.1, 128  # share of the embedding's rows, and rows, without a
 
 
 def files(folder: Path, patterns: tuple[str, ...] = KEPT) -> list[Path]:
-    """The files of a folder that go with the model, sorted."""
-    found = (file for file in sorted(folder.iterdir()) if file.is_file())
+    """The files of a folder that go with the model, sorted; of a model that is one file, none."""
+    found = (file for file in (sorted(folder.iterdir()) if folder.is_dir() else ()) if file.is_file())
     return [file for file in found if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)]
 
 

@@ -61,7 +61,7 @@ def bring_in(
     output_lib.check_free(output)
     members = series.find(source)
     values = architecture.read_config(members[-1].folder)
-    public, fields = architecture.recognise(values, str(members[-1].folder / CONFIG))
+    public, fields = architecture.recognise(values, str(architecture.described_in(members[-1].folder)))
     layout = Layout(public, _with_context(fields, context, public.bounded))
     vocabulary = _vocabulary(members, layout, tokenizer)
     opened = [_open(member, layout, fields) for member in members]
@@ -97,7 +97,7 @@ def _with_context(fields: ModelFields, context: int, bounded: bool) -> ModelFiel
 
 def _open(member: Member, layout: Layout, fields: ModelFields) -> _Opened:
     """The tensors of a member, after a look at all their names and shapes."""
-    place = str(member.folder / CONFIG)
+    place = str(architecture.described_in(member.folder))
     _, own = architecture.recognise(architecture.read_config(member.folder), place)
     for field in dataclasses.fields(fields):
         if getattr(own, field.name, None) != (wanted := getattr(fields, field.name)):
@@ -124,9 +124,11 @@ def weights(folder: Path) -> storage.Source:
 
 def _check_copies(source: storage.Source, layout: Layout, named: dict[str, str]) -> None:
     """Raises UsageError where a second copy of an embedding that is tied by the configuration differs from it."""
-    for copy, original in layout.public.copies.items():
-        if copy in layout.entries or copy not in source.leaves:
+    stored = {name.removeprefix(architecture.COMPILED): name for name in source.leaves}
+    for name, original in layout.public.copies.items():
+        if name in layout.entries or name not in stored:
             continue
+        copy = stored[name]
         one, other = source.leaves[copy], source.leaves[named[original]]
         for start in range(0, one.size, transfer.BLOCK):
             parts = [np.empty(min(transfer.BLOCK, one.size - start), leaf.dtype) for leaf in (one, other)]

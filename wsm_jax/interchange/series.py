@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from wsm_jax.checkpoints import torch_file
 from wsm_jax.errors import UsageError
 from wsm_jax.interchange import beside
 from wsm_jax.io import places
@@ -22,7 +23,7 @@ class Member(NamedTuple):
 
     Attributes:
       step: of the run.
-      folder: with its files.
+      folder: with its files; or the one file of nanoGPT.
       name: what the user would call it.
     """
 
@@ -34,8 +35,10 @@ class Member(NamedTuple):
 def find(source: str) -> list[Member]:
     """The models of ``FOLDER_OR_HUB_ID[@REVISION[,REVISION...]]``, oldest first; those of the hub are fetched.
 
+    A file that ``torch.save`` wrote is a model, too, if it says which, as those of nanoGPT do.
+
     Steps are taken from revisions and from names of folders: ``step1000``, ``checkpoint-1000``, ``1000``. One model
-    whose name has none is of the step that transformers' Trainer wrote beside it, else of step 1.
+    whose name has none is of the step that transformers' Trainer wrote beside it, or nanoGPT in it, else of step 1.
 
     Raises:
       UsageError: nothing there, several models one of which has no step, or two of one step.
@@ -47,6 +50,8 @@ def _named(source: str) -> list[tuple[str, Path]]:
     """(Name that has the step, folder) of each."""
     if (folder := places.local(source).expanduser()).is_dir():
         return [(folder.name, folder)] if (folder / CONFIG).is_file() else _inside(folder)
+    if folder.is_file():
+        return [(folder.stem, folder)]
     base, at, text = source.rpartition("@")
     base = base if at else source
     revisions = [revision.strip() for revision in text.split(",") if revision.strip()] if at else []
@@ -92,7 +97,10 @@ def _ordered(named: list[tuple[str, Path]], source: str) -> list[Member]:
 
 def _trainer_step(folder: Path) -> int | None:
     try:
-        step = json.loads((folder / _STATE).read_text(encoding="utf-8"))["global_step"]
+        if folder.is_file():
+            step = torch_file.read(folder).value["iter_num"]
+        else:
+            step = json.loads((folder / _STATE).read_text(encoding="utf-8"))["global_step"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return step if isinstance(step, int) and step >= 0 else None

@@ -4,6 +4,7 @@ The modules define and initialise the network; training runs on the plain nested
 live in one stacked pytree (leading axis: layer) and run in one ``lax.scan``, so compile time does not grow with depth.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -170,6 +171,33 @@ PUBLIC = public.Public(
     bounded=True,
 )
 
+# --- as nanoGPT saves it ----------------------------------------------------------------------------------------------
+
+_ARGUMENTS = {"n_layer": "layers", "n_embd": "d_model", "n_head": "heads", "block_size": "context"}  # there -> here
+
+
+def _nanogpt_tensors(config: ModelConfig) -> list[public.Tensor]:
+    """The same names; its matrices are those of torch's Linear."""
+    return [dataclasses.replace(each, turned=each.leaves[0].endswith("/kernel")) for each in _tensors(config)]
+
+
+def _read_nanogpt(settings: public.Settings) -> ModelConfig:
+    shape = {here: settings.number(there) for there, here in _ARGUMENTS.items()}
+    return ModelConfig(**shape, vocab_size=settings.number("vocab_size"), bias=bool(settings.need("bias")))
+
+
+NANOGPT = public.Public(
+    architecture="nanoGPT",
+    model_type="nanogpt",
+    prefix="transformer.",
+    tensors=_nanogpt_tensors,
+    read=_read_nanogpt,
+    write=lambda config: None,  # transformers loads GPT2LMHeadModel
+    buffers=r"transformer\.h\.\d+\.attn\.bias",
+    copies={"lm_head.weight": "transformer.wte.weight"},
+    bounded=True,
+)
+
 family.register(
     Family(
         fields=ModelConfig,
@@ -180,6 +208,6 @@ family.register(
         portable=transformer.portable,
         picked=transformer.picked,
         presets=presets.PRESETS,
-        public=(PUBLIC,),
+        public=(PUBLIC, NANOGPT),
     )
 )

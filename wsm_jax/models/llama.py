@@ -1,7 +1,7 @@
-"""Llama and what is built like it (SmolLM2, Qwen2, Qwen3): RMSNorm, rotary positions, SwiGLU, grouped heads of keys.
+"""Llama and what is built like it (SmolLM, Qwen2, Qwen3): RMSNorm, rotary positions, SwiGLU, grouped heads of keys.
 
-The arithmetic is that of transformers' ``LlamaForCausalLM``, ``Qwen2ForCausalLM`` (``qkv_bias``) and
-``Qwen3ForCausalLM`` (``qk_norm``), so that their weights mean the same here.
+The arithmetic is that of transformers' ``LlamaForCausalLM``, ``Qwen2ForCausalLM`` (``qkv_bias``),
+``Qwen3ForCausalLM`` (``qk_norm``) and ``SmolLM3ForCausalLM`` (``rope_skip``), so that their weights mean the same here.
 """
 
 import dataclasses
@@ -27,7 +27,8 @@ class LlamaFields(TransformerFields):
     """Shape and numerics of the family."""
 
     UNSEEN = TransformerFields.UNSEEN | {
-        "kv_heads", "head_dim", "rope_theta", "rope_factor", "rope_low", "rope_high", "rope_context", "norm_eps"
+        "kv_heads", "head_dim", "rope_theta", "rope_factor", "rope_low", "rope_high", "rope_context", "rope_skip",
+        "norm_eps",
     }  # fmt: skip
 
     family: str = setting("llama", "architecture, one of wsm_jax.models")
@@ -43,12 +44,18 @@ class LlamaFields(TransformerFields):
     rope_low: float = setting(1.0, "rope_factor counts whole for rotations of fewer turns in rope_context tokens")
     rope_high: float = setting(4.0, "rope_factor does not count for rotations of more turns in rope_context tokens")
     rope_context: int = setting(8192, "context before rope_factor", least=1)
+    rope_skip: int = setting(0, "one layer in so many has no rotary positions (SmolLM3: 4); 0 = none", later=True)
     norm_eps: float = setting(1e-5, "added to the mean square in norms")
 
     @property
     def head_width(self) -> int:
         """Features of a head."""
         return self.head_dim or self.d_model // self.heads
+
+
+def rotating(config: LlamaFields) -> list[int]:
+    """1 for each layer whose queries and keys are turned by position, 0 for each that has no positions."""
+    return [int(not config.rope_skip or i % config.rope_skip != 0) for i in range(1, config.layers + 1)]
 
 
 class Block(nnx.Module):
@@ -65,8 +72,16 @@ class Block(nnx.Module):
         self.mlp = SwiGLU(D, config.d_ff or -(-8 * D // (3 * 64)) * 64, out_std, rngs)
 
     def __call__(
-        self, x_BxTxD: jax.Array, rotation: rotary.Tables, segments: jax.Array | None, past: Past | None
+        self,
+        x_BxTxD: jax.Array,
+        rotation: rotary.Tables,
+        segments: jax.Array | None,
+        rotates: jax.Array | None,
+        past: Past | None,
     ) -> tuple[jax.Array, Past | None]:
+        if rotates is not None:
+            cos, sin = rotation
+            rotation = jnp.where(rotates, cos, jnp.ones_like(cos)), jnp.where(rotates, sin, jnp.zeros_like(sin))
         attended, past = self.attention(self.norm1(x_BxTxD), rotation, segments, past)
         x_BxTxD = x_BxTxD + attended
         return x_BxTxD + self.mlp(self.norm2(x_BxTxD)), past
@@ -96,8 +111,9 @@ class Llama(nnx.Module):
         )
         rotation = rotary.tables(rotary.places(tokens_BxT, positions), angles, dtype)
         x_BxTxD = transformer.look_up(self.token_embedding, tokens_BxT).astype(dtype)
+        rotates = jnp.asarray(rotating(config)) != 0 if config.rope_skip else None
         x_BxTxD, cache = transformer.through_layers(
-            self.blocks, x_BxTxD, rotation, segments, cache=cache, config=config
+            self.blocks, x_BxTxD, rotation, segments, each=(rotates,), cache=cache, config=config
         )
         output = self.token_embedding[...].T if self.head is None else self.head.kernel[...]
         return transformer.found(self.final_norm(x_BxTxD), output.astype(dtype), cache)
@@ -106,7 +122,7 @@ class Llama(nnx.Module):
 def check(config: LlamaFields) -> None:
     """Raises UsageError where the fields cannot make a network."""
     transformer.check(config)
-    for field in ("kv_heads", "head_dim", "d_ff"):
+    for field in ("kv_heads", "head_dim", "d_ff", "rope_skip"):
         if getattr(config, field) < 0:
             raise UsageError(f"model.{field} is {getattr(config, field)}; it must not be negative")
     if config.kv_heads and config.heads % config.kv_heads:
@@ -167,6 +183,7 @@ def preset(layers: int, d_model: int, heads: int, kv_heads: int, d_ff: int, **mo
 
 _LLAMA_3 = {"vocab_size": 128256, "context": 8192, "rope_theta": 500000.0}
 _SMOLLM2 = {"vocab_size": 49152, "context": 2048, "tied": True}
+_SMOLLM3 = {"vocab_size": 128256, "context": 4096, "rope_theta": 50000.0, "rope_skip": 4, "norm_eps": 1e-6}
 _QWEN3 = {"vocab_size": 151936, "context": 4096, "rope_theta": 1e6, "qk_norm": True, "norm_eps": 1e-6}
 
 PRESETS = {
@@ -176,6 +193,7 @@ PRESETS = {
     "smollm2_135m": preset(30, 576, 9, 3, 1536, **_SMOLLM2, rope_theta=100000.0),
     "smollm2_360m": preset(32, 960, 15, 5, 2560, **_SMOLLM2, rope_theta=100000.0),
     "smollm2_1_7b": preset(24, 2048, 32, 32, 8192, **_SMOLLM2, rope_theta=130000.0),
+    "smollm3_3b": preset(36, 2048, 16, 4, 11008, **_SMOLLM3, tied=True),
     "qwen3_0_6b": preset(28, 1024, 16, 8, 3072, **_QWEN3, head_dim=128, tied=True),
 }
 
@@ -204,12 +222,12 @@ _STRETCHED = {"rope_factor": "factor", "rope_low": "low_freq_factor", "rope_high
 _STRETCHED["rope_context"] = "original_max_position_embeddings"
 
 
-def _read(settings: public.Settings, **own: Any) -> LlamaFields:
-    """What the three have in common; ``own``: what one of them has besides."""
+def _read(settings: public.Settings, *, tied: bool = False, theta: float = 1e4, **own: Any) -> LlamaFields:
+    """What all have in common, with defaults that differ; ``own``: what one of them has besides."""
     settings.only("hidden_act", "silu")
     settings.only("mlp_bias", False)
     settings.full_attention()
-    rope, stretched = settings.rope(), {}
+    rope, stretched = settings.rope(theta=theta), {}
     if rope["partial_rotary_factor"] != 1:
         raise settings.refuse("partial_rotary_factor", rope["partial_rotary_factor"], "1.0")
     if rope["rope_type"] == "llama3":
@@ -226,7 +244,7 @@ def _read(settings: public.Settings, **own: Any) -> LlamaFields:
         d_ff=settings.number("intermediate_size"),
         rope_theta=float(rope["rope_theta"]),
         norm_eps=float(settings.get("rms_norm_eps", 1e-6)),
-        tied=bool(settings.get("tie_word_embeddings", False)),
+        tied=bool(settings.get("tie_word_embeddings", tied)),
         heads=settings.number("num_attention_heads"),
         **stretched,
         **own,
@@ -250,8 +268,21 @@ def _read_qwen3(settings: public.Settings) -> LlamaFields:
     return _read(settings, **own, qk_norm=True)
 
 
-def _write(config: LlamaFields, *, qkv_bias: bool = False, qk_norm: bool = False) -> dict[str, Any] | None:
-    if (config.qkv_bias, config.qk_norm) != (qkv_bias, qk_norm):
+def _read_smollm3(settings: public.Settings) -> LlamaFields:
+    settings.only("attention_bias", False)
+    own = {"kv_heads": int(settings.get("num_key_value_heads", 4)), "head_dim": int(settings.get("head_dim", 0))}
+    given = settings.get("no_rope_layers", None)  # in spite of its name, 1 is for layers that have positions
+    skip = int(settings.get("no_rope_layer_interval", 4)) if given is None else [*given, 0].index(0) + 1
+    fields = _read(settings, tied=True, theta=2e6, **own, rope_skip=skip)
+    if given is not None and list(given[: fields.layers]) != rotating(fields):
+        raise settings.refuse("no_rope_layers", given, "0 for one layer in so many, the last of them")
+    return fields
+
+
+def _write(
+    config: LlamaFields, *, qkv_bias: bool = False, qk_norm: bool = False, skips: bool = False
+) -> dict[str, Any] | None:
+    if (config.qkv_bias, config.qk_norm, config.rope_skip > 0) != (qkv_bias, qk_norm, skips):
         return None
     stretched = {name: getattr(config, ours) for ours, name in _STRETCHED.items()}
     return {
@@ -268,6 +299,7 @@ def _write(config: LlamaFields, *, qkv_bias: bool = False, qk_norm: bool = False
         "tie_word_embeddings": config.tied,
         "hidden_act": "silu",
         **({} if qkv_bias else {"attention_bias": False}),
+        **({"no_rope_layers": rotating(config), "no_rope_layer_interval": config.rope_skip} if skips else {}),
     }
 
 
@@ -290,6 +322,7 @@ PUBLIC = (
     _public("LlamaForCausalLM", "llama", _read_llama),
     _public("Qwen2ForCausalLM", "qwen2", _read_qwen2, qkv_bias=True),
     _public("Qwen3ForCausalLM", "qwen3", _read_qwen3, qk_norm=True),
+    _public("SmolLM3ForCausalLM", "smollm3", _read_smollm3, skips=True),
 )
 
 family.register(

@@ -191,13 +191,16 @@ class Settings:
             raise UsageError(f"{self.place}: {name} is {found!r}, not a number")
         return kind(found)
 
-    def rope(self, base: str = "rope_theta", share: str = "", default: float = 1.0) -> dict[str, Any]:
+    def rope(
+        self, base: str = "rope_theta", share: str = "", default: float = 1.0, theta: float = 1e4
+    ) -> dict[str, Any]:
         """What rotary positions are made of, as the older and the newer files of transformers say it.
 
         Args:
           base: the older name of the base.
           share: the older name of the share of a head that is rotated.
           default: that share where nothing says it.
+          theta: the base where nothing says it.
 
         Returns:
           ``rope_theta``, ``partial_rotary_factor``, ``rope_type`` and what that has besides.
@@ -209,7 +212,7 @@ class Settings:
         found = {**old, **new}
         if any(isinstance(value, dict) for value in found.values()):
             raise UsageError(f"{self.place}: rope_parameters differ by layer, which is not computed here")
-        found.setdefault("rope_theta", self.get(base, 10000.0))
+        found.setdefault("rope_theta", self.get(base, theta))
         found.setdefault("partial_rotary_factor", self.get(share, default) if share else default)
         found["rope_type"] = found.get("rope_type") or found.get("type") or "default"
         return found

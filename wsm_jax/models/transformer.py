@@ -49,29 +49,35 @@ def stacked_blocks(make: Callable[[nnx.Rngs], Any], layers: int, rngs: nnx.Rngs)
     return nnx.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), layers))
 
 
-def scan_layers(blocks: Any, x_BxTxD: jax.Array, *shared: Any, config: TransformerFields) -> jax.Array:
+def scan_layers(
+    blocks: Any, x_BxTxD: jax.Array, *shared: Any, each: tuple[Any, ...] = (), config: TransformerFields
+) -> jax.Array:
     """The residual stream after all of ``blocks``, in one ``lax.scan``: compile time does not grow with depth.
 
     Args:
-      blocks: what :func:`stacked_blocks` made; a block maps (x, *shared, past) to x and past, and to
+      blocks: what :func:`stacked_blocks` made; a block maps (x, *shared, *each, past) to x and past, and to
         more where it has something to tell.
       x_BxTxD: the stream before.
       shared: what every block is given besides.
+      each: what blocks are given a row of: arrays with a leading axis, layer; None is given as it is.
       config: says whether blocks are recomputed in the backward pass, and how many an iteration holds.
     """
-    return scan_with_found(blocks, x_BxTxD, *shared, config=config)[0]
+    return scan_with_found(blocks, x_BxTxD, *shared, each=each, config=config)[0]
 
 
-def scan_with_found(blocks: Any, x_BxTxD: jax.Array, *shared: Any, config: TransformerFields) -> tuple[jax.Array, Any]:
+def scan_with_found(
+    blocks: Any, x_BxTxD: jax.Array, *shared: Any, each: tuple[Any, ...] = (), config: TransformerFields
+) -> tuple[jax.Array, Any]:
     """As :func:`scan_layers`; and what blocks say beside x, if they do, with a leading axis: layer."""
     graphdef, stacked = nnx.split(blocks)
 
-    def layer(x_BxTxD: jax.Array, block_state: nnx.State) -> tuple[jax.Array, Any]:
-        x_BxTxD = checkpoint_name(x_BxTxD, STREAM)
-        x_BxTxD, _, *found = nnx.merge(graphdef, block_state)(x_BxTxD, *shared, None)
+    def layer(x_BxTxD: jax.Array, own: tuple[nnx.State, tuple[Any, ...]]) -> tuple[jax.Array, Any]:
+        x_BxTxD, (state, row) = checkpoint_name(x_BxTxD, STREAM), own
+        x_BxTxD, _, *found = nnx.merge(graphdef, state)(x_BxTxD, *shared, *row, None)
         return spread(x_BxTxD, BATCH), found[0] if found else None
 
-    return jax.lax.scan(recomputed(layer, config), spread(x_BxTxD, BATCH), stacked, unroll=config.scan_unroll)
+    through = recomputed(layer, config)
+    return jax.lax.scan(through, spread(x_BxTxD, BATCH), (stacked, each), unroll=config.scan_unroll)
 
 
 def recomputed(layer: Callable[..., Any], config: TransformerFields) -> Callable[..., Any]:
@@ -85,6 +91,7 @@ def through_layers(
     blocks: Any,
     x_BxTxD: jax.Array,
     *shared: Any,
+    each: tuple[Any, ...] = (),
     cache: Cache | None,
     config: TransformerFields,
     before: Sequence[Past] = (),
@@ -95,12 +102,13 @@ def through_layers(
     stacked, or a tuple with the array of each layer. ``before`` is what layers in front of the blocks have kept.
     """
     if cache is None:
-        return scan_layers(blocks, x_BxTxD, *shared, config=config), None
+        return scan_layers(blocks, x_BxTxD, *shared, each=each, config=config), None
     graphdef, state = nnx.split(blocks)
     x_BxTxD, kept = spread(x_BxTxD, BATCH), [*before]
     for i in range(config.layers - len(before)):
         own = jax.tree.map(lambda leaf, i=i: leaf[i], state, is_leaf=lambda leaf: isinstance(leaf, tuple))
-        x_BxTxD, past, *_ = nnx.merge(graphdef, own)(x_BxTxD, *shared, cache.layer(len(kept)))
+        row = jax.tree.map(lambda array, i=i: array[i], each)
+        x_BxTxD, past, *_ = nnx.merge(graphdef, own)(x_BxTxD, *shared, *row, cache.layer(len(kept)))
         x_BxTxD = spread(x_BxTxD, BATCH)
         kept.append(past)
     return x_BxTxD, gathered(kept, x_BxTxD.shape[1])
