@@ -135,8 +135,8 @@ def families_section(records: list[dict[str, Any]]) -> list[str]:
     return [
         f"Training step with {shape['layers']} layers, width {shape['d_model']}, context {shape['context']}, batch "
         f"{shape['batch_size']}, vocabulary {shape['vocab_size']:,}, float32, as `wsm train` runs it by default, "
-        f"beside the same model of transformers under `torch.compile`, on {shape['threads']} cores of {machine['cpu']}; "
-        f"medians of {len(records[0]['tokens_per_second'])} interleaved rounds, × from the lowest to the highest "
+        f"beside the same model of transformers under `torch.compile`, on {shape['threads']} cores of "
+        f"{machine['cpu']}; medians of {len(records[0]['tokens_per_second'])} interleaved rounds, × from the lowest to the highest "
         "(`python benchmarks/train_step.py --peer_python=…`; "
         "[records](../benchmarks/results/train_step_families.jsonl)):",
         "",
@@ -156,8 +156,8 @@ def generation_section(records: list[dict[str, Any]]) -> list[str]:
     first = records[0]
     return [
         f"Greedy generation of {first['new_tokens']} tokens after prompts of {first['prompt']}, float32, random "
-        f"weights, on {first['threads']} cores of {first['machine']['cpu']}; medians of {len(first['tokens_per_second'])} "
-        "interleaved rounds (`python benchmarks/generate.py --peer_python=…`; "
+        f"weights, on {first['threads']} cores of {first['machine']['cpu']}; medians of "
+        f"{len(first['tokens_per_second'])} interleaved rounds (`python benchmarks/generate.py --peer_python=…`; "
         "[records](../results/generate/speed.jsonl)):",
         "",
         *markdown_table(rows),
