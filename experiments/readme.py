@@ -136,7 +136,8 @@ def families_section(records: list[dict[str, Any]]) -> list[str]:
         f"Training step with {shape['layers']} layers, width {shape['d_model']}, context {shape['context']}, batch "
         f"{shape['batch_size']}, vocabulary {shape['vocab_size']:,}, float32, as `wsm train` runs it by default, "
         f"beside the same model of transformers under `torch.compile`, on {shape['threads']} cores of "
-        f"{machine['cpu']}; medians of {len(records[0]['tokens_per_second'])} interleaved rounds, × from the lowest to the highest "
+        f"{machine['cpu']}; medians of {len(records[0]['tokens_per_second'])} interleaved rounds, × from the lowest to "
+        "the highest "
         "(`python benchmarks/train_step.py --peer_python=…`; "
         "[records](../benchmarks/results/train_step_families.jsonl)):",
         "",
