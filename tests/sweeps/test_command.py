@@ -1,6 +1,7 @@
 """``wsm sweep``: what it lists and what it refuses, without a run."""
 
 import json
+import subprocess
 
 import pytest
 
@@ -54,6 +55,8 @@ def test_a_dry_run_lists_pieces_with_what_they_take_and_writes_nothing(file, cap
         (["nowhere.py"], "wsm: no file nowhere.py"),
         (["rates.py", "--only=2"], "--only: no piece '2'; there are 0 seed0-peak_lr=0.001, 1 seed0-peak_lr=0.002"),
         (["rates.py", "--parallel=0"], "--parallel=0 must be at least 1"),
+        (["rates.py", "--submit=slurm", "--hosts=a"], "--submit and --hosts exclude each other"),
+        (["rates.py", "--hosts=a", "--shell=ssh {host}"], "--shell='ssh {host}' must have {host} and {command} in it"),
         (["rates.py", "--config=c.py"], "wsm sweep takes no --config=FILE"),
         (["rates.py", "--config.batch_sise=2"], "rates.py: run 'peak_lr=0.001': unknown option --config.batch_sise"),
         (["rates.py", "--config.optimizer.peak_lr=2"], "--config.optimizer.peak_lr is set by the sweep itself"),
@@ -98,3 +101,15 @@ def test_pieces_are_chosen_by_number_and_name():
     assert sweep.chosen(pieces, []) == list(pieces)
     with pytest.raises(UsageError, match="no piece 'seed5'"):
         sweep.chosen(pieces, ["seed5"])
+
+
+def test_an_array_of_slurm_has_a_job_for_each_piece(file, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TIME", "1:00:00")
+    assert main(["sweep", file, "--submit=slurm", "--dry_run", "--only=1", "--config.log.to=a b"]) == 0
+    script = capsys.readouterr().out
+    assert {"#SBATCH --array=1", "#SBATCH --time=1:00:00", f"cd {tmp_path}"} <= {
+        line.partition(" ||")[0] for line in script.splitlines()
+    }
+    assert """'--config.log.to=a b' --piece="$SLURM_ARRAY_TASK_ID" ||""" in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == [file]

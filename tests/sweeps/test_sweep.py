@@ -1,5 +1,6 @@
 """``wsm sweep`` as a user starts it: a small ablation killed and resumed, a run that breaks, what is skipped."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -66,6 +67,31 @@ def test_killed_and_resumed_it_leaves_the_same_records(tiny, ablation, uninterru
     found, expected = (records.read(place / "results") for place in (folder, uninterrupted))
     assert found.documents == expected.documents and list(found.nats) == list(expected.nats)
     assert all(np.array_equal(found.nats[name], expected.nats[name]) for name in found.nats)
+
+
+# What the commands of SLURM do with an array, one job after the other on this machine.
+SLURM = {
+    "sbatch": """shift $(($# - 1))
+for index in $(sed -n 's/#SBATCH --array=//p' "$1" | tr , ' '); do
+  SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$index bash "$1" </dev/null >&2 || exit
+done
+echo Submitted batch job 7""",
+    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+}
+
+
+def test_slurm_and_other_machines_leave_the_same_records(tiny, ablation, uninterrupted, tmp_path):
+    for name, text in SLURM.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    tiny = dataclasses.replace(tiny, environment={**tiny.environment, "PATH": f"{tmp_path}:{tiny.environment['PATH']}"})
+    command = [*ablation, f"--output={tiny.folder / 'cluster'}"]
+    status, out, told = finished(start(tiny, *command, "--submit=slurm", "--only=0"))
+    assert status == 0 and "2 pieces" not in told and out.strip() == "Submitted batch job 7", told
+    shell = ["--hosts=elsewhere", "--shell=env HOST={host} sh -c {command}"]
+    status, _, told = finished(start(tiny, *command, *shell, "--json"))
+    assert status == 0 and "2 pieces, 1 of them done; 1 to do" in told, told
+    assert without_times(tiny.folder / "cluster" / "results") == without_times(uninterrupted / "results")
 
 
 def test_records_are_what_their_nats_give_and_say_where_they_come_from(uninterrupted, ablation):

@@ -25,6 +25,18 @@ def add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--results", metavar="DIR", help="folder of records, claims and page (default: OUTPUT/results)")
     sub.add_argument("--parallel", type=whole, default=2, metavar="N", help="pieces at a time (default: 2)")
     sub.add_argument(
+        "--submit",
+        choices=("slurm",),
+        help="hand the pieces to SLURM as an array and end; the same command without it gathers what they left",
+    )
+    sub.add_argument("--hosts", default="", metavar="NAME,...", help="machines that do the pieces, one at a time each")
+    sub.add_argument(
+        "--shell",
+        default="ssh {host} {command}",
+        metavar="COMMAND",
+        help="what runs a command on one of --hosts (default: ssh {host} {command})",
+    )
+    sub.add_argument(
         "--only",
         action="append",
         default=[],
@@ -45,21 +57,38 @@ def run(options: argparse.Namespace, settings: list[str]) -> int:
         raise UsageError(f"--parallel={options.parallel} must be at least 1")
     if options.piece:
         return _piece(options, settings)
+    _check_places(options)
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # this process computes nothing; an accelerator is for the pieces
-    from wsm_jax.sweeps import runner
+    from wsm_jax.sweeps import processes, runner, slurm
 
     plan = _plan(options, settings)
     pieces = chosen(plan.pieces, options.only)
     if options.dry_run:
         runner.check(plan)
-        _show_plan(plan, pieces, options)
+        if options.submit:
+            print(slurm.job(plan, pieces), end="")
+        else:
+            _show_plan(plan, pieces, options)
         return 0
-    outcome = runner.run(plan, pieces, options.parallel)
+    if options.submit:
+        print(slurm.submit(plan, pieces) or "all pieces are done; the same command without --submit gathers them")
+        return 0
+    names = parse_list(options.hosts)
+    places = processes.hosts(names, options.shell) if names else processes.shares(options.parallel)
+    outcome = runner.run(plan, pieces, places)
     if outcome.results is not None:
         _show_results(plan, outcome.results.records, options.json)
     return outcome.status
+
+
+def _check_places(options: argparse.Namespace) -> None:
+    """Raises UsageError for places that exclude each other, or a shell that runs nothing."""
+    if options.submit and options.hosts:
+        raise UsageError("--submit and --hosts exclude each other: SLURM chooses the machines")
+    if options.hosts and not all(name in options.shell for name in ("{host}", "{command}")):
+        raise UsageError(f"--shell={options.shell!r} must have {{host}} and {{command}} in it")
 
 
 def _plan(options: argparse.Namespace, settings: list[str]) -> "Plan":

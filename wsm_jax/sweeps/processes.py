@@ -1,10 +1,13 @@
-"""Processes side by side, each on its share of the cores."""
+"""Processes side by side, each on its share of the cores or on a machine of its own."""
 
 import contextlib
 import hashlib
 import os
+import shlex
 import signal
+import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,36 +23,59 @@ LOG = "log.txt"
 _WAIT = 0.1  # seconds between looks at what has ended
 
 
+Place = Callable[[Sequence[str]], list[str]]  # a command -> the one that runs it there
+
+
+def shares(parallel: int) -> list[Place]:
+    """Shares of the cores of this machine, at most as many as there are; a command is given ``--cores``."""
+    cores = sorted(os.sched_getaffinity(0))
+    texts = [",".join(map(str, share)) for share in np.array_split(cores, min(parallel, len(cores)))]
+    return [lambda command, text=text: [*command, f"--cores={text}"] for text in texts]
+
+
+def hosts(names: Sequence[str], shell: str) -> list[Place]:
+    """Other machines, on which the working directory, this Python and the folders of the sweep have the same paths.
+
+    Args:
+      names: of the machines.
+      shell: what runs a command there, with ``{host}`` and ``{command}``.
+    """
+
+    def there(command: Sequence[str], name: str) -> list[str]:
+        text = f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(command)}"
+        return [part.replace("{host}", name).replace("{command}", text) for part in shlex.split(shell)]
+
+    return [lambda command, name=name: there(command, name) for name in names]
+
+
 def side_by_side(
     commands: Mapping[str, Sequence[str]],
     folders: Mapping[str, Path],
-    parallel: int,
+    places: Sequence[Place],
     ended: Callable[[str, int], None],
 ) -> None:
-    """Runs ``command --cores=SHARE`` for each of some names, so many at a time, in order.
+    """Runs a command for each of some names, one at a time at each place, in order.
 
     Args:
       commands: name -> command.
       folders: name -> where what it prints goes, into log.txt.
-      parallel: shares of the cores; at most as many as there are.
+      places: as of :func:`shares` or :func:`hosts`.
       ended: told the name and the exit status of each.
 
     Raises:
       Preempted: a SIGINT or SIGTERM, which was passed on; all that ran has ended.
     """
-    cores = sorted(os.sched_getaffinity(0))
-    free = [",".join(map(str, share)) for share in np.array_split(cores, min(parallel, len(cores)))]
-    waiting, running = list(commands), {}
+    free, waiting, running = list(places), list(commands), {}
     with _terminable():
         try:
             while waiting or running:
                 while waiting and free:
-                    name, share = waiting.pop(0), free.pop(0)
-                    running[name] = _start([*commands[name], f"--cores={share}"], folders[name]), share
-                for name, (process, share) in list(running.items()):
+                    name, place = waiting.pop(0), free.pop(0)
+                    running[name] = _start(place(commands[name]), folders[name]), place
+                for name, (process, place) in list(running.items()):
                     if (status := process.poll()) is not None:
                         del running[name]
-                        free.append(share)
+                        free.append(place)
                         process.communicate()  # closes the pipe
                         ended(name, status)
                 time.sleep(_WAIT)
@@ -99,7 +125,13 @@ def _terminable() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Asks this process to save and to end when the one that started it has ended, even by a kill."""
+    """Asks this process to save and to end when the one that started it has ended, even by a kill.
+
+    One that was started by other means, as by SLURM, has no pipe to look at.
+    """
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        return
 
     def watch() -> None:
         os.read(0, 1)  # of a pipe that the parent holds open and writes nothing to

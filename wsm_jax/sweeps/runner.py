@@ -17,7 +17,7 @@ from wsm_jax.sweeps.declared import Declared
 from wsm_jax.sweeps.estimate import Estimator, total
 from wsm_jax.sweeps.partial import measured_part
 from wsm_jax.sweeps.plan import Piece, Plan
-from wsm_jax.sweeps.processes import LOG, side_by_side
+from wsm_jax.sweeps.processes import LOG, Place, side_by_side
 from wsm_jax.sweeps.records import Results
 
 SWEEP = "sweep.json"
@@ -43,20 +43,11 @@ class Outcome:
         return status if status >= 0 else 1
 
 
-def run(plan: Plan, pieces: Sequence[Piece], parallel: int) -> Outcome:
-    """Does what is not done of ``pieces`` and writes the results of all pieces of the plan that are.
-
-    A piece that fails is reported, and the others go on.
-
-    Args:
-      plan: of the sweep.
-      pieces: those that are asked for.
-      parallel: at a time.
+def prepare(plan: Plan, pieces: Sequence[Piece]) -> list[Piece]:
+    """Those of ``pieces`` that are not done, with all that they need to start.
 
     Raises:
-      UsageError: before any piece starts: a folder of another sweep, records that others cannot be paired with, text
-        or disk that is missing. At the end: records that do not fit together.
-      Preempted: a SIGINT or SIGTERM; the same call again goes on.
+      UsageError: a folder of another sweep, records that others cannot be paired with, text or disk that is missing.
     """
     check(plan)
     todo = [piece for piece in pieces if not records.is_done(plan, piece)]
@@ -65,8 +56,31 @@ def run(plan: Plan, pieces: Sequence[Piece], parallel: int) -> Outcome:
         _prepare(plan, todo)
         files.write_json(plan.output / SWEEP, described(plan))
     count = f"{len(pieces)} pieces, {len(pieces) - len(todo)} of them done"
-    _say(f"{plan.experiment.name}: {count}; {len(todo)} to do, {parallel} at a time")
-    failed = _do(plan, todo, parallel)
+    _say(f"{plan.experiment.name}: {count}; {len(todo)} to do")
+    return todo
+
+
+def command(plan: Plan, piece: str) -> list[str]:
+    """What does one piece, in a process of its own; ``piece`` is its name or number."""
+    asked = [plan.declared.text, f"--output={plan.output}", f"--results={plan.results}", *plan.settings]
+    return [sys.executable, "-m", "wsm_jax", "sweep", *asked, f"--piece={piece}"]
+
+
+def run(plan: Plan, pieces: Sequence[Piece], places: Sequence[Place]) -> Outcome:
+    """Does what is not done of ``pieces`` and writes the results of all pieces of the plan that are.
+
+    A piece that fails is reported, and the others go on.
+
+    Args:
+      plan: of the sweep.
+      pieces: those that are asked for.
+      places: where they run, one at a time at each.
+
+    Raises:
+      UsageError: before any piece starts, as of :func:`prepare`. At the end: records that do not fit together.
+      Preempted: a SIGINT or SIGTERM; the same call again goes on.
+    """
+    failed = _do(plan, prepare(plan, pieces), places)
     done = [piece for piece in plan.pieces if records.is_done(plan, piece)]
     if not done:
         return Outcome(failed, None)
@@ -150,10 +164,9 @@ def _check_documents(pieces: Sequence[tuple[Piece, Sequence[DataConfig]]]) -> No
             )
 
 
-def _do(plan: Plan, todo: Sequence[Piece], parallel: int) -> dict[str, int]:
+def _do(plan: Plan, todo: Sequence[Piece], places: Sequence[Place]) -> dict[str, int]:
     """Does pieces side by side; the exit status of those that failed."""
-    asked = ["sweep", plan.declared.text, f"--output={plan.output}", f"--results={plan.results}", *plan.settings]
-    commands = {piece.name: [sys.executable, "-m", "wsm_jax", *asked, f"--piece={piece.name}"] for piece in todo}
+    commands = {piece.name: command(plan, piece.name) for piece in todo}
     folders = {piece.name: piece.folder for piece in todo}
     failed: dict[str, int] = {}
     start, count = time.perf_counter(), 0
@@ -169,7 +182,7 @@ def _do(plan: Plan, todo: Sequence[Piece], parallel: int) -> dict[str, int]:
         failed[name] = status
         _say(f"[{count}/{len(todo)}] {name} ended with {status}: {_last_line(folders[name] / LOG)}")
 
-    side_by_side(commands, folders, parallel, ended)
+    side_by_side(commands, folders, places, ended)
     for name, status in failed.items():
         tail = (folders[name] / LOG).read_text(errors="replace").strip().splitlines()[-_TAIL:]
         _say("\n  ".join([f"failed: {name}, exit status {status}; {folders[name] / LOG} ends with", *tail]))
