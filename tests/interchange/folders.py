@@ -21,6 +21,11 @@ NEOX = {"model_type": "gpt_neox", **COMMON, "intermediate_size": 32, "rotary_pct
 LLAMA = {"model_type": "llama", **COMMON, "intermediate_size": 24}
 QWEN2 = {**LLAMA, "model_type": "qwen2", "num_key_value_heads": 1, "tie_word_embeddings": True}
 QWEN3 = {**QWEN2, "model_type": "qwen3", "head_dim": 4, "tie_word_embeddings": False}
+LING = {
+    "model_type": "bailing_moe_v2", **COMMON, "num_hidden_layers": 3, "num_key_value_heads": 1, "head_dim": 6,
+    "intermediate_size": 20, "num_experts": 4, "moe_intermediate_size": 12, "num_experts_per_tok": 2, "n_group": 2,
+    "topk_group": 1, "routed_scaling_factor": 2.5, "partial_rotary_factor": 2 / 3, "num_nextn_predict_layers": 1,
+}  # fmt: skip
 ROWS = 288  # of an embedding that the tokenizer below fits
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

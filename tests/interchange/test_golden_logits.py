@@ -40,10 +40,10 @@ def leaves_of(layout: Layout, arrays: Arrays) -> Any:
     named, left_out = layout.matched({name: array.shape for name, array in arrays.items()}, FOLDER)
     assert left_out == []
     leaves: dict[str, Any] = {}
-    for name, (_, tensor, layer) in layout.entries.items():
+    for name, (_, tensor, row) in layout.entries.items():
         for path, part in zip(tensor.leaves, tensor.here(arrays[named[name]]), strict=True):
             leaves.setdefault(path, []).append(part)
-            assert tensor.stacked == (layer is not None)
+            assert tensor.stacked == len(row)
     tree: dict[str, Any] = {}
     for path, parts in leaves.items():
         *groups, last = path.split("/")
@@ -68,8 +68,8 @@ def test_logits_equal_those_of_transformers_and_every_tensor_comes_back(name):
     np.testing.assert_allclose(logits, expected, rtol=0, atol=3e-5)  # the largest are about 6
 
     back, leaves = layout.named(arrays), named_leaves(params)
-    for written, (_, tensor, layer) in layout.entries.items():
-        parts = [leaves[path] if layer is None else leaves[path][layer] for path in tensor.leaves]
+    for written, (_, tensor, row) in layout.entries.items():
+        parts = [leaves[path][row] for path in tensor.leaves]
         np.testing.assert_array_equal(tensor.there(parts), arrays[back[written]])
     assert architecture.publishable(fields, name)[0] is public
     again = architecture.recognise(architecture.publishable(fields, name)[1])

@@ -10,6 +10,7 @@ from tests.interchange import folders
 from tests.interchange.folders import (
     BFLOAT16,
     GPT2,
+    LING,
     LLAMA,
     NEOX,
     QWEN2,
@@ -29,6 +30,7 @@ from wsm_jax.merging.selection import select
 
 BUFFERS = {
     "GPT2LMHeadModel": {"transformer.h.0.attn.bias": np.ones((1, 1, 16, 16), np.uint8)},
+    "BailingMoeV2ForCausalLM": {"model.layers.3.eh_proj.weight": np.ones((8, 16), np.float32)},
     "GPTNeoXForCausalLM": {"gpt_neox.layers.0.attention.rotary_emb.inv_freq": np.ones(1, np.float32)},
 }
 
@@ -38,7 +40,7 @@ def export(run: Run, output, **options):
     return outgoing.take_out(run, path, evaluate.fields_of(run), output, **options)
 
 
-@pytest.mark.parametrize("values", [GPT2, NEOX, LLAMA, QWEN2, QWEN3], ids=lambda values: values["model_type"])
+@pytest.mark.parametrize("values", [GPT2, NEOX, LLAMA, QWEN2, QWEN3, LING], ids=lambda values: values["model_type"])
 def test_every_tensor_comes_back_bit_for_bit(values, tmp_path):
     values = {**values, "vocab_size": ROWS}
     dtype = BFLOAT16 if values["model_type"] in ("gpt_neox", "qwen3") else np.float32

@@ -15,7 +15,7 @@ from wsm_jax.config import ModelFields
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.errors import UsageError
 from wsm_jax.models import family, model
-from wsm_jax.models.public import CONFIG, LAYER, Public, Settings, Shape, Tensor, each_layer, layers_of
+from wsm_jax.models.public import CONFIG, LAYER, Public, Settings, Shape, Tensor, each_row
 
 COMPILED = "_orig_mod."  # torch.compile puts it before each name
 
@@ -106,11 +106,11 @@ def publishable(fields: ModelFields, what: str) -> tuple[Public, dict[str, Any]]
 
 
 class Entry(NamedTuple):
-    """One tensor there: its name, its row of the table, and the row of the stacked leaves here."""
+    """One tensor there: its name, its row of the table, and the row of the stacked leaves here, () for all of them."""
 
     name: str
     tensor: Tensor
-    layer: int | None
+    row: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,15 +140,15 @@ class Layout:
     def entries(self) -> dict[str, Entry]:
         """Name there -> entry."""
         return {
-            name: Entry(name, tensor, layer)
+            name: Entry(name, tensor, row)
             for tensor in self.public.table(self.fields, self.ours)
-            for name, layer in each_layer(tensor, layers_of(tensor, self.ours))
+            for name, row in each_row(tensor, self.ours)
         }
 
     @functools.cached_property
     def zeros(self) -> dict[str, Shape]:
         """Name there -> shape of the biases that are zeros, as our model has none."""
-        layers = max(layers_of(entry.tensor, self.ours) for entry in self.entries.values())
+        layers = max(self.ours[entry.tensor.leaves[0]][0] for entry in self.entries.values() if entry.row)
         return {
             name.replace(LAYER, str(layer)): shape
             for name, shape in self.public.filled(self.fields, self.ours).items()
@@ -183,7 +183,7 @@ class Layout:
         left_out = [stored for name, stored in named.items() if name not in self.entries]
         for stored in left_out:
             name = stored.removeprefix(COMPILED)
-            if not self.public.is_buffer(name) and name not in self.public.copies:
+            if not self.public.is_buffer(self.fields, name) and name not in self.public.copies:
                 raise UsageError(f"{place}: {self.public.architecture} has no tensor {stored}, as far as is known here")
         for name, entry in self.entries.items():
             if name not in named:

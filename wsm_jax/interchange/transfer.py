@@ -142,10 +142,11 @@ def take_out(layout: Layout, source: Source, dtypes: Mapping[str, np.dtype], wri
 
 
 def _rest(layout: Layout, entry: Entry, path: str) -> Shape:
-    """The shape of a leaf of ours, or of one layer of it."""
-    return layout.ours[path] if entry.layer is None else layout.ours[path][1:]
+    """The shape of a leaf of ours, or of one row of it."""
+    return layout.ours[path][len(entry.row) :]
 
 
 def _begin(layout: Layout, entry: Entry, path: str) -> int:
-    """The first element, in a leaf of ours, of the layer that the tensor is of."""
-    return (entry.layer or 0) * math.prod(_rest(layout, entry, path))
+    """The first element, in a leaf of ours, of the row that the tensor is."""
+    shape, row = layout.ours[path], entry.row
+    return sum(number * math.prod(shape[axis + 1 :]) for axis, number in enumerate(row))

@@ -17,7 +17,7 @@ from flax import nnx
 
 from wsm_jax.errors import UsageError
 from wsm_jax.models import experts as experts_lib
-from wsm_jax.models import family, ling_fields, rotary, transformer
+from wsm_jax.models import family, ling_fields, ling_public, rotary, transformer
 from wsm_jax.models.cache import Cache, Past
 from wsm_jax.models.cross_entropy import mean_cross_entropy, token_cross_entropy
 from wsm_jax.models.family import Family, Leaf, Leaves, Metrics, Params
@@ -283,5 +283,6 @@ family.register(
         after_update=after_update,
         stops=stops,
         presets=ling_fields.PRESETS,
+        public=(ling_public.PUBLIC,),
     )
 )

@@ -15,7 +15,7 @@ from wsm_jax.config import ModelFields
 from wsm_jax.errors import UsageError
 
 CONFIG = "config.json"
-LAYER = "{layer}"
+LAYER, EXPERT = "{layer}", "{expert}"
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
@@ -28,33 +28,40 @@ class Tensor:
     """A public tensor and the leaf, or the leaves, that hold its elements here.
 
     Attributes:
-      name: there; ``{layer}`` stands for the number of a layer, which here is a row of stacked leaves.
+      name: there; ``{layer}`` stands for the number of a layer, which here is a row of stacked leaves, and ``{expert}``
+        for that of an expert, a row within.
       leaves: paths here; several where the tensor is fused.
       turned: a matrix is [out, in] there, as in torch's Linear, and [in, out] here.
       heads: of a fused tensor whose rows are head after head, each head's rows of the first leaf, of the second, ...;
         1: all of the first leaf, then all of the second.
+      rows: of each leaf in a fused tensor, where they differ.
+      first: number of the layer that is the first of the stacked ones.
     """
 
     name: str
     leaves: tuple[str, ...]
     turned: bool = False
     heads: int = 1
+    rows: tuple[int, ...] = ()
+    first: int = 0
 
     @property
-    def stacked(self) -> bool:
-        """Whether there is one for each layer."""
-        return LAYER in self.name
+    def stacked(self) -> int:
+        """How many leading axes the leaves have of which the tensor is one row: layers, and experts."""
+        return (LAYER in self.name) + (EXPERT in self.name)
 
     def shape(self, ours: Shapes) -> Shape:
         """Its shape there, for leaves of the shapes ``ours``."""
-        each = [ours[leaf][1:] if self.stacked else ours[leaf] for leaf in self.leaves]
+        each = [ours[leaf][self.stacked :] for leaf in self.leaves]
         each = [shape[::-1] if self.turned else shape for shape in each]
         return sum(shape[0] for shape in each), *each[0][1:]
 
     def here(self, values: np.ndarray) -> list[np.ndarray]:
         """The values of each leaf (of one layer), views where possible, of those of the tensor."""
         parts = [values]
-        if len(self.leaves) > 1:
+        if self.rows:
+            parts = np.split(values, np.cumsum(self.rows)[:-1])
+        elif len(self.leaves) > 1:
             rows = values.reshape(self.heads, len(self.leaves), -1, *values.shape[1:])
             parts = [rows[:, i].reshape(-1, *values.shape[1:]) for i in range(len(self.leaves))]
         return [self._turn(part) for part in parts]
@@ -62,8 +69,8 @@ class Tensor:
     def there(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """The inverse of :meth:`here`."""
         parts = [self._turn(part) for part in parts]
-        if len(parts) == 1:
-            return parts[0]
+        if self.rows or len(parts) == 1:
+            return np.concatenate(parts) if self.rows else parts[0]
         rest = parts[0].shape[1:]
         return np.stack([part.reshape(self.heads, -1, *rest) for part in parts], axis=1).reshape(-1, *rest)
 
@@ -106,6 +113,7 @@ class Public:
       copies: name of a second copy that some files hold -> the tensor that it must equal; of tied embeddings.
       fills: whether biases that the family does without are zeros there.
       bounded: whether the parameters bound the context, as learned positions do.
+      more_layers: whether files may have layers after the last, which predict further tokens and are left out.
     """
 
     architecture: str
@@ -119,6 +127,7 @@ class Public:
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fills: bool = False
     bounded: bool = False
+    more_layers: bool = False
 
     def table(self, config: ModelFields, ours: Shapes) -> list[Tensor]:
         """The tensors whose leaves the model has, ``ours``."""
@@ -134,23 +143,19 @@ class Public:
                 found[tensor.name] = weight[-1:]
         return found
 
-    def is_buffer(self, name: str) -> bool:
-        """Whether a tensor of that name is left out."""
-        return re.fullmatch(self.buffers, name) is not None
+    def is_buffer(self, config: Any, name: str) -> bool:
+        """Whether a tensor of that name is left out; ``config``: fields of the family."""
+        layer = re.match(r"(?:model\.)?layers\.(\d+)\.", name) if self.more_layers else None
+        return re.fullmatch(self.buffers, name) is not None or bool(layer and int(layer[1]) >= config.layers)
 
 
-def each_layer(tensor: Tensor, layers: int) -> Iterator[tuple[str, int | None]]:
-    """(name there, row of the stacked leaves here) of every layer; the name and None where it is not stacked."""
-    if not tensor.stacked:
-        yield tensor.name, None
-        return
-    for layer in range(layers):
-        yield tensor.name.replace(LAYER, str(layer)), layer
-
-
-def layers_of(tensor: Tensor, ours: Shapes) -> int:
-    """How many layers the leaves of a tensor are stacked of; 0 where they are not."""
-    return ours[tensor.leaves[0]][0] if tensor.stacked else 0
+def each_row(tensor: Tensor, ours: Shapes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(name there, row of the stacked leaves here) of every layer and expert; one with () where it is not stacked."""
+    for row in np.ndindex(*ours[tensor.leaves[0]][: tensor.stacked]):
+        name = tensor.name
+        for what, number in zip((LAYER, EXPERT), row, strict=False):
+            name = name.replace(what, str(number + tensor.first * (what == LAYER)))
+        yield name, row
 
 
 class Settings:
