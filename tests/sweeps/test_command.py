@@ -105,11 +105,11 @@ def test_pieces_are_chosen_by_number_and_name():
 
 def test_an_array_of_slurm_has_a_job_for_each_piece(file, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("TIME", "1:00:00")
-    assert main(["sweep", file, "--submit=slurm", "--dry_run", "--only=1", "--config.log.to=a b"]) == 0
+    assert main(["sweep", file, "--submit=slurm", "--dry_run", "--only=1", "--config.data.store=a b"]) == 0
     script = capsys.readouterr().out
     assert {"#SBATCH --array=1", "#SBATCH --time=1:00:00", f"cd {tmp_path}"} <= {
         line.partition(" ||")[0] for line in script.splitlines()
     }
-    assert """'--config.log.to=a b' --piece="$SLURM_ARRAY_TASK_ID" ||""" in script
+    assert """'--config.data.store=a b' --piece="$SLURM_ARRAY_TASK_ID" ||""" in script
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == [file]
