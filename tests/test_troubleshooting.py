@@ -21,12 +21,19 @@ def texts(node: ast.AST) -> str:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
-MESSAGES = "\n".join(
+MESSAGES = [
     text.replace("\n", " ")
     for file in sorted((ROOT / "wsm_jax").rglob("*.py"))
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
     if len(text := texts(node)) > 12
-)
+]
+
+
+def is_said(line: str) -> bool:
+    """Whether what stands between the gaps of a line is in one message, in its order."""
+    parts = line.split("…")
+    longest, whole = max(parts, key=len), re.compile(".*?".join(map(re.escape, parts)))
+    return any(longest in message and whole.search(message) for message in MESSAGES)
 
 
 def test_the_page_quotes_many():
@@ -35,10 +42,8 @@ def test_the_page_quotes_many():
 
 @pytest.mark.parametrize("line", QUOTED)
 def test_a_quoted_message_is_in_the_source(line):
-    """What stands between the gaps, in its order, in one message."""
-    said = "[^\n]*?".join(re.escape(part) for part in line.split("…"))
-    assert re.search(said, MESSAGES), line
+    assert is_said(line), line
 
 
 def test_a_message_that_is_gone_would_be_found():
-    assert not re.search(re.escape("is not a message of this program; "), MESSAGES)
+    assert not is_said("is not a message of this program; …")

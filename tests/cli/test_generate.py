@@ -57,6 +57,7 @@ def test_text_comes_the_same_by_itself_as_json_and_from_a_file(run, tmp_path, ca
     assert json.loads(cut)["text"] == first["text"][: first["text"].index(stop)]
 
 
+@pytest.mark.integration
 def test_conversations_are_written_by_the_template_beside_the_tokenizer(run, tmp_path, capsys):
     status, _, line = told(run, capsys, "--prompt=a", "--chat")
     assert status == 2 and "there is no chat template beside the tokenizer" in line
@@ -98,6 +99,7 @@ def test_what_is_bad_is_refused_in_one_line_before_a_weight_is_read(run, tmp_pat
         assert (status, text) == (2, "") and message in line, (arguments, line)
 
 
+@pytest.mark.integration
 def test_logits_that_are_not_finite_end_with_status_3(run, capsys):
     tree = orbax.load_tree(run.merge_stream / "12")
     tree["blocks"]["mlp"]["up"]["kernel"] = tree["blocks"]["mlp"]["up"]["kernel"].at[1, 0, 0].set(jnp.nan)

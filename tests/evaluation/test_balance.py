@@ -19,6 +19,7 @@ SMALL = LingFields(
 )  # fmt: skip
 
 
+@pytest.mark.integration
 def test_batches_count_as_one_and_a_bias_that_is_set_on_them_balances_them():
     built, mesh = model.build(SMALL), sharding.make_mesh(jax.devices()[:1])
     params = jax.jit(built.init)(jax.random.key(0))

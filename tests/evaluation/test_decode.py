@@ -28,7 +28,9 @@ CONFIGS = {
     "gpt2": ModelConfig(**SMALL, bias=True, activation="gelu_new"),
     "neox": NeoxFields(**SMALL),
     "llama": LlamaFields(**SMALL, kv_heads=2),
-    "qwen": LlamaFields(**SMALL, kv_heads=1, head_dim=6, qkv_bias=True, qk_norm=True, tied=True, attention="blocks"),
+    "qwen": LlamaFields(
+        **SMALL, kv_heads=1, head_dim=6, qkv_bias=True, qk_norm=True, tied=True, rope_skip=2, attention="blocks"
+    ),
 }
 GREEDY = Sampling()
 LENGTHS = (3, 17, 1, 30, 8, 16, 25, 2)
@@ -53,7 +55,9 @@ def tokens(decoder: decode.Decoder, given: Sequence[list[int]], sampling: Sampli
     return np.concatenate(list(decode.tokens_after(decoder, given, sampling=sampling, **settings)), axis=1)[:, :NEW]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", ["gpt2", "qwen", *(pytest.param(name, marks=pytest.mark.integration) for name in ("neox", "llama"))]
+)
 def test_greedy_tokens_are_those_of_the_forward_that_keeps_nothing(name):
     made, params = built(name)
     decoder, given = decode.decoder(made, params), prompts()
@@ -69,6 +73,7 @@ def test_greedy_tokens_are_those_of_the_forward_that_keeps_nothing(name):
     np.testing.assert_array_equal(tokens(decoder, given[1:2]), found[1:2])
 
 
+@pytest.mark.integration
 def test_room_is_added_when_it_is_full(monkeypatch):
     made, params = built("llama")
     decoder = decode.decoder(made, params)
@@ -77,6 +82,7 @@ def test_room_is_added_when_it_is_full(monkeypatch):
     np.testing.assert_array_equal(tokens(decoder, prompts(2)), found)
 
 
+@pytest.mark.integration
 def test_draws_depend_on_seed_and_number_and_not_on_the_batch():
     decoder, given, hot = decode.decoder(*built("llama")), prompts(4), Sampling(1.0, top_k=20, seed=5)
     together = tokens(decoder, given, hot)
@@ -88,6 +94,7 @@ def test_draws_depend_on_seed_and_number_and_not_on_the_batch():
     assert (tokens(decoder, given, dataclasses.replace(hot, seed=6)) != together).any()
 
 
+@pytest.mark.integration
 def test_rows_end_at_their_limit_at_an_end_token_and_when_the_caller_says_so():
     decoder, given = decode.decoder(*built("gpt2")), prompts(3)
     free = tokens(decoder, given)
@@ -113,6 +120,7 @@ def test_padding_of_the_vocabulary_is_never_chosen():
     assert few.max() < 5 and tokens(decode.decoder(made, params), prompts(2)).max() >= 5
 
 
+@pytest.mark.integration
 def test_logits_that_are_not_finite_name_the_prompt_and_the_leaf():
     made, params = built("gpt2")
     table = params["position_embedding"].at[20].set(np.nan)

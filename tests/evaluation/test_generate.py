@@ -32,6 +32,7 @@ def texts(maker: Any, settings: Settings, batch_size: int = 8) -> list[generate.
     return generate.generate(maker, TOKENIZER, prompts.encode(TEXTS, TOKENIZER), settings, batch_size)
 
 
+@pytest.mark.integration
 def test_pieces_make_up_the_whole_and_batches_change_nothing(maker):
     found = texts(maker, DRAWN)
     assert {one.finish for one in found} <= {"length", "end"} and found[1].finish == "length"

@@ -86,6 +86,7 @@ def test_a_layer_answers_as_that_of_deepseek_v3(grouped):
     np.testing.assert_array_equal(told["load"], np.bincount(found["chosen"].ravel(), minlength=12))
 
 
+@pytest.mark.integration
 def test_weights_and_segments_of_packed_rows_count():
     """Two sequences in one row are the two by themselves, in their loss and in where their tokens go."""
     built = model.build(SMALL)

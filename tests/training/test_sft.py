@@ -50,6 +50,7 @@ def tuned(base, talks):
     return sft(base, talks, "tuned", *TWICE)
 
 
+@pytest.mark.integration
 def test_it_is_a_run_like_any_other(base, talks, tuned, capsys):
     store = prepare(tuned.config.data).stable[0][0]
     rows = PackedRows(store, tuned.config.model.context, tuned.config.seed).rows(2)
@@ -70,6 +71,7 @@ def test_it_is_a_run_like_any_other(base, talks, tuned, capsys):
     assert again.config.optimizer.peak_lr == 0.1 * tuned.config.optimizer.peak_lr
 
 
+@pytest.mark.integration
 def test_stopped_and_resumed_it_is_the_same_bit_for_bit(base, talks, tuned, monkeypatch):
     from wsm_jax.training.signals import StopSignals
 
@@ -87,6 +89,7 @@ def test_stopped_and_resumed_it_is_the_same_bit_for_bit(base, talks, tuned, monk
     assert records(Run(place)) == records(tuned)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_packed_batch_has_the_losses_and_gradients_of_its_conversations(tuned, accumulate):
     corpus, config = prepare(tuned.config.data), tuned.config.model
@@ -138,6 +141,7 @@ def test_without_a_template_messages_are_refused(base, tmp_path, capsys):
     assert "need a chat template" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_the_evaluation_of_conversations_counts_responses(tuned):
     store = prepare(tuned.config.data).stable[0][0]
     chosen = packing.fitting(store, "validation", tuned.config.model.context)
