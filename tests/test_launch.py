@@ -36,7 +36,7 @@ def test_a_job_is_one_process_for_each_gpu_and_is_queued_again_where_it_was_stop
         "#SBATCH --time=2:00:00",
     ):
         assert line in done.stdout.splitlines()
-    assert r"wsm train --distributed --config=configs/tiny.py --config.data.source=text:a\ b" in done.stdout
+    assert r"wsm train --config=configs/tiny.py --config.data.source=text:a\ b" in done.stdout
     assert "$status == 75" in done.stdout and "scontrol requeue" in done.stdout
     assert done.stdout.splitlines()[-1].split() == ["sbatch", "--partition=h100"]
     assert subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=False).returncode == 0

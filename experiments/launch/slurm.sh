@@ -28,7 +28,7 @@ job=$(cat <<JOB
 #SBATCH --open-mode=append
 #SBATCH --output=wsm-%j.log
 status=0
-srun --kill-on-bad-exit=1 wsm train --distributed$(printf ' %q' "$@") || status=\$?
+srun --kill-on-bad-exit=1 wsm train$(printf ' %q' "$@") || status=\$?
 if [[ \$status == 75 || \$status == 143 ]]; then scontrol requeue "\$SLURM_JOB_ID"; exit 0; fi
 exit \$status
 JOB

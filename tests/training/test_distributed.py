@@ -50,6 +50,29 @@ def test_two_processes_train_one_run(tiny):
     np.testing.assert_allclose([x for _, x in records[0]], [x for _, x in records[1]], rtol=1e-5)
 
 
+UNDER_SLURM = """
+import faulthandler, os, sys
+faulthandler.dump_traceback_later(240, exit=True)
+step = {"STEP_NODELIST": "localhost", "NTASKS": "2", "STEP_NUM_TASKS": "2", "PROCID": sys.argv[2], "LOCALID": "0"}
+os.environ |= {"SLURM_JOB_ID": sys.argv[1], **{f"SLURM_{name}": value for name, value in step.items()}}
+from wsm_jax import cli
+status = cli.main(["train", f"--config={sys.argv[3]}", f"--run={sys.argv[4]}", "--quiet"])
+import jax
+print(jax.process_count(), jax.process_index())
+sys.exit(status)
+"""
+
+
+def test_the_tasks_of_a_slurm_step_are_one_run_without_a_flag(tiny):
+    run = tiny.folder / "slurm"
+    config = tiny.file("slurm", **SIX_STEPS)
+    printed = two_processes(UNDER_SLURM, config, run, environment=tiny.environment)
+    assert [text.splitlines()[-1].split() for text in printed] == [["2", "0"], ["2", "1"]]
+    assert orbax.complete_steps(Run(run).merge_stream)[-1] == 6
+    steps = [record["step"] for record in Run(run).metrics("train")]
+    assert steps == sorted(set(steps))  # written by one of them
+
+
 @pytest.mark.slow
 def test_two_processes_go_on_together_from_where_they_stopped(tiny):
     fields = {**SIX_STEPS, "checkpoint__branch_points": "3steps"}

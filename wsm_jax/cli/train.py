@@ -4,7 +4,6 @@ import argparse
 
 from wsm_jax.cli import config_flags
 from wsm_jax.cli.arguments import whole
-from wsm_jax.errors import UsageError
 from wsm_jax.io import memory
 
 
@@ -25,20 +24,21 @@ def add(sub: argparse.ArgumentParser) -> None:
         "--profile", type=whole, metavar="STEP", help="trace a few updates from this one on, into RUN/profile"
     )
     sub.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
-    sub.add_argument("--distributed", action="store_true", help="one process of several: jax.distributed.initialize()")
+    sub.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one process of several: jax.distributed.initialize(); not needed under srun, mpirun and on TPU slices "
+        "that say so in the environment",
+    )
 
 
 def run(options: argparse.Namespace, settings: list[str]) -> None:
     """``wsm train``: see :func:`wsm_jax.training.loop.train`."""
     memory.keep_heap()  # before the libraries begin their threads
     config = config_flags.load(settings)
-    if options.distributed:
-        import jax
+    from wsm_jax.parallel import cluster
 
-        try:
-            jax.distributed.initialize()
-        except (ValueError, RuntimeError) as error:
-            raise UsageError(f"--distributed: this is no process of a cluster that JAX knows ({error})") from error
+    cluster.join(options.distributed)  # before JAX looks for devices
     from wsm_jax.training.loop import train as run_training
 
     run_training(
