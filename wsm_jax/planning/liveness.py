@@ -11,7 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
+from jax.extend import core as jax_core
+
+core: Any = jax_core  # in JAX 0.12 a Jaxpr is a ClosedJaxpr, and a type checker knows one of them only
 
 Bytes = Callable[[Any], int]
 
