@@ -108,12 +108,16 @@ def bubblewrap(interpreter: Interpreter) -> Mechanism:
     root = os.getuid() == 0
 
     def prefix(room: int) -> list[str]:
-        shown = [part for path in _readable(interpreter) for part in ("--ro-bind", path, path)]
-        shown += [part for path in _DEVICES for part in ("--dev-bind", path, path)]
+        shown = [("--ro-bind", path, path) for path in _readable(interpreter)]
+        shown += [("--dev-bind", path, path) for path in _DEVICES]
+        # Folders above them, which bubblewrap would make for root alone.
+        above = dict.fromkeys(str(folder) for *_, path in shown for folder in [*Path(path).parents][-2::-1])
         # Root needs no namespace of users; in one it would stay root outside, whose threads are not counted.
         apart = ["ipc", "pid", "net", "uts", "cgroup-try", *([] if root else ["user"])]
         return [
-            *(program, *(f"--unshare-{kind}" for kind in apart), "--die-with-parent", *shown),
+            *(program, *(f"--unshare-{kind}" for kind in apart), "--die-with-parent"),
+            *(part for folder in above for part in ("--dir", folder)),
+            *(part for bound in shown for part in bound),
             *("--perms", "0700", "--size", str(room), "--tmpfs", _SCRATCH),
             *("--remount-ro", "/", "--chdir", _SCRATCH, "--"),
         ]

@@ -24,6 +24,7 @@ _LIMITS = Limits(seconds=20.0, memory=256 << 20, disk=1 << 20)
 # What must not be done -> a program that does it, and raises where it cannot. SECRET is a file that everyone may read.
 FORBIDDEN = {
     "read a file": "open(SECRET).read()",
+    "read the list of users": "open('/etc/passwd').read()",
     "list a folder": "import os; os.listdir(os.path.dirname(SECRET))",
     "write beside the scratch folder": "open(SECRET + '.new', 'w').write('x')",
     "write to the root": "open('/new', 'w').write('x')",

@@ -90,26 +90,24 @@ def run(program: str, mechanism: Mechanism, limits: Limits | None = None) -> Out
     limits, secret = limits or Limits(), secrets.token_hex(16)
     reading, writing = os.pipe()
     with (
-        contextlib.ExitStack() as stack,
+        open(reading, "rb", buffering=0) as verdict,
+        open(writing, "wb", buffering=0) as theirs,
         tempfile.TemporaryDirectory(prefix="wsm-run-", ignore_cleanup_errors=True) as scratch,
         tempfile.TemporaryFile() as order,
         tempfile.TemporaryFile() as output,
     ):
-        stack.callback(os.close, reading)
+        _write(order, program, secret, writing, mechanism, limits)
+        process = subprocess.Popen(
+            mechanism.command(limits.disk), stdin=order, stdout=output, stderr=output, cwd=scratch, env={},
+            pass_fds=[writing], start_new_session=True,
+        )  # fmt: skip
+        theirs.close()
         try:
-            _write(order, program, secret, writing, mechanism, limits)
-            process = subprocess.Popen(
-                mechanism.command(limits.disk), stdin=order, stdout=output, stderr=output, cwd=scratch, env={},
-                pass_fds=[writing], start_new_session=True,
-            )  # fmt: skip
-        finally:
-            os.close(writing)
-        try:
-            if not _comes(reading, _START) or os.read(reading, len(_READY)) != _READY:
+            if not _comes(verdict, _START) or verdict.read(len(_READY)) != _READY:
                 raise Unusable(_end_of(output) or "the program was not begun")
-            said = _verdict(reading, limits, None if mechanism.in_memory else scratch)
+            said = _said(verdict, limits, None if mechanism.in_memory else scratch)
         finally:
-            _end(process, reading)
+            _end(process, verdict)
         if said == secret:
             return Outcome(True, output=_end_of(output))
         failure, _, detail = said.partition(": ")
@@ -131,23 +129,22 @@ def _write(order: IO[bytes], program: str, secret: str, verdict: int, mechanism:
     order.seek(0)
 
 
-def _comes(reading: int, seconds: float) -> bool:
+def _comes(verdict: IO[bytes], seconds: float) -> bool:
     """Whether something can be read within so many seconds, be it that the other end is closed."""
     poll = select.poll()
-    poll.register(reading, select.POLLIN)
+    poll.register(verdict, select.POLLIN)
     return bool(poll.poll(int(seconds * 1000)))
 
 
-def _verdict(reading: int, limits: Limits, scratch: str | None) -> str:
+def _said(verdict: IO[bytes], limits: Limits, scratch: str | None) -> str:
     """What the program's process says of it, or why it is not waited for any longer."""
     end = time.monotonic() + limits.seconds
-    while not _comes(reading, max(0.0, min(_LOOK, end - time.monotonic()))):
+    while not _comes(verdict, max(0.0, min(_LOOK, end - time.monotonic()))):
         if time.monotonic() >= end:
             return f"timeout: it had {limits.seconds:g} s"
         if scratch and _size(scratch) > limits.disk:
             return f"disk: it had {limits.disk} bytes"
-    said = os.read(reading, select.PIPE_BUF)
-    return said.decode(errors="replace") or "exit: it ended before its last line"
+    return verdict.read(select.PIPE_BUF).decode(errors="replace") or "exit: it ended before its last line"
 
 
 def _size(folder: str) -> int:
@@ -160,12 +157,12 @@ def _size(folder: str) -> int:
     return total
 
 
-def _end(process: subprocess.Popen[bytes], reading: int) -> None:
+def _end(process: subprocess.Popen[bytes], verdict: IO[bytes]) -> None:
     """Ends all that belongs to a program, and waits until it is gone."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    while os.read(reading, select.PIPE_BUF):  # whoever lives holds the other end
+    while verdict.read(select.PIPE_BUF):  # whoever lives holds the other end
         pass
 
 
