@@ -9,7 +9,6 @@ as JSON; by default results/execution/root.json, or user.json where another user
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -30,8 +29,9 @@ from wsm_jax.io.files import json_lines, write_json
 from wsm_jax.io.machine import environment
 
 ROOT = Path(__file__).parent.parent
-LIMITS = Limits(seconds=5.0, memory=256 << 20, disk=1 << 20)
+LIMITS = Limits(seconds=5.0, memory=128 << 20, disk=1 << 20)
 SECRET = "WSM_SECRET_OF_THE_CALLER"
+NOTHING = "humaneval, bodies that return None"
 Record = dict[str, Any]
 
 # Attack -> a program that reaches its last line only where it has its way; the names in capitals are filled in.
@@ -72,26 +72,23 @@ def problems(data: Path, name: str) -> list[Record]:
     return [record for _, record in json_lines(data / f"{name}.jsonl.gz")]
 
 
-def solutions(mechanism: Mechanism, data: Path) -> Record:
-    """Known solutions, and bodies that do nothing: how many pass, and what of the known ones fails."""
+def solutions(mechanism: Mechanism, data: Path) -> Iterator[tuple[str, Record]]:
+    """Of known solutions, and of bodies that do nothing, how many pass, and which known ones do not."""
     human, basic = problems(data, "humaneval"), problems(data, "mbpp_test")
     suites = {
-        "humaneval": [programs.humaneval(problem, problem["canonical_solution"]) for problem in human],
-        "humaneval, bodies that return None": [programs.humaneval(problem, "    return None\n") for problem in human],
-        "mbpp": [programs.mbpp(problem, problem["code"]) for problem in basic],
+        "humaneval": (human, [programs.humaneval(one, one["canonical_solution"]) for one in human]),
+        NOTHING: (human, [programs.humaneval(one, "    return None\n") for one in human]),
+        "mbpp": (basic, [programs.mbpp(one, one["code"]) for one in basic]),
     }
-    numbers = {"mbpp": [problem["task_id"] for problem in basic]}
-    found: Record = {}
-    for name, texts in suites.items():
+    for name, (asked, texts) in suites.items():
         start = time.monotonic()
         outcomes = programs.run_all(texts, mechanism)
-        found[name] = {"programs": len(texts), "passed": sum(outcome.passed for outcome in outcomes)}
-        found[name]["seconds"] = round(time.monotonic() - start, 1)
-        if "bodies" not in name:
-            ids = numbers.get(name, [problem["task_id"] for problem in human])
-            failed = {str(i): str(outcome) for i, outcome in zip(ids, outcomes, strict=True) if not outcome.passed}
-            found[name]["failed"] = failed
-    return found
+        found: Record = {"programs": len(texts), "passed": sum(outcome.passed for outcome in outcomes)}
+        found["seconds"] = round(time.monotonic() - start, 1)
+        if name != NOTHING:
+            judged = zip(asked, outcomes, strict=True)
+            found["failed"] = {str(one["task_id"]): str(outcome) for one, outcome in judged if not outcome.passed}
+        yield name, found
 
 
 @contextlib.contextmanager
@@ -227,25 +224,30 @@ def answers(data: Path) -> Record:
 
 
 def make(data: Path, output: Path) -> int:
-    """Measures everything and writes it; 1 where something was not contained."""
+    """Measures everything, and writes it after each part; 1 where something was not contained."""
     if not data.is_dir():
         raise UsageError(f"--data={data} is no folder")
+    holding: dict[str, Mechanism] = {}
     record: Record = {"environment": environment(), "mechanisms": [], "not here": {}}
     for name, mechanism in probe.tried():
         if isinstance(mechanism, str):
             record["not here"][name] = mechanism
-        elif mechanism.name not in [known["mechanism"] for known in record["mechanisms"]]:
-            print(name, flush=True)
-            found = {**mechanism.record(), "solutions": solutions(mechanism, data)}
-            found["attacks"] = attacks(mechanism) | killed_parent(mechanism)
-            record["mechanisms"].append(found)
-    record["answers"] = answers(data)
+        else:
+            holding.setdefault(mechanism.name, mechanism)
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(output, record)
-    print(json.dumps(record, indent=1, ensure_ascii=False))
+    for mechanism in holding.values():
+        found = {**mechanism.record(), "attacks": attacks(mechanism) | killed_parent(mechanism), "solutions": {}}
+        record["mechanisms"].append(found)
+        write_json(output, record)
+    record["answers"] = answers(data)
+    for mechanism, found in zip(holding.values(), record["mechanisms"], strict=True):
+        for name, suite in solutions(mechanism, data):
+            found["solutions"][name] = suite
+            write_json(output, record)
+    print(output.read_text())
     open_ones = [name for m in record["mechanisms"] for name, one in m["attacks"].items() if not one["contained"]]
     print("not contained:", ", ".join(open_ones) or "nothing")
-    return 1 if open_ones or not record["mechanisms"] else 0
+    return 1 if open_ones or not holding else 0
 
 
 def main() -> int:

@@ -1,11 +1,13 @@
 """The committed results of known solutions, wrong ones and attacks, as root and as another user."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from experiments import execution
-from tests.runs import ROOT
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("who", ["root", "user"])

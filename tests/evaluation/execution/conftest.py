@@ -20,4 +20,5 @@ def holding(request: pytest.FixtureRequest, tried: list[tuple[str, Mechanism | s
             return found
     if request.param == "landlock" and confine.landlock_version() < mechanism.LANDLOCK_NEEDED:
         pytest.skip("this kernel has no Landlock, or an old one")
-    return pytest.fail(f"{request.param} does not hold here: {tried}")
+    reasons = {name: found for name, found in tried if isinstance(found, str)}
+    return pytest.fail(f"{request.param} does not hold here: {reasons}")

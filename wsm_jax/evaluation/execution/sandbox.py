@@ -24,6 +24,7 @@ from wsm_jax.evaluation.execution.mechanism import Mechanism
 _START = 60.0  # seconds until a program begins, however busy the machine
 _LOOK = 0.05  # seconds between two looks at the clock and the scratch folder
 _READY = b"ready\n"
+_ENTRIES = 1000  # in a scratch folder: empty files take room too
 # Users that nobody has: one for each program of root's, so that its threads are counted alone.
 _USERS, _number = 1 << 31, itertools.count()
 
@@ -142,19 +143,19 @@ def _said(verdict: IO[bytes], limits: Limits, scratch: str | None) -> str:
     while not _comes(verdict, max(0.0, min(_LOOK, end - time.monotonic()))):
         if time.monotonic() >= end:
             return f"timeout: it had {limits.seconds:g} s"
-        if scratch and _size(scratch) > limits.disk:
+        if scratch and _full(scratch, limits.disk):
             return f"disk: it had {limits.disk} bytes"
     return verdict.read(select.PIPE_BUF).decode(errors="replace") or "exit: it ended before its last line"
 
 
-def _size(folder: str) -> int:
-    """Bytes that a folder takes, each entry at least a block."""
-    total = 0
+def _full(folder: str, most: int) -> bool:
+    """Whether a folder takes more than so many bytes, or holds too many entries."""
+    sizes = []
     for path, folders, files in os.walk(folder):
         for name in folders + files:
             with contextlib.suppress(OSError):
-                total += 4096 + 512 * os.lstat(os.path.join(path, name)).st_blocks
-    return total
+                sizes.append(512 * os.lstat(os.path.join(path, name)).st_blocks)
+    return sum(sizes) > most or len(sizes) > _ENTRIES
 
 
 def _end(process: subprocess.Popen[bytes], verdict: IO[bytes]) -> None:
