@@ -9,6 +9,7 @@ as JSON; by default results/execution/root.json, or user.json where another user
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -228,7 +229,8 @@ def make(data: Path, output: Path) -> int:
     if not data.is_dir():
         raise UsageError(f"--data={data} is no folder")
     holding: dict[str, Mechanism] = {}
-    record: Record = {"environment": environment(), "mechanisms": [], "not here": {}}
+    record: Record = {"environment": environment(), "limits of attacks": dataclasses.asdict(LIMITS)}
+    record |= {"mechanisms": [], "not here": {}}
     for name, mechanism in probe.tried():
         if isinstance(mechanism, str):
             record["not here"][name] = mechanism
