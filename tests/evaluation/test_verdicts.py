@@ -3,6 +3,7 @@
 from importlib import import_module
 from pathlib import Path
 
+import jinja2
 import pytest
 import yaml
 
@@ -37,6 +38,18 @@ def test_a_task_file_agrees_with_the_functions_that_it_names(name):
     for example in task.get("fewshot_config", {}).get("samples", []):
         assert {*example} <= {*task["dataset_kwargs"]["columns"]}
     assert len(task.get("fewshot_config", {}).get("samples", [])) == task.get("num_fewshot", 0)
+
+
+def test_prompts_of_mbpp_keep_their_lines():
+    task = yaml.load((TASKS / "mbpp.yaml").read_text(), Loader)
+    problem = {
+        "text": "Add.",
+        "test_list": ["assert f(1) == 2", "assert f(2) == 3"],
+        "code": "def f(x):\r\n  return x + 1",
+    }
+    prompt, target = (jinja2.Template(task[name]).render(problem) for name in ("doc_to_text", "doc_to_target"))
+    assert prompt.endswith("tests:\n\nassert f(1) == 2\nassert f(2) == 3\n[BEGIN]")  # lm-eval keeps the last newline
+    assert target == "def f(x):\n  return x + 1\n[DONE]"
 
 
 def test_texts_of_a_question_are_judged_together(monkeypatch):
