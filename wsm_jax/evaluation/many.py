@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-Item, Found = TypeVar("Item"), TypeVar("Found")
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 def processors() -> int:

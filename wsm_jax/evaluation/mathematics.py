@@ -125,8 +125,11 @@ def serve() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
 
     def right(gold: str, solution: str) -> bool:
-        # Its own limits are alarms; ours ends the process.
-        expected, found = (parse(text, parsing_timeout=None) for text in (f"${gold}$", solution))
+        # None: without its own limits, which are alarms; ours ends the process.
+        expected, found = (
+            parse(text, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+            for text in (f"${gold}$", solution)
+        )
         return bool(verify(expected, found, timeout_seconds=None))
 
     print("ready", file=answers, flush=True)
