@@ -21,7 +21,9 @@ MODULES = {
     "hf": ("datasets", "huggingface_hub"),
     "tensorboard": ("tensorboardX",),
     "wandb": ("wandb",),
+    "harness": ("lm_eval",),
 }
+APART = ("harness",)  # what a part of a verb's work takes, and no verb as a whole
 # What all of a verb's work takes; a merge needs its extra where weights are found by their loss.
 VERBS = {
     "prepare": "data",
@@ -55,5 +57,5 @@ def named(verb: str) -> Iterator[None]:
         brings = [extra for extra, modules in MODULES.items() if library in modules]
         if not brings:
             raise
-        extra = VERBS.get(verb, brings[0])
+        extra = brings[0] if brings[0] in APART else VERBS.get(verb, brings[0])
         raise UsageError(f'wsm {verb} needs {library}: pip install "wsm-jax[{extra}]"') from error
