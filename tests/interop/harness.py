@@ -2,9 +2,9 @@
 
     python -m tests.interop.harness --peer=PYTHON --model=FOLDER --data=DIR --output=results/harness/equality.json
 
-The model, a folder of transformers, is imported and exported; ours answers from the run, the other from the export. Of
-WikiText the first paragraphs are texts of their own. Float32; exit status 1 where accuracies or texts differ, or
-log-probabilities by more than 1e-3.
+The model is a run, or a folder of transformers, which is imported. It is exported; ours answers from the run, the other
+from the export. Of WikiText the first paragraphs are texts of their own. Float32; exit status 1 where accuracies or
+texts differ, or log-probabilities by more than 1e-3.
 """
 
 import argparse
@@ -17,7 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from wsm_jax import cli
+from wsm_jax import Run, cli
+from wsm_jax.evaluation import evaluate
 from wsm_jax.io import machine
 from wsm_jax.io.files import write_json
 
@@ -25,7 +26,7 @@ PEER = Path(__file__).parent / "harness_peer.py"
 TEXTS = Path(__file__).parent / "gsm8k_text.yaml"
 TASKS = ("arc_easy", "piqa", "winogrande", "boolq", "mmlu", "wikitext", str(TEXTS))
 TOLERANCE = 1e-3
-CONTEXT = 1024
+CONTEXT = 1024  # of a model that is imported
 
 
 def data(source: Path, folder: Path, limit: int) -> Path:
@@ -99,24 +100,29 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(exist_ok=True)
+        is_run = (options.model / "run.json").is_file()
+        run = options.model if is_run else work / "run"
         if not (work / "exported").exists():
             data(options.data, work / "data", options.limit)
-            assert cli.main(["import", str(options.model), f"--output={work / 'run'}", f"--context={CONTEXT}"]) == 0
-            assert cli.main(["export", f"--run={work / 'run'}", f"--output={work / 'exported'}"]) == 0
+            if not is_run:
+                assert cli.main(["import", str(options.model), f"--output={run}", f"--context={CONTEXT}"]) == 0
+            assert cli.main(["export", f"--run={run}", f"--output={work / 'exported'}"]) == 0
+        context, parameters = evaluate.model_of(Run(run)).config.context, Run(run).facts["parameters"]
         asked = [f"--tasks={','.join(TASKS)}", f"--limit={options.limit}"]
         if not [*work.glob("ours/*")]:
-            of = ["eval", f"--run={work / 'run'}", f"--tasks_data={work / 'data'}", f"--output={work / 'ours'}"]
+            of = ["eval", f"--run={run}", f"--tasks_data={work / 'data'}", f"--output={work / 'ours'}"]
             assert cli.main([*of, *asked]) == 0
-        there = [f"--data={work / 'data'}", f"--context={CONTEXT}", f"--output={work / 'hf.json'}"]
+        there = [f"--data={work / 'data'}", f"--context={context}", f"--output={work / 'hf.json'}"]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
         command = [options.peer, str(PEER), str(work / "exported"), *asked, *there]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
         (folder,) = (work / "ours").iterdir()
         mine, theirs = ours(folder), json.loads((work / "hf.json").read_text())
-    rows = [compare(task, mine[task], theirs[task]) for task in theirs]
+        rows = [compare(task, mine[task], theirs[task]) for task in theirs]
     found = {
         "model": options.model.name,
-        "context": CONTEXT,
+        "parameters": parameters,
+        "context": context,
         "limit": options.limit,
         "tolerance": TOLERANCE,
         "peer": json.loads(done.stdout.splitlines()[-1]),

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -200,13 +201,8 @@ def _print_differences(found: list[list["TaskScore"]]) -> None:
         for one, other in zip(scores, first, strict=True):
             values = differences(one, other)
             bits = values["bits_per_byte"]
-            row = [
-                one.model,
-                one.task,
-                _percent(values.get("accuracy")),
-                _figure(bits),
-                f"{bits.signal_over_noise:+.1f}",
-            ]
+            signal = "" if math.isnan(bits.signal_over_noise) else f"{bits.signal_over_noise:+.1f}"
+            row = [one.model, one.task, _percent(values.get("accuracy")), _figure(bits), signal]
             rows.append(row)
     header = ["merge", "task", "accuracy", "bits per byte", "signal over noise"]
     print_table(header, rows, title=f"difference to {first[0].model}, paired by question")

@@ -1,5 +1,6 @@
 """Tasks of lm-eval over files of JSON lines: those in ``tasks/`` beside this file, and any other by name or by file."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,6 +55,7 @@ def load(names: Sequence[str], data: Path | None) -> list[Benchmark]:
         raise UsageError(f"--tasks names no task; packaged are {', '.join(packaged())}")
     if data is not None and not data.is_dir():
         raise UsageError(f"--tasks_data={data} is no folder")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant, such as data that are read here
     metadata = {"tasks_data": str(data)} if data is not None else {}
     manager = TaskManager(include_path=str(FOLDER), include_defaults=False, metadata=metadata)
     if data is None or not {*names} <= {*manager.all_tasks, *(name for name in names if Path(name).is_file())}:
