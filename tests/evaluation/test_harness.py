@@ -16,7 +16,7 @@ import pytest
 from tests.interchange.folders import LLAMA, ROWS, arrays, make
 from tests.runs import ended, stop_when
 from wsm_jax import Run, cli
-from wsm_jax.checkpoints import orbax
+from wsm_jax.checkpoints import integrity, orbax
 from wsm_jax.data.tokenizer import Tokenizer
 from wsm_jax.evaluation import evaluate, language, scorer, scores
 from wsm_jax.parallel import sharding
@@ -151,7 +151,7 @@ def test_a_checkpoint_is_scored_and_written_in_both_formats(place, tmp_path, cap
         (["--tasks=arc_easy", "--batch_tokens=0"], "--batch_tokens=0 must be at least 1"),
         (["--tasks=arc_easy", "--curves=linear"], "--curves=C,... and --counts=N,... go together"),
         (["--tasks=arc_easy", "--curves=linear", "--counts=2,x"], "--counts: 'x' is no whole number"),
-        (["--tasks=arc_easy", "--curves=linear", "--counts=9"], "has no checkpoint at step"),
+        (["--tasks=arc_easy", "--curves=linear", "--counts=9"], "9 every 100 steps up to 300 begin at step -500"),
         (["--tasks=arc_easy", "--merged=none"], "has no merge 'none'"),
         (["--limit=3"], "--tasks_data goes with --tasks"),
     ],
@@ -181,6 +181,7 @@ def test_values_that_are_not_finite_end_with_status_3(place, tmp_path, capsys):
     tree = orbax.load_tree(run.merge_stream / "300")
     tree["final_norm"]["scale"] = tree["final_norm"]["scale"].at[0].set(jnp.nan)
     orbax.save_tree(run.merged("bad"), tree)
+    integrity.seal(run.merged("bad"), {orbax.PARAMS: []})
     assert cli.main(command(place, tmp_path, "--tasks=arc_easy", "--merged=bad")) == 3
     assert "bad: leaf final_norm/scale has 1 of" in capsys.readouterr().err
     assert not (tmp_path / "bad").exists()
@@ -245,15 +246,18 @@ def test_what_is_finished_is_not_asked_again_and_other_parameters_are(place, tmp
     model = make_model(run, kept=kept)
     requests = [([1, 2], [3]), ([1, 2], [4, 5])]
     first = model.scores(requests)
+    kept.close()
     counts = []
     score = scorer.score
     monkeypatch.setattr(
         scorer, "score", lambda m, p, d, pairs, **o: counts.append(len(pairs)) or score(m, p, d, pairs, **o)
     )
-    again = make_model(run, kept=Journal(tmp_path / "requests.jsonl"))
+    kept = Journal(tmp_path / "requests.jsonl")
+    again = make_model(run, kept=kept)
     assert again.scores([*requests, ([1], [7])])[:2] == first
     again.answer_with(evaluate.load(run, run.merge_stream / "200"), "other")
     assert again.scores(requests) != first
+    kept.close()
     assert counts == [1, 2]
 
 

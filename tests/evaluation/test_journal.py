@@ -15,6 +15,7 @@ def test_what_was_added_is_there_after_a_kill_that_cut_a_line(tmp_path):
     first = Journal(file)
     first.add({"a": [1.25, True], "b": "text"})
     assert file.read_text().count("\n") == 2  # on the disk, though nothing was closed
+    first.close()
     file.write_text(file.read_text() + '{"key": "c", "ans')
     second = Journal(file)
     assert (second.get("a"), second.get("b"), second.get("c")) == ([1.25, True], "text", None)
@@ -22,6 +23,7 @@ def test_what_was_added_is_there_after_a_kill_that_cut_a_line(tmp_path):
     second.close()
     third = Journal(file)
     assert third.get("c") == [0.1 + 0.2, False] and file.read_text().count("\n") == 3
+    third.close()
 
 
 def test_nothing_is_written_without_a_file():
@@ -31,15 +33,19 @@ def test_nothing_is_written_without_a_file():
     kept.close()
 
 
+def tokens(ids: list[int]) -> np.ndarray:
+    return np.asarray(ids, np.int32)
+
+
 def test_keys_differ_where_anything_does():
     requests = [
-        ("model", "score", np.int32([1, 2]), np.int32([3])),
-        ("model", "score", np.int32([1]), np.int32([2, 3])),
-        ("model", "score", np.int32([1, 2, 3]), np.int32([])),
-        ("model", "text", np.int32([1, 2]), np.int32([3])),
-        ("other", "score", np.int32([1, 2]), np.int32([3])),
-        ("model", "score", 12, np.int32([3])),
-        ("model", "score", 1, 2, np.int32([3])),
+        ("model", "score", tokens([1, 2]), tokens([3])),
+        ("model", "score", tokens([1]), tokens([2, 3])),
+        ("model", "score", tokens([1, 2, 3]), tokens([])),
+        ("model", "text", tokens([1, 2]), tokens([3])),
+        ("other", "score", tokens([1, 2]), tokens([3])),
+        ("model", "score", 12, tokens([3])),
+        ("model", "score", 1, 2, tokens([3])),
     ]
     keys = [journal.key(*request) for request in requests]
     assert len(set(keys)) == len(keys) and keys[0] == journal.key(*requests[0])

@@ -23,8 +23,8 @@ def test_figures_are_those_of_the_questions():
     residual = (np.array([1, 2, 3, 4]) - 10 / 24 * np.array([4, 4, 8, 8])) / math.log(2)
     assert ONE.bits_per_byte.stderr == pytest.approx(math.sqrt(4 / 3 * (residual**2).sum()) / 24)
     assert ONE.gold_margin == (pytest.approx(0.125), pytest.approx(np.std(ONE.margin, ddof=1) / 2))
-    assert ONE.gold_margin.signal_over_noise == pytest.approx(0.125 / ONE.gold_margin.stderr)
-    assert ONE.above_chance == (0.25, ONE.accuracy.stderr) and ONE.is_chance
+    assert ONE.gold_margin and ONE.gold_margin.signal_over_noise == pytest.approx(0.125 / ONE.gold_margin.stderr)
+    assert ONE.accuracy and ONE.above_chance == (0.25, ONE.accuracy.stderr) and ONE.is_chance
     assert not dataclasses.replace(ONE, correct=[1, 0] * 200, chance=0.25).is_chance
     text = dataclasses.replace(ONE, metric="", correct=[], margin=[])
     assert text.accuracy is None and text.gold_margin is None and not text.is_chance
@@ -33,7 +33,7 @@ def test_figures_are_those_of_the_questions():
 def test_a_record_is_json_and_comes_back(tmp_path):
     record = json.loads(json.dumps(ONE.record(), allow_nan=False))
     assert (record["accuracy"], record["questions"], record["shots"]) == (0.5, 4, 0)
-    assert record["above_chance_signal_over_noise"] == pytest.approx(0.25 / ONE.accuracy.stderr)
+    assert record["above_chance_signal_over_noise"] == pytest.approx(0.25 / record["accuracy_stderr"])
     back = scores.from_record(record, "here")
     assert (back.accuracy, back.bits_per_byte, back.facts["prompt_hash"]) == (ONE.accuracy, ONE.bits_per_byte, "x")
     single = dataclasses.replace(ONE, correct=[1], gold_nats=[1.0], gold_bytes=[2], margin=[0.5])
@@ -42,7 +42,7 @@ def test_a_record_is_json_and_comes_back(tmp_path):
     with pytest.raises(UsageError, match=r"holds no scores of tasks: it has no records\.jsonl"):
         scores.read(tmp_path)
     (tmp_path / "records.jsonl").write_text('{"task": "t"}\n')
-    with pytest.raises(UsageError, match=r"records\.jsonl:1 is no record that wsm eval --tasks has written"):
+    with pytest.raises(UsageError, match=r"records\.jsonl:1 is no record of a task, as wsm eval --tasks writes them"):
         scores.read(tmp_path)
 
 

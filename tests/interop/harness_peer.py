@@ -10,10 +10,12 @@ import json
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
-import lm_eval
 import torch  # pyright: ignore[reportMissingImports]
 import transformers  # pyright: ignore[reportMissingImports]
+from lm_eval import __version__
+from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
@@ -27,7 +29,7 @@ def main() -> None:
     for name in ("tasks", "data", "limit", "context", "output"):
         parser.add_argument(f"--{name}", required=True)
     options = parser.parse_args()
-    found = lm_eval.simple_evaluate(
+    found: Any = simple_evaluate(
         "hf",
         model_args={
             "pretrained": options.model,
@@ -43,7 +45,6 @@ def main() -> None:
             include_path=str(FOLDER), include_defaults=False, metadata={"tasks_data": options.data}
         ),
     )
-    assert found is not None
     answers = {
         task: {
             "metrics": {name: value for name, value in found["results"][task].items() if isinstance(value, float)},
@@ -53,7 +54,7 @@ def main() -> None:
         for task, samples in found["samples"].items()
     }
     Path(options.output).write_text(json.dumps(answers))
-    versions = {"lm_eval": lm_eval.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {"lm_eval": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
     print(json.dumps({**versions, "python": platform.python_version()}))
 
 

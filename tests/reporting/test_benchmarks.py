@@ -13,7 +13,7 @@ from wsm_jax.reporting import benchmarks
 
 
 def score(task, group, accuracy, nats, *, run="wsd", model="step-10", metric="acc", questions=200):
-    correct = (np.arange(questions) < accuracy * questions).astype(float).tolist() if metric else []
+    correct = (np.arange(questions) < round(accuracy * questions)).astype(float).tolist() if metric else []
     facts = {"run": f"/runs/{run}", "shots": 0, "prompt_hash": task}
     noise = np.random.default_rng(0).normal(0, 0.1, questions)
     return TaskScore(
@@ -39,8 +39,10 @@ def write(folder, found):
 def folders(tmp_path):
     """Two runs; the second is better by five points of accuracy, but for what is at chance, and 0.1 nats."""
     wsd = [score(task, group, accuracy, 5.0) for task, group, accuracy in TASKS]
-    more = {"run": "wsm", "model": "linear-4"}
-    wsm = [score(task, group, accuracy + 0.05 * (accuracy > 0.25), 4.9, **more) for task, group, accuracy in TASKS]
+    wsm = [
+        score(task, group, accuracy + 0.05 * (accuracy > 0.25), 4.9, run="wsm", model="linear-4")
+        for task, group, accuracy in TASKS
+    ]
     text = [score("wikitext", "language", 0, 7.0, metric="", run=name) for name in ("wsd", "wsm")]
     first, second = tmp_path / "a" / "benchmarks" / "step-10", tmp_path / "b" / "benchmarks" / "linear-4"
     return write(first, [text[0], *wsd]), write(second, [*wsm, text[1], score("alone", "other", 0.5, 1.0)])

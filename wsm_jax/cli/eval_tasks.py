@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
 
     run = Run(options.directory)
     many = _specs(options, run)
-    single = None if many else _single(options, run)
+    single = ("", run.path, "") if many else _single(options, run)
     output = places.at(options.output or run.path / "benchmarks")
     disk.check_writable(output)
     if options.batch_tokens is not None and options.batch_tokens < 1:
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
     what = benchmark.Asked(task_files.load(names, data), options.shots, options.limit)
     what.check()
     models = _merges(run, many) if many else _loaded(run, *single)
-    about = [names, options.shots, options.limit, [*many] if many else single[0]]
+    about = [names, options.shots, options.limit, [*many] or single[0]]
     with benchmark.kept(output, *about) as file:
         journal = Journal(file)
         model = harness.LanguageModel(

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import lm_eval
+from lm_eval import __version__
+from lm_eval.evaluator import simple_evaluate
 from lm_eval.loggers.evaluation_tracker import EvaluationTracker
 from lm_eval.tasks import TaskManager
 
@@ -133,7 +134,7 @@ def _ask(asked: Asked, model: LanguageModel) -> dict[str, Any]:
     """The results of lm-eval; its own bars and warnings are not shown."""
     manager = TaskManager(include_path=str(FOLDER), include_defaults=False)
     with contextlib.redirect_stderr(io.StringIO()):
-        results: Any = lm_eval.simple_evaluate(
+        results: Any = simple_evaluate(
             model,
             tasks=[one.whole for one in asked.benchmarks],
             num_fewshot=asked.shots,
@@ -190,7 +191,7 @@ def _score(
             "truncated": sum(model.was_cut(sample["arguments"]) for sample in every),
             "cut": "from the left",
             **model.facts(),
-            "lm_eval": lm_eval.__version__,
+            "lm_eval": __version__,
             "jax": jax.__version__,
             "platform": jax.default_backend(),
         },

@@ -118,7 +118,8 @@ class LanguageModel(TemplateLM):
         for texts, given, answer in requests:
             if len(given) + len(answer) > self.context + 1:
                 self.cut.add(texts)
-        return [tuple(one) for one in self.scores([(given, answer) for _, given, answer in requests])]
+        found = self.scores([(given, answer) for _, given, answer in requests])
+        return [(one.logprob, one.greedy) for one in found]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of whole texts, each token given as many before it as fit."""
@@ -169,7 +170,8 @@ class LanguageModel(TemplateLM):
         """
         asked = []
         for request in requests:
-            text, how = request.args[0], normalize_gen_kwargs(request.args[1], NEW_TOKENS)
+            text, given = request.arguments
+            how: Any = normalize_gen_kwargs(given, NEW_TOKENS)
             if how.get("do_sample"):
                 raise UsageError(f"task {request.task_name} draws its texts (do_sample); only the likeliest are made")
             new = min(how["max_gen_toks"], self.context // 2)

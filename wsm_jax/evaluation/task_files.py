@@ -56,7 +56,7 @@ def load(names: Sequence[str], data: Path | None) -> list[Benchmark]:
     if data is not None and not data.is_dir():
         raise UsageError(f"--tasks_data={data} is no folder")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant, such as data that are read here
-    metadata = {"tasks_data": str(data)} if data is not None else {}
+    metadata: Any = {"tasks_data": str(data)} if data is not None else {}
     manager = TaskManager(include_path=str(FOLDER), include_defaults=False, metadata=metadata)
     if data is None or not {*names} <= {*manager.all_tasks, *(name for name in names if Path(name).is_file())}:
         own = None if data is None else str(FOLDER)

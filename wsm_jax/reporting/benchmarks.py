@@ -49,22 +49,23 @@ def results(path: str) -> Path:
     raise UsageError(f"{path} has results of several models; name one of {', '.join(map(str, there))}")
 
 
-def pair(first: Path, second: Path) -> Pair:
+def pair(one: Path, other: Path) -> Pair:
     """The scores in two folders of results.
 
     Raises:
       UsageError: no task in common, or one that was asked otherwise.
     """
-    found = [{score.task: score for score in scores.read(folder)} for folder in (first, second)]
+    found = [{score.task: score for score in scores.read(folder)} for folder in (one, other)]
     common = [name for name in found[0] if name in found[1]]
     if not common:
-        raise UsageError(f"{first} has {', '.join(found[0])}, {second} has {', '.join(found[1])}: no task in common")
+        raise UsageError(f"{one} has {', '.join(found[0])}, {other} has {', '.join(found[1])}: no task in common")
     for name in common:
         scores.differences(found[1][name], found[0][name])
     alone = sorted({*found[0]} ^ {*found[1]})
     names = [_name(next(iter(each.values()))) for each in found]
     ordered = [score.task for members in scores.groups(found[0][name] for name in common).values() for score in members]
-    return Pair((names[0], names[1]), *([each[name] for name in ordered] for each in found), alone)
+    first, second = ([each[name] for name in ordered] for each in found)
+    return Pair((names[0], names[1]), first, second, alone)
 
 
 def _name(score: TaskScore) -> str:
