@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from wsm_jax import UsageError
 from wsm_jax.cli import extras
 
 ROOT = Path(__file__).parent.parent
@@ -110,6 +111,12 @@ def test_a_verb_says_which_extra_it_lacks(tmp_path):
     said = [f'wsm: wsm {v[0]} needs {lacks}: pip install "wsm-jax[{extra}]"' for v, (lacks, extra) in verbs.items()]
     assert done.stderr.splitlines() == said
     assert done.returncode == 0
+
+
+def test_tasks_need_an_extra_that_the_verb_as_a_whole_does_not():
+    says = re.escape('wsm eval needs lm_eval: pip install "wsm-jax[harness]"')
+    with pytest.raises(UsageError, match=says), extras.named("eval"):
+        raise ModuleNotFoundError("No module named 'lm_eval'", name="lm_eval")
 
 
 def test_a_library_that_no_extra_brings_is_a_fault_of_the_program():

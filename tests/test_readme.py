@@ -29,7 +29,7 @@ def pages_with(language: str) -> list[str]:
 
 @pytest.fixture
 def place(demo_run, tmp_path_factory):
-    """A folder as the README assumes it: configs/, runs/demo-0 (short), docs/, talks.jsonl."""
+    """A folder as the README assumes it: configs/, runs/demo-0 (short), docs/, talks.jsonl, questions/."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "tests").symlink_to(ROOT / "tests")
@@ -37,6 +37,12 @@ def place(demo_run, tmp_path_factory):
     shutil.copytree(demo_run, folder / "runs" / "demo-0")
     talks = [{"prompt": f"def f{n}(x):\n", "response": f"    return x + {n}\n"} for n in range(300)]
     (folder / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    (folder / "questions").mkdir()
+    asked = [{"query": f"def f{n}(x):", "choices": ["return x", "import x"], "gold": n % 2} for n in range(8)]
+    blank = {"sentence": "def f(x): return _ + 1", "option1": "x", "option2": "y", "answer": "1"}
+    for name, records in (("arc_easy", asked), ("winogrande", [blank] * 4)):
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (folder / "questions" / f"{name}.jsonl").write_text(lines)
     (folder / "docs").mkdir()
     for module in ("argparse.py", "ast.py", "calendar.py", "csv.py", "enum.py", "heapq.py", "shutil.py", "string.py"):
         shutil.copy(Path(os.__file__).parent / module, folder / "docs")

@@ -59,7 +59,12 @@ VERBS = {
         False,
         "Tell what a run, a checkpoint or a merge is, or with --hashes whether it is what was saved.",
     ),
-    "eval": (eval.add, eval.run, False, "Loss of a run's checkpoint or merge on held-out documents."),
+    "eval": (
+        eval.add,
+        eval.run,
+        False,
+        "Loss of a run's checkpoint or merge on held-out documents, or what it scores on tasks.",
+    ),
     "generate": (generate.add, generate.run, False, "Text after prompts, by a checkpoint or a merge of a run."),
     "import": (
         import_model.add,

@@ -1,8 +1,10 @@
-"""``wsm eval``: the loss of a checkpoint or merge on held-out documents, any text, or answers given their prompts."""
+"""``wsm eval``: the loss of a checkpoint or merge on held-out documents, any text, or answers given their prompts; and
+what it scores on tasks."""
 
 import argparse
 import json
 
+from wsm_jax.cli import eval_tasks
 from wsm_jax.cli.arguments import whole
 from wsm_jax.errors import NonFiniteError, UsageError
 from wsm_jax.reporting.tables import print_table, text
@@ -29,11 +31,15 @@ def add(sub: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="measure answers given their prompts instead: JSON lines with prompt and answer, .jsonl or .jsonl.gz",
     )
+    eval_tasks.add(sub, what)
     sub.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace, settings: list[str]) -> None:
     """``wsm eval``: loss, standard error, perplexity and bits per byte; of answers, how many were left out too."""
+    if eval_tasks.asked(options):
+        eval_tasks.run(options)
+        return
     from wsm_jax.checkpoints import orbax
     from wsm_jax.checkpoints.run import Run
     from wsm_jax.evaluation import answers

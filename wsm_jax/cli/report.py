@@ -20,12 +20,20 @@ def add(sub: argparse.ArgumentParser) -> None:
         "or a folder of such folders: writes RESULTS/REPORT.md",
     )
     sub.add_argument("--output", metavar="DIR", help="default: RUN/report of the first run")
+    sub.add_argument(
+        "--benchmarks",
+        action="store_true",
+        help="two models that wsm eval --tasks has scored, the second against the first: runs, or folders of results",
+    )
     sub.add_argument("--learned", action="store_true", help="add a merge whose weights are learned on validation")
     sub.add_argument("--json", action="store_true", help="print the table as JSON")
 
 
 def run(options: argparse.Namespace, settings: list[str]) -> None:
     """Writes the report of the runs, the page of an experiment or the index of results."""
+    if options.benchmarks:
+        _benchmarks(options)
+        return
     first = places.at(options.runs[0])
     if not (first / "config.json").is_file() and any(
         [*first.glob(f"{level}claims.json")] for level in ("", "*/", "*/*/")
@@ -51,6 +59,25 @@ def run(options: argparse.Namespace, settings: list[str]) -> None:
     print_table(header, rows, title="test loss, nats per token")
     print("\n".join(report_lib.findings(result)))
     print(f"report: {folder}/report.md and report.html")
+
+
+def _benchmarks(options: argparse.Namespace) -> None:
+    from wsm_jax.io import disk
+    from wsm_jax.reporting import benchmarks
+
+    if len(options.runs) != 2 or options.learned:
+        raise UsageError("--benchmarks goes with two runs or folders of results, and not with --learned")
+    found = benchmarks.pair(*map(benchmarks.results, options.runs))
+    output = places.at(options.output or places.at(options.runs[0]) / "report")
+    disk.check_writable(output)
+    page = benchmarks.write(found, output)
+    if options.json:
+        print(json.dumps(benchmarks.figures(found), indent=2))
+        return
+    header, *rows = benchmarks.table(found)
+    print_table(header, rows)
+    print("\n".join(benchmarks.remarks(found)))
+    print(f"report: {page}")
 
 
 def _results(options: argparse.Namespace, folder: Path) -> None:

@@ -155,6 +155,15 @@ def end_tokens(folder: Path) -> tuple[list[int], list[str]]:
     return [number for number in numbers if isinstance(number, int)], [text] if text else []
 
 
+def first_token(folder: Path) -> str | None:
+    """The text of the token that a public model's texts begin with, ``bos_token``; None where nothing says so.
+
+    Raises:
+      UsageError: ``tokenizer_config.json`` is no JSON object.
+    """
+    return _text(tokenizer_config(folder).get("bos_token"))
+
+
 def _object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}

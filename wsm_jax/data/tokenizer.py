@@ -73,9 +73,14 @@ class Tokenizer:
         return self._marking.encode(text, add_special_tokens=False).ids
 
     @functools.cached_property
+    def bos(self) -> list[int]:
+        """The tokens that the vocabulary's file puts before a text; many put none."""
+        return self._marking.encode("", add_special_tokens=True).ids
+
+    @functools.cached_property
     def opening(self) -> list[int]:
         """What a text begins with: the tokens that the vocabulary's file says, else the end of the text before."""
-        return self._marking.encode("", add_special_tokens=True).ids or [self.eot]
+        return self.bos or [self.eot]
 
     def number(self, token: str) -> int | None:
         """The id of a token, a special one as it is spelt; None where there is none."""

@@ -37,7 +37,7 @@ class Evaluation:
     @property
     def loss_stderr(self) -> float:
         """Standard error of :attr:`loss`, documents being the sampling unit (ratio estimator)."""
-        return _clustered_stderr(self.nats, self.tokens)
+        return clustered_stderr(self.nats, self.tokens)
 
     @property
     def perplexity(self) -> float:
@@ -52,7 +52,7 @@ class Evaluation:
     @property
     def bits_per_byte_stderr(self) -> float:
         """Standard error of :attr:`bits_per_byte`, as that of the loss."""
-        return _clustered_stderr(self.nats / math.log(2), self.bytes)
+        return clustered_stderr(self.nats / math.log(2), self.bytes)
 
     def intervals(self) -> dict[str, float]:
         """95% intervals of loss and bits per byte under a normal approximation; NaN of a single document."""
@@ -79,7 +79,8 @@ class Evaluation:
         }
 
 
-def _clustered_stderr(values: np.ndarray, sizes: np.ndarray) -> float:
+def clustered_stderr(values: np.ndarray, sizes: np.ndarray) -> float:
+    """Standard error of sum(values) / sum(sizes), of which each document, or question, gives a pair; NaN of one."""
     count = len(values)
     if count < 2:
         return float("nan")
@@ -109,4 +110,4 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
     if first.data_hash != second.data_hash:
         raise UsageError("the two evaluations are of different data and cannot be compared")
     delta = first.nats - second.nats
-    return Difference(float(delta.sum() / first.tokens.sum()), _clustered_stderr(delta, first.tokens))
+    return Difference(float(delta.sum() / first.tokens.sum()), clustered_stderr(delta, first.tokens))
