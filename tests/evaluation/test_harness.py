@@ -12,21 +12,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lm_eval.api.instance import Instance
 
 from tests.interchange.folders import LLAMA, ROWS, arrays, make
 from tests.runs import ended, stop_when
 from wsm_jax import Run, cli
 from wsm_jax.checkpoints import integrity, orbax
 from wsm_jax.data.tokenizer import Tokenizer
-from wsm_jax.evaluation import evaluate, language, scorer, scores
-from wsm_jax.parallel import sharding
-
-pytest.importorskip("lm_eval", reason="needs the extra harness, which dev brings")
-from lm_eval.api.instance import Instance
-
-from wsm_jax.evaluation import benchmark, task_files
+from wsm_jax.evaluation import benchmark, evaluate, language, scorer, scores, task_files
 from wsm_jax.evaluation.harness import LanguageModel
 from wsm_jax.evaluation.journal import Journal
+from wsm_jax.parallel import sharding
 
 CONTEXT = 64
 VALUES = {**LLAMA, "hidden_size": 16, "max_position_embeddings": CONTEXT, "vocab_size": ROWS}
@@ -343,6 +339,22 @@ def test_another_process_that_evaluates_the_same_is_named(place, tmp_path, capsy
     with benchmark.kept(tmp_path, *about):
         status, printed = ended(start(*command(place, tmp_path, "--tasks=arc_easy")))
     assert status == 2 and f"another process evaluates the same into {tmp_path}" in printed
+
+
+@pytest.mark.integration
+def test_programs_that_the_model_wrote_run_where_that_is_allowed(place, tmp_path, capsys):
+    test = "def check(f):\n    assert f(2) == 4\n"
+    problem = {"task_id": "0", "prompt": "def double(x):\n", "entry_point": "double", "test": test}
+    (tmp_path / "humaneval.jsonl").write_text(
+        json.dumps({**problem, "canonical_solution": "    return 2 * x\n"}) + "\n"
+    )
+    asked = [*command(place, tmp_path / "out", "--tasks=humaneval"), f"--tasks_data={tmp_path}"]
+    assert cli.main(asked) == 2
+    assert "humaneval and mbpp run programs that the model wrote; --allow_code_execution" in capsys.readouterr().err
+    assert cli.main([*asked, "--allow_code_execution"]) == 0
+    found = read(tmp_path / "out" / "step-300")["humaneval"]
+    assert (found["accuracy"], found["group"]) == (0.0, "code")
+    assert found["sandbox"]["mechanism"] in ("bubblewrap", "landlock") and found["bits_per_byte"] > 0
 
 
 def test_the_packaged_tasks_are_those_of_the_documentation():
