@@ -126,7 +126,7 @@ def main() -> int:
         "limit": options.limit,
         "tolerance": TOLERANCE,
         "peer": json.loads(done.stdout.splitlines()[-1]),
-        **machine.environment(),
+        **{name: value for name, value in machine.environment().items() if name != "command"},  # of one machine's paths
         "rows": rows,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
