@@ -13,6 +13,9 @@ import pytest
 
 from experiments import readme
 from wsm_jax import cli
+from wsm_jax.config import DataConfig
+from wsm_jax.data.sources import documents
+from wsm_jax.data.store import split_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("demo")]  # one demo run serves several files
 ROOT = Path(__file__).parent.parent
@@ -33,6 +36,7 @@ def place(demo_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "tests").symlink_to(ROOT / "tests")
+    (folder / "wsm_jax").symlink_to(ROOT / "wsm_jax")
     (folder / "runs").mkdir()
     shutil.copytree(demo_run, folder / "runs" / "demo-0")
     talks = [{"prompt": f"def f{n}(x):\n", "response": f"    return x + {n}\n"} for n in range(300)]
@@ -81,6 +85,20 @@ def test_every_shell_command_runs(place, page, short_demo, store, monkeypatch, c
         assert arguments[0] == "wsm"
         # In this process: a new one for each would spend most of its time on importing and compiling.
         assert cli.main(arguments[1:]) == 0, f"{command}\n{capsys.readouterr().err}"
+
+
+def test_the_text_to_train_on_has_held_out_documents():
+    """The commands run above with larger held-out shares; with the default ones they must, too."""
+    names = {
+        n for page in PAGES.values() for n in re.findall(r"^wsm train .*data\.source=text:(\S+)", page, re.MULTILINE)
+    }
+    assert names
+    data = DataConfig()
+    shares = data.validation_fraction, data.test_fraction
+    for name in names:
+        assert (ROOT / name).is_dir()
+        splits = {split_of(document.text, *shares) for document in documents(f"text:{ROOT / name}")}
+        assert splits == {"train", "validation", "test"}, name
 
 
 @pytest.mark.parametrize("page", pages_with("python"))

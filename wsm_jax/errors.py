@@ -1,9 +1,10 @@
 """The one exception a user is meant to see, and the one warning: a line that names the culprit and what to do."""
 
 import contextlib
+import difflib
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 
 class UsageError(ValueError):
@@ -17,6 +18,17 @@ class UsageWarning(UserWarning):
 def warn(text: str) -> None:
     """Warns of something unusual that is allowed."""
     warnings.warn(text, UsageWarning, stacklevel=3)
+
+
+def nearest(text: str, known: Iterable[str]) -> str:
+    """The name of ``known`` that is most like ``text``; empty where none is."""
+    return next(iter(difflib.get_close_matches(text, list(known), n=1)), "")
+
+
+def meant(text: str, known: Iterable[str], prefix: str = "") -> str:
+    """``; did you mean ...?`` for the :func:`nearest`; empty where there is none."""
+    name = nearest(text, known)
+    return f"; did you mean {prefix}{name}?" if name else ""
 
 
 @contextlib.contextmanager

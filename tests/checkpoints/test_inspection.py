@@ -76,3 +76,8 @@ def test_a_run(reference, capsys):
 def test_nothing_of_the_kind(tmp_path, capsys):
     assert cli.main(["inspect", str(tmp_path)]) == 2
     assert "is neither a complete Orbax checkpoint nor" in capsys.readouterr().err
+    for step in ("checkpoint-500", "checkpoint-900"):
+        (tmp_path / step).mkdir()
+        save_file({"w": np.ones(2, np.float32)}, tmp_path / step / "model.safetensors")
+    assert cli.main(["inspect", str(tmp_path)]) == 2
+    assert f"there are checkpoints in it, e.g. {tmp_path / 'checkpoint-500'}\n" in capsys.readouterr().err

@@ -269,6 +269,12 @@ def test_the_folder_above_a_run_names_the_run(folder):
         Run(folder.parent)
 
 
+def test_a_folder_of_other_checkpoints_is_merged_without_run(tmp_path):
+    (tmp_path / "checkpoint-500").mkdir()
+    with pytest.raises(UsageError, match=rf"checkpoints of another trainer: wsm merge {tmp_path} --count=N"):
+        Run(tmp_path)
+
+
 def test_provenance_names_versions_machine_and_command():
     found = machine.environment()
     assert set(found["versions"]) == set(machine.LIBRARIES)

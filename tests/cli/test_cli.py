@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,19 @@ def test_train_help_lists_every_field(capsys):
     for name, (_, help_text) in flat_fields(config_flags.load([f"--config={CONFIG}"])).items():
         assert f"{name}: " in text
         assert help_text in text
+
+
+def test_train_help_lists_the_fields_of_a_family(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--config.model.family=llama", "--help"])
+    text = capsys.readouterr().out
+    assert "model.kv_heads: int = 0" in text and "model.family=llama;" in text
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert (stop.value.code, capsys.readouterr().out) == (0, f"wsm-jax {metadata.version('wsm-jax')}\n")
 
 
 def test_weights_prints_the_contract(capsys):
@@ -153,6 +167,14 @@ def test_weights_plot(tmp_path, capsys):
         (["report", "/x", "--output="], "--output= is empty"),
         (["weights", "--curve=linear", "--count=3", "--plot=/proc/none/x"], "/proc/none: No such file or directory"),
         (["train", "--run=/x", f"--config={CONFIG}", "--nonsense=1"], "--nonsense=1"),
+        (["merge", "/a", "--cuont=3"], "unrecognized arguments: --cuont=3; did you mean --count? (wsm merge --help"),
+        (["merge", "/a", "--last-step", "3"], "did you mean --last_step?"),
+        (["merge", "/a", "--count=3", "--zzzz"], "--zzzz (wsm merge --help"),
+        (["merge", "/a", "--curve=minus-sqrt", "--output=/b"], "did you mean minus_sqrt?"),
+        (["train", "--run=/x", f"--config={CONFIG}", "--model.layers=1"], "did you mean --config.model.layers?"),
+        (["train", "--run=/x", f"--config={CONFIG}", "--config.optimizer.lr=1"], "mean --config.optimizer.peak_lr?"),
+        (["train", "--run=/x", f"--config={CONFIG}", "--config.layers=1"], "did you mean --config.model.layers?"),
+        (["train", "--run=/x", f"--config={CONFIG}", "--config.model.zzzz=1"], "wsm train --help lists all fields"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_status_2(arguments, words, capsys):

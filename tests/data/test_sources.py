@@ -73,6 +73,11 @@ def test_mixture_errors(text, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_path_without_its_kind_is_told_what_to_write(tmp_path):
+    with pytest.raises(UsageError, match=rf"is unknown; write .*; did you mean text:{tmp_path}\?$"):
+        parse_mixture(str(tmp_path), "data.source")
+
+
 def test_standard_library_is_whole_and_without_tests(tmp_path):
     found = list(documents("stdlib", str(tmp_path)))
     ids = [document.id for document in found]

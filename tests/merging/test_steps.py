@@ -137,6 +137,8 @@ def test_a_folder_of_models_is_merged_by_its_steps(tmp_path, capsys, layout):
     assert record["steps"] == [900, 1000, 1100]
     paths = [str(tmp_path / "in" / layout.format(step)) for step in steps[1:]]
     assert [entry["path"] for entry in record["inputs"]] == paths
+    assert cli.main(["merge", str(tmp_path / "in"), "--count=3", f"--output={tmp_path / 'other'}"]) == 0
+    assert capsys.readouterr().out == f"merged 3 checkpoints of steps 900 to 1100 into {tmp_path / 'other'}\n"
 
 
 def test_a_folder_that_is_itself_a_model(tmp_path, capsys):

@@ -39,6 +39,8 @@ class Run:
         if not (self.path / "config.json").is_file():
             inside = sorted(self.path.glob("*/run.json"))
             hint = f"did you mean {inside[0].parent}?" if inside else f"wsm train --run={path} makes one"
+            if not inside and self.path.is_dir() and any(self.path.iterdir()):
+                hint = f"checkpoints of another trainer: wsm merge {path} --count=N --output=OUT"
             raise UsageError(f"{path} is not a run directory: it has no config.json ({hint})")
         self.config = _read_config(self.path / "config.json")
         self.facts: dict[str, Any] = _read_facts(self.path / "run.json")

@@ -114,6 +114,8 @@ def open_source(path: str | os.PathLike, item: str | None = None) -> Source:
         steps = orbax.complete_steps(place)
         hint = f"; it holds those of steps {steps[0]} to {steps[-1]}: name them, oldest first" if steps else ""
         hint = hint or orbax.hint(place) or model_folder.hint(place) or torch_source.hint(place)
+        inside = [] if hint else [child for child in sorted(place.iterdir()) if is_checkpoint(child)]
+        hint = f"; there are checkpoints in it, e.g. {inside[0]}" if inside else hint
     raise UsageError(f"{path} is neither {wanted}{hint}")
 
 

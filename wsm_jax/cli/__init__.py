@@ -5,10 +5,11 @@ Heavy libraries are imported by the verbs that need them. Exit status: 0 done; 2
 """
 
 import argparse
+import importlib.metadata
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from wsm_jax.cli import (
     config_flags,
@@ -28,7 +29,7 @@ from wsm_jax.cli import (
     train,
     weights,
 )
-from wsm_jax.errors import UsageError, ended
+from wsm_jax.errors import UsageError, ended, meant
 
 # Verb -> what adds its arguments, what runs it, whether it takes a configuration, its help.
 VERBS = {
@@ -98,6 +99,12 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} ({self.prog} --help tells more)")
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        print(f"wsm-jax {importlib.metadata.version('wsm-jax')}")
+        parser.exit()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit status, as :func:`wsm_jax.errors.ended` has it."""
     quiet.quiet()
@@ -110,9 +117,11 @@ def _run(arguments: list[str]) -> int:
     if (empty := next((a for a in arguments if re.fullmatch(r"(--[a-z_]+=)?\s*", a)), None)) is not None:
         raise UsageError(f"{empty.strip() or 'an argument'} is empty; give it a value, or leave it out")
     settings = [a for a in arguments if a.split("=")[0].split(".")[0] == "--config"]
-    options, unknown = _parser().parse_known_args([a for a in arguments if a not in settings])
+    shown = settings if {"-h", "--help"} & set(arguments) else []
+    options, unknown = _parser(shown).parse_known_args([a for a in arguments if a not in settings])
     if unknown:
-        raise UsageError(f"unrecognized arguments: {' '.join(unknown)} (wsm {options.verb} --help tells more)")
+        hint = _nearest(unknown[0], options)
+        raise UsageError(f"unrecognized arguments: {' '.join(unknown)}{hint} (wsm {options.verb} --help tells more)")
     if settings and not options.takes_config:
         raise UsageError(f"wsm {options.verb} takes no {settings[0].split('=')[0]}")
     with extras.named(options.verb):
@@ -130,8 +139,24 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="wsm", description="Train at a constant rate, merge checkpoints, compare with a real decay.")
+def _nearest(argument: str, options: argparse.Namespace) -> str:
+    """Which option of the verb was probably meant by one that it does not have."""
+    if not argument.startswith("-"):
+        return ""
+    known = re.findall(r"--(\w+)", options.usage())
+    if options.takes_config:
+        known += config_flags.names()
+    return meant(argument.split("=")[0].lstrip("-").replace("-", "_"), known, "--")
+
+
+def _parser(settings: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser of all verbs; the fields of the configuration are listed for the model family in ``settings``."""
+    parser = _Parser(
+        prog="wsm",
+        description="Train at a constant rate, merge checkpoints, compare with a real decay.",
+        epilog="wsm VERB --help tells more of a verb.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
     for name, (add, run, takes_config, help) in VERBS.items():
         sub = verbs.add_parser(
@@ -140,12 +165,12 @@ def _parser() -> argparse.ArgumentParser:
             description=help,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            epilog=config_flags.help_text() if takes_config else None,
+            epilog=config_flags.help_text(settings) if takes_config else None,
         )
         if takes_config:
             sub.add_argument_group("configuration").add_argument(
                 "--config", metavar="FILE", help="a Python file with get_config(), e.g. configs/tiny.py"
             )
-        sub.set_defaults(run=run, takes_config=takes_config)
+        sub.set_defaults(run=run, takes_config=takes_config, usage=sub.format_usage)
         add(sub)
     return parser

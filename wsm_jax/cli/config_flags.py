@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wsm_jax.config import MODEL_FIELDS, Config, ModelFields, check_values, flat_fields
-from wsm_jax.errors import UsageError
+from wsm_jax.errors import UsageError, nearest
 
 
 def load(arguments: Sequence[str]) -> Config:
@@ -105,20 +105,36 @@ def check_fields(arguments: Sequence[str], config: Config | None = None) -> None
 
 
 def _nearest(name: str, known: dict[str, Any]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name.removeprefix("config."), known, n=1, cutoff=0.5)
-    return f"; did you mean --config.{close[0]}?" if close else "; wsm train --help lists all fields"
+    """What to say of a field that there is not: the nearest of its group, else of all."""
+    name = name.removeprefix("config.")
+    group, _, field = name.rpartition(".")
+    own = [path for path in known if path.rpartition(".")[0] == group]
+    for paths in (own, known):
+        fields = {path.rpartition(".")[2]: path for path in paths}
+        named = [short for short in fields if field in short.split("_")]  # lr: peak_lr
+        if found := next(iter(named), nearest(field, fields)):
+            return f"; did you mean --config.{fields[found]}?"
+    return "; wsm train --help lists all fields"
 
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def help_text() -> str:
-    """All fields with type, default and help, for ``--help``."""
-    lines = ["configuration fields (--config.FIELD=VALUE):"]
-    for name, (value, text) in flat_fields(Config()).items():
+def names() -> list[str]:
+    """``config.FIELD`` of all fields, as options name them; of the default model."""
+    return [f"config.{name}" for name in flat_fields(Config())]
+
+
+def help_text(arguments: Sequence[str] = ()) -> str:
+    """All fields with type, default and help, for ``--help``; those of the model family that ``arguments`` ask for."""
+    config = Config()
+    _choose_family(config, arguments)
+    lines = [
+        f"configuration fields (--config.FIELD=VALUE), those of model.family={config.model.family}; with",
+        "--config.model.family=NAME --help lists those of another:",
+    ]
+    for name, (value, text) in flat_fields(config).items():
         shown = repr(value) if isinstance(value, str) else str(value)
         lines.append(f"  {name}: {type(value).__name__} = {shown}\n      {text}")
     return "\n".join(lines)

@@ -15,11 +15,16 @@ CURVES = (
     "linear | cosine | minus_sqrt | square | exponential | inverse_sqrt | ema (decay curves), "
     "mean | lawa (uniform), wma (by index), ema:DECAY (recursive), best:N (lowest validation loss)"
 )
+EXAMPLES = """examples:
+  wsm merge CHECKPOINTS --curve=minus_sqrt --count=8 --output=OUT   the newest 8 in a folder of any trainer
+  wsm merge A:0.3 B:0.7 --output=OUT                                given checkpoints and weights
+  wsm merge --run=RUN --curve=linear --count=10                     a window of a run of wsm train"""
 FIT_OPTIONS = ("fit_split", "source", "fit_steps", "fit_seed", "fit_start", "monotone")
 
 
 def add(sub: argparse.ArgumentParser) -> None:
     """Adds the arguments of the verb."""
+    sub.epilog = EXAMPLES
     _add_checkpoints(sub)
     _add_weights(sub)
     _add_output(sub)
@@ -74,7 +79,7 @@ def _add_weights(sub: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--curve",
         metavar="C",
-        help=f"{CURVES}; with --run also learned and search; means take decay curves, uniform ones and search",
+        help=f"{CURVES}; with --run also learned and search. --snapshot=mean takes decay curves, mean, lawa and search",
     )
     which.add_argument("--schedule", metavar="FILE.py:NAME", help="emulate this function step -> learning rate")
     which.add_argument("--like", metavar="RUN", help="emulate the schedule of this run, e.g. of a WSD run")
@@ -157,7 +162,7 @@ def run(options: argparse.Namespace, settings: list[str]) -> None:
     if not (is_fitted or asked):
         jax.config.update("jax_platforms", "cpu")  # sums are made there, and a run may hold the accelerator
     if (options.directory is None) == (not options.inputs):
-        raise UsageError("wsm merge takes either checkpoint folders or --run=DIR")
+        raise UsageError("wsm merge takes either checkpoint folders or --run=DIR; wsm merge --help has examples")
     if is_fitted:
         from wsm_jax.cli import fitted
 
@@ -198,6 +203,8 @@ def _tell(options: argparse.Namespace, record: dict[str, Any]) -> None:
     if record.get("snapshot") == "mean":
         end = "params" in record["items"]
         used, what = used - end, "interval means and the end point" if end else "interval means"
+    if len(options.inputs) == 1 and len(steps := record.get("steps") or []) > 1:  # of a folder: which were chosen
+        what += f" of steps {steps[0]} to {steps[-1]}"
     print(f"merged {used} {what} into {record['output']}", flush=True)
     if options.verify:
         print("verified: samples of every leaf agree with a sum in float64")

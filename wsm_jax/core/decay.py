@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from wsm_jax.errors import UsageError
+from wsm_jax.errors import UsageError, meant
 
 Curve = Callable[[Any], Any]
 
@@ -87,5 +87,5 @@ def get_decay(curve: str | Curve) -> Curve:
     if callable(curve):
         return curve
     if curve not in DECAYS:
-        raise UsageError(f"unknown curve {curve!r}; known: {', '.join(DECAYS)}")
+        raise UsageError(f"unknown curve {curve!r}; known: {', '.join(DECAYS)}{meant(curve, DECAYS)}")
     return DECAYS[curve]

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -72,7 +73,8 @@ def parse_mixture(text: str, field: str = "data.source") -> list[tuple[str, floa
             raise UsageError(f"{field}: the weight in {item!r} must be a positive number")
         kind, colon, rest = spec.partition(":")
         if spec != "stdlib" and not (kind in ("text", "tfds", "hf", CHAT) and colon and rest):
-            raise UsageError(f"{field}: source {spec!r} is unknown; write {KINDS}")
+            hint = f"; did you mean text:{spec}?" if os.path.exists(spec) else ""
+            raise UsageError(f"{field}: source {spec!r} is unknown; write {KINDS}{hint}")
         if spec in mixture:
             raise UsageError(f"{field}: source {spec!r} is named twice; name it once with the sum of the weights")
         mixture[spec] = weight

@@ -125,7 +125,7 @@ def tokens_after(
     try:
         state, new = prefill(decoder.params, given, sampling.values, capacity)
     except TypeError as error:
-        if "'cache'" not in str(error):
+        if not any(f"keyword argument '{name}'" in str(error) for name in ("cache", "positions", "segments")):
             raise
         kind = decoder.model.config.family
         raise UsageError(f"models of family {kind} keep nothing of tokens before, so they cannot generate") from error

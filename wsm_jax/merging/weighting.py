@@ -30,7 +30,7 @@ from wsm_jax.core.leaf_weights import Weights
 from wsm_jax.core.merge_weights import altered, merge_weights
 from wsm_jax.core.schedules import Schedule
 from wsm_jax.core.weight_decay import decayed_checkpoint_weights
-from wsm_jax.errors import UsageError
+from wsm_jax.errors import UsageError, meant
 from wsm_jax.merging.selection import MEAN, Window, choose_snapshot
 
 UNIFORM = ("mean", "lawa")
@@ -101,7 +101,8 @@ def parse(text: str) -> Rule:
         return rule
     if text in FITTED:
         raise UsageError(f"curve {text!r} needs the held-out data of a run: wsm merge --run=DIR --curve={text}")
-    raise UsageError(f"unknown curve {text!r}; known: {', '.join((*NAMES, *FITTED))}")
+    known = (*NAMES, *FITTED)
+    raise UsageError(f"unknown curve {text!r}; known: {', '.join(known)}{meant(text, known)}")
 
 
 def emulating(name: str, curve: str | Curve) -> Rule:
