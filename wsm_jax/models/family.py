@@ -77,9 +77,9 @@ class Family:
       picked: (config, rows) -> config with the family's own open fields decided for this machine and for batches of so
         many sequences on a device.
       active_parameters: (config, parameters) -> those that one token passes through.
-      loss: (model, params, inputs [B, T], targets [B, T], weights [B, T] or None, **packed) -> scalar that training
-        descends, and scalars to record with it, see :func:`wsm_jax.models.model.training_loss`; None: the mean
-        cross-entropy alone.
+      loss: (model, params, inputs [B, T], targets [B, T]) -> scalar that training descends, and scalars to record with
+        it, see :func:`wsm_jax.models.model.training_loss`; on packed rows it is given weights [B, T] after these, and
+        positions and segments by name. None: the mean cross-entropy alone.
       after_update: (config, params, what ``loss`` recorded) -> (params, scalars to record), once an update after the
         optimizer's: for what moves by another rule than a gradient, whose leaves have none. What ``loss`` gives for it
         alone may be no scalar, and is not passed on. It comes after the optimizer, so no moment, clipping, norm or

@@ -112,7 +112,8 @@ def training_loss(
     """
     extended = family.of(model.config).loss if model.leaves else None
     if extended is not None:
-        return extended(model, params, inputs_BxT, targets_BxT, weights, **packed)
+        batch = (inputs_BxT, targets_BxT) if weights is None else (inputs_BxT, targets_BxT, weights)
+        return extended(model, params, *batch, **packed)
     if weights is not None:
         return (loss_per_token(model, params, inputs_BxT, targets_BxT, **packed) * weights).mean(), {}
     return mean_loss(model, params, inputs_BxT, targets_BxT), {}
