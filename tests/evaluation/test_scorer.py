@@ -73,6 +73,8 @@ def test_letters_of_a_question_share_a_row_and_shapes_are_few():
 
 def test_rows_are_a_multiple_of_what_the_devices_cut_them_into():
     assert [scorer._rows(128, 4096, parts) for parts in (1, 8, 3, 64)] == [32, 32, 30, 64]
+    assert [scorer._padded(count, 32, 1) for count in (1, 4, 5, 32)] == [4, 4, 32, 32]
+    assert [scorer._padded(count, 30, 3) for count in (3, 4)] == [3, 30] and scorer._padded(1, 64, 64) == 64
 
 
 def test_logits_that_are_not_finite_name_the_leaf(params):

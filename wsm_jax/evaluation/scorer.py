@@ -76,7 +76,7 @@ def score(
     step = _compiled(model, mesh, tuple(rules.items()))
     parts = sharding.batch_parts(mesh, rules)
     for rows, length, places in _batches(pairs, model.config.context, batch_tokens, parts):
-        size = _rows(length, batch_tokens, parts)
+        size = _padded(len(rows), _rows(length, batch_tokens, parts), parts)
         batch = {
             "inputs": np.zeros((size, length), np.int32),
             "places": np.zeros((size, places), np.int32),
@@ -125,6 +125,12 @@ def _batches(
 def _rows(length: int, batch_tokens: int, parts: int) -> int:
     """Rows of one forward pass, a multiple of the parts that devices cut them into."""
     return max(1, batch_tokens // length // parts) * parts
+
+
+def _padded(count: int, full: int, parts: int) -> int:
+    """Rows that ``count`` are padded to: a full pass, or an eighth of it where they fit that; a rest costs little."""
+    eighth = max(1, full // 8 // parts) * parts
+    return eighth if count <= eighth else full
 
 
 def _length(tokens: int, context: int) -> int:
