@@ -128,7 +128,7 @@ def open_hf(name: str) -> tuple[Reader, str]:
         except ImportError as error:
             raise UsageError(f'{spec} needs the extra `hf`: pip install "wsm-jax[hf]"') from error
         try:
-            table = datasets.load_dataset(path, config, split=split)
+            table: Any = datasets.load_dataset(path, config, split=split)
         except Exception as error:
             raise UsageError(f"{spec} cannot be loaded: {_first_line(error)}") from error
         columns = table.column_names
