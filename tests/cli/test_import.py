@@ -15,6 +15,7 @@ def test_importing_every_module_changes_no_logger_and_no_setting():
         import importlib, logging, os, pkgutil, sys, warnings
         import absl.logging, etils.epath, flax.nnx, grain, jax.numpy, matplotlib.pyplot, ml_collections.config_flags
         import optax, orbax.checkpoint, pyarrow.parquet, safetensors.numpy, tensorflow_datasets, tensorstore, tokenizers
+        import lm_eval.evaluator, lm_eval.loggers.evaluation_tracker, lm_eval.models.utils, lm_eval.tasks
         import scipy.stats, tqdm
         from orbax.checkpoint import v1
 

@@ -37,7 +37,7 @@ SHORT = {
 @pytest.fixture(scope="module")
 def here(tiny):
     """The run that those in the bucket are compared with, on a disk."""
-    return tiny.run("short", **SHORT)
+    return tiny.run("short-on-disk", **SHORT)
 
 
 def wsm(tiny, bucket, *arguments):

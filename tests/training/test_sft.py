@@ -77,7 +77,7 @@ def test_stopped_and_resumed_it_is_the_same_bit_for_bit(base, talks, tuned, monk
 
     stop = tuned.config.steps // 2
     monkeypatch.setattr(StopSignals, "stopping", lambda self, done: done == stop)
-    place = base.path.parent / "stopped"
+    place = base.path.parent / "tuned-stopped"
     fractions = ["--config.data.validation_fraction=0.1", "--config.data.test_fraction=0.1"]
     command = ["sft", f"--run={place}", f"--params_from={base.path}@6", f"--data={talks}", "--quiet", *fractions]
     command += ["--config.batch_size=4", *TWICE]
