@@ -363,6 +363,23 @@ def test_programs_that_the_model_wrote_run_where_that_is_allowed(place, tmp_path
     assert found["sandbox"]["mechanism"] in ("bubblewrap", "landlock") and found["bits_per_byte"] > 0
 
 
+def test_a_task_that_would_run_programs_without_a_sandbox_is_refused(place, tmp_path, capsys):
+    file = tmp_path / "own.yaml"
+    text = (task_files.FOLDER / "humaneval.yaml").read_text()
+    lines = [
+        line
+        for line in text.splitlines()
+        if not line.startswith(("process_results", "filter", "  - name", "    filter"))
+    ]
+    file.write_text("\n".join(lines).replace("task: humaneval", "task: own").replace("pass_at_1", "exact_match"))
+    (tmp_path / "humaneval.jsonl").write_text(
+        '{"task_id": "0", "prompt": "x", "entry_point": "x", "canonical_solution": "x", "test": "x"}\n'
+    )
+    asked = [*command(place, tmp_path / "out", f"--tasks={file}"), f"--tasks_data={tmp_path}", "--allow_code_execution"]
+    assert cli.main(asked) == 2
+    assert "task own runs programs that the model wrote, without a sandbox" in capsys.readouterr().err
+
+
 def test_the_packaged_tasks_are_those_of_the_documentation():
     page = (Path(__file__).parent.parent.parent / "docs" / "benchmarks.md").read_text()
     assert [name for name in task_files.packaged() if f"| `{name}` |" not in page] == []

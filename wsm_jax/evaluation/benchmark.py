@@ -17,7 +17,7 @@ from lm_eval.loggers.evaluation_tracker import EvaluationTracker
 from lm_eval.tasks import TaskManager
 
 from wsm_jax.errors import NonFiniteError, UsageError
-from wsm_jax.evaluation import gold, scores
+from wsm_jax.evaluation import gold, scores, verdicts
 from wsm_jax.evaluation.harness import LanguageModel
 from wsm_jax.evaluation.scores import OTHER, TaskScore
 from wsm_jax.evaluation.task_files import FOLDER, Benchmark
@@ -52,13 +52,19 @@ class Asked:
         return any(task.config.unsafe_code for one in self.benchmarks for task in one.tasks)
 
     def check(self) -> None:
-        """Raises UsageError for numbers that a task cannot do."""
+        """Raises UsageError for numbers that a task cannot do, or a task that runs programs without a sandbox."""
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"--limit={self.limit} must be at least 1")
         if self.shots is not None and self.shots < 0:
             raise UsageError(f"--shots={self.shots} must be at least 0")
         for one in self.benchmarks:
             for task in one.tasks:
+                judge = getattr(task.config.process_results, "__module__", "")
+                if task.config.unsafe_code and judge != verdicts.__name__:
+                    raise UsageError(
+                        f"task {task.task_name} runs programs that the model wrote, without a sandbox; humaneval and "
+                        "mbpp of this package, with --tasks_data=DIR, run them in one"
+                    )
                 own = task.config.num_fewshot
                 shots = self.shots if self.shots is not None and own != 0 else own or 0  # as lm-eval has it
                 if shots and shots > (there := _examples(task)):

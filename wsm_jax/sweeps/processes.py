@@ -7,7 +7,6 @@ import shlex
 import signal
 import stat
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -129,7 +128,7 @@ def end_with_parent() -> None:
 
     One that was started by other means, as by SLURM, has no pipe to look at.
     """
-    mode = os.fstat(sys.stdin.fileno()).st_mode
+    mode = os.fstat(0).st_mode
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         return
 

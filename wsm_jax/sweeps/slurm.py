@@ -20,7 +20,7 @@ _TEXT = """#!/usr/bin/env bash
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output={log}
+#SBATCH --output="{log}"
 cd {here} || exit 1
 status=0
 srun --ntasks=1 --input=none {command} || status=$?
@@ -39,7 +39,7 @@ def job(plan: Plan, pieces: Sequence[Piece]) -> str:
     ``TIME`` in the environment is the limit of a job, 24:00:00 by default.
     """
     numbers = [plan.pieces.index(piece) for piece in pieces]
-    command = shlex.join(runner.command(plan, "NUMBER")).replace("NUMBER", '"$SLURM_ARRAY_TASK_ID"')
+    command = shlex.join(runner.command(plan, "")) + '"$SLURM_ARRAY_TASK_ID"'  # --piece= is its last argument
     return _TEXT.format(
         name=plan.experiment.name,
         indices=",".join(map(str, numbers)),
