@@ -62,10 +62,14 @@ class Progress:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Counts the time within it as spent on waiting for the next batch."""
+        """Counts the time within it as waiting for the next batch, where the device had nothing left to do at its end.
+
+        A batch that is read while an update computes costs nothing.
+        """
         clock = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - clock
+        if not self._pending or all(value.is_ready() for value in self._pending[-1].values()):
+            self._waited += time.perf_counter() - clock
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
         """Metrics of the next step, not waited for."""
