@@ -23,12 +23,13 @@ demo: $(VENV)/demo
 	$(BIN)/python -m experiments.demo --seed=$(SEED) --output=runs/demo-$(SEED)
 
 # Compiling is most of the work of the tests, and XLA compiles in half the time what it optimizes little. make test-all,
-# whose tests hold bits of merges to what users get, and whoever calls pytest compile as users do.
+# whose tests hold bits of merges to what users get, and whoever calls pytest compile as users do. Processes that tests
+# start find the bytecode of those before, whatever the shell has set.
 # Lint runs beside them and says at the end what it found.
 test: setup
 	@mkdir -p build
 	@$(MAKE) --no-print-directory lint > build/lint.txt 2>&1 & lint=$$!; trap "kill $$lint" INT TERM; \
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup; tests=$$?; \
+	PYTHONDONTWRITEBYTECODE= JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup; tests=$$?; \
 	wait $$lint; lint=$$?; cat build/lint.txt; test $$tests = 0 && test $$lint = 0
 
 test-all: setup  # what make test leaves out, but for what takes minutes each

@@ -1,6 +1,9 @@
 """The committed results of known solutions, wrong ones and attacks, as root and as another user."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,5 +33,7 @@ def test_what_was_found_is_what_the_docs_say(who):
 
 
 def test_processes_and_those_that_they_began():
-    known = execution.parents()
-    assert known and execution.descendants(max(known)) == set()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert execution.parents()[child.pid] == os.getpid()
+        assert child.pid in execution.descendants(os.getpid()) and execution.descendants(child.pid) == set()
+        child.communicate()

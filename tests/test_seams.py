@@ -17,11 +17,12 @@ def code() -> list[tuple[str, ast.AST]]:
     """(file and line, node) of all code; docstrings are none."""
     found = []
     for file in sorted(PACKAGE.rglob("*.py")):
+        name = file.relative_to(PACKAGE)
         for node in ast.walk(ast.parse(file.read_text())):
             body = getattr(node, "body", None)
             if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
                 body[0].value = ast.Constant("")
-            found.append((f"{file.relative_to(PACKAGE)}:{getattr(node, 'lineno', 0)}", node))
+            found.append((f"{name}:{getattr(node, 'lineno', 0)}", node))
     return found
 
 

@@ -84,6 +84,7 @@ def test_a_connection_that_is_cut_within_an_upload_costs_nothing(folder, bucket)
     assert_same_bits(orbax.load_tree(folder / "6"), tree(6))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("form", ["orbax", "safetensors"])
 def test_merges_from_and_to_a_bucket_are_those_of_a_disk(folder, tmp_path, form, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))

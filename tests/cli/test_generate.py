@@ -39,6 +39,7 @@ def told(run: Run, capsys, *arguments: str) -> tuple[int, str, str]:
     return status, printed.out, (printed.err.splitlines() or [""])[-1]
 
 
+@pytest.mark.integration
 def test_text_comes_the_same_by_itself_as_json_and_from_a_file(run, tmp_path, capsys):
     status, text, _ = told(run, capsys, "--prompt=import", "--max_tokens=9")
     assert status == 0 and text.endswith("\n") and len(text) > 3

@@ -47,6 +47,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_helps(capsys):
     assert any(line.startswith("  --config.model.loss_blocks=16: saves") for line in shown)
 
 
+@pytest.mark.integration
 def test_the_search_names_three_meshes_and_the_best_as_flags(capsys):
     assert cli.main(["plan", *SMALL, "--topology=v5e:2x2", "--search"]) == 0
     shown = capsys.readouterr().out

@@ -164,7 +164,7 @@ def test_a_half_life_halves(half_life):
     assert decay**half_life == pytest.approx(0.5, rel=1e-9)
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(every=st.integers(1, 5), start=st.integers(0, 12), steps=st.integers(1, 30))
 def test_only_steps_that_are_due_are_read(every, start, steps):
     """Parameters of the other steps are NaN and must not matter."""

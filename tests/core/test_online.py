@@ -161,6 +161,7 @@ def test_float32_is_exact_to_its_rounding(curve):
     assert 1 < max(np.abs(leaf).max() for leaf in jax.tree.leaves(dec)) < 2.5
 
 
+@pytest.mark.integration
 def test_updates_every_so_many_steps_take_the_mean_of_the_curve_over_them():
     """And 1 over the first so many. The decayed run then has a constant rate over so many updates, and a constant
     direction makes it exact."""
@@ -187,6 +188,7 @@ def test_updates_every_so_many_steps_take_the_mean_of_the_curve_over_them():
         assert worst(theta, dec, start) > 0.1
 
 
+@pytest.mark.integration
 def test_a_window_that_is_not_complete_is_the_decay_so_far_and_the_furthest_is_read():
     window, spacing = 24, 8
     found = reads(rule("linear", window, spacing=spacing))

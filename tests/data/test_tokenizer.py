@@ -96,6 +96,7 @@ def test_few_texts_give_a_small_vocabulary():
         train_bpe([], 10**20)
 
 
+@pytest.mark.integration
 def test_a_word_without_an_end_is_cut_and_ordinary_text_is_not(texts):
     """Training took 21 seconds for 200,000 letters in one word, and four times as long for twice as many."""
     dna = "".join(random.Random(0).choices("ACGT", k=200_000))

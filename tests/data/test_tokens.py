@@ -130,6 +130,7 @@ def test_tokenizer_from_a_file(config, corpus, tmp_path):
     assert prepare(_small(spec, tmp_path / "store", tokenizer=str(tmp_path))).hash == made.hash
 
 
+@pytest.mark.integration
 def test_large_vocabulary_takes_four_bytes_a_token(tmp_path):
     tokenizer = train_bpe(["words"], 300)
     content = json.loads(tokenizer._json())

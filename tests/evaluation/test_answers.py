@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.parameters import drawn
 from wsm_jax import UsageError
 from wsm_jax.config import ModelConfig
 from wsm_jax.data.tokenizer import train_bpe
@@ -39,7 +40,7 @@ def write(path, items):
 def test_the_loss_is_the_sum_of_log_softmax_over_the_tokens_of_the_answer(tokenizer, tmp_path):
     shape = ModelConfig(layers=1, d_model=16, heads=2, context=CONTEXT, vocab_size=tokenizer.vocab_size)
     model, mesh = model_lib.build(shape), sharding.make_mesh()
-    params = model.init(jax.random.key(0))
+    params = drawn(model)
     file = write(tmp_path / "a.jsonl", ITEMS)
     found = answers.make_evaluator(file, tokenizer, model, mesh, batch_size=2)(params)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.parameters import drawn
 from wsm_jax import NonFiniteError, UsageError
 from wsm_jax.config import DataConfig, ModelConfig
 from wsm_jax.data import tokens
@@ -100,7 +101,7 @@ def corpus(tmp_path_factory):
 def test_equals_a_plain_loop_over_the_token_stream(corpus, document_tokens):
     context = 16
     model = model_lib.build(ModelConfig(layers=1, d_model=16, heads=2, context=context, vocab_size=corpus.vocab_size))
-    params = model.init(jax.random.key(0))
+    params = drawn(model)
     store = corpus.stable[0][0]
     result = make_evaluator(
         model, sharding.make_mesh(), [store], "validation", batch_size=3, document_tokens=document_tokens
@@ -132,7 +133,7 @@ def test_equals_a_plain_loop_over_the_token_stream(corpus, document_tokens):
 
 def test_a_limit_keeps_whole_documents(corpus):
     model = model_lib.build(ModelConfig(layers=1, d_model=16, heads=2, context=16, vocab_size=corpus.vocab_size))
-    params, mesh = model.init(jax.random.key(0)), sharding.make_mesh()
+    params, mesh = drawn(model), sharding.make_mesh()
     stores = held_out_stores(corpus, "test")
     whole = make_evaluator(model, mesh, stores, "validation", batch_size=4)(params)
     limit = int(whole.tokens[:3].sum()) + 1
@@ -143,9 +144,10 @@ def test_a_limit_keeps_whole_documents(corpus):
         paired_difference(part, whole)
 
 
+@pytest.mark.integration
 def test_a_loss_that_is_not_finite_names_the_leaf(corpus):
     model = model_lib.build(ModelConfig(layers=1, d_model=16, heads=2, context=16, vocab_size=corpus.vocab_size))
-    params = model.init(jax.random.key(0))
+    params = drawn(model)
     evaluate = make_evaluator(model, sharding.make_mesh(), held_out_stores(corpus, "test"), "test", batch_size=4)
     for bad in (jnp.nan, jnp.inf):
         damaged = {**params, "final_norm": {"scale": params["final_norm"]["scale"].at[3].set(bad)}}
@@ -159,6 +161,6 @@ def test_a_loss_that_is_not_finite_names_the_leaf(corpus):
 def test_an_untrained_model_is_near_uniform(corpus):
     model = model_lib.build(ModelConfig(layers=1, d_model=16, heads=2, context=16, vocab_size=corpus.vocab_size))
     result = make_evaluator(model, sharding.make_mesh(), held_out_stores(corpus, "test"), "test", batch_size=4)(
-        model.init(jax.random.key(0))
+        drawn(model)
     )
     assert result.loss == pytest.approx(math.log(corpus.vocab_size), abs=0.1)

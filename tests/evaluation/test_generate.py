@@ -48,6 +48,7 @@ def test_pieces_make_up_the_whole_and_batches_change_nothing(maker):
         assert [piece.finish for piece in own][:-1] == [""] * (len(own) - 1) and own[-1].finish == one.finish
 
 
+@pytest.mark.integration
 def test_what_ends_a_text(maker):
     free = texts(maker, DRAWN)
     token = free[0].tokens[5]

@@ -177,6 +177,7 @@ def test_a_file_that_does_not_fit_its_task_is_named_with_the_line(place, tmp_pat
         assert says in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_values_that_are_not_finite_end_with_status_3(place, tmp_path, capsys):
     run = Run(place / "run")
     tree = orbax.load_tree(run.merge_stream / "300")
@@ -210,6 +211,7 @@ def test_texts_are_made_up_to_a_stop_and_prompts_are_cut_from_the_left(place):
         model.generate_until([Instance("generate_until", {}, ("a", {"do_sample": True, "temperature": 1.0}), 0)])
 
 
+@pytest.mark.integration
 def test_an_answer_longer_than_the_context_is_scored_in_windows_every_token_once(place):
     run = Run(place / "run")
     model = make_model(run)

@@ -119,6 +119,7 @@ def test_every_point_of_the_set_is_reached(values, monotone):
     np.testing.assert_allclose(mixture(weights, corners) @ corners, weights, atol=1e-9)
 
 
+@pytest.mark.integration
 @settings(max_examples=5)
 @given(seed=st.integers(0, 1000), monotone=st.booleans(), count=st.integers(1, 5))
 def test_a_fit_keeps_the_constraints_and_never_loses(seed, monotone, count):

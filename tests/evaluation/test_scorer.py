@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.parameters import drawn
 from wsm_jax.errors import NonFiniteError
 from wsm_jax.evaluation import scorer
 from wsm_jax.evaluation.scorer import Pair
@@ -33,7 +34,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(MODEL.init)(jax.random.key(1))
+    return drawn(MODEL)
 
 
 def found(params, pairs, **options):
@@ -58,6 +59,7 @@ def test_they_are_the_sums_of_log_softmax_at_the_answers(params):
     assert found(params, [Pair(QUESTION, (likeliest,))])[0].greedy
 
 
+@pytest.mark.integration
 def test_batches_of_another_size_change_no_score_by_more_than_rounding(params):
     one, other = (found(params, PAIRS, batch_tokens=size) for size in (1, 1024))
     assert max(abs(one[number].logprob - other[number].logprob) for number in one) < 1e-4
@@ -77,6 +79,7 @@ def test_rows_are_a_multiple_of_what_the_devices_cut_them_into():
     assert [scorer._padded(count, 30, 3) for count in (3, 4)] == [3, 30] and scorer._padded(1, 64, 64) == 64
 
 
+@pytest.mark.integration
 def test_logits_that_are_not_finite_name_the_leaf(params):
     bad = jax.tree.map(lambda leaf: leaf, params)
     bad["final_norm"]["scale"] = bad["final_norm"]["scale"].at[3].set(np.nan)

@@ -76,6 +76,7 @@ def test_logits_equal_those_of_transformers_and_every_tensor_comes_back(name):
     assert again == (public, fields)  # config.json too, both ways
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore::wsm_jax.errors.UsageWarning")  # no tokenizer
 def test_files_of_pytorch_are_imported_without_it(tmp_path):
     imported = incoming.bring_in(str(FOLDER / "nanogpt.pt"), tmp_path / "nanogpt")

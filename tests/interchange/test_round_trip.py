@@ -40,7 +40,11 @@ def export(run: Run, output, **options):
     return outgoing.take_out(run, path, evaluate.fields_of(run), output, **options)
 
 
-@pytest.mark.parametrize("values", [GPT2, NEOX, LLAMA, QWEN2, QWEN3, LING], ids=lambda values: values["model_type"])
+@pytest.mark.parametrize(
+    "values",
+    [GPT2, NEOX, *(pytest.param(values, marks=pytest.mark.integration) for values in (LLAMA, QWEN2, QWEN3, LING))],
+    ids=lambda values: values["model_type"],
+)
 def test_every_tensor_comes_back_bit_for_bit(values, tmp_path):
     values = {**values, "vocab_size": ROWS}
     dtype = BFLOAT16 if values["model_type"] in ("gpt_neox", "qwen3") else np.float32
@@ -87,6 +91,7 @@ def test_blocks_give_what_whole_tensors_give(tmp_path, monkeypatch):
     same_bits(tensors_of(tmp_path / "again"), tensors)
 
 
+@pytest.mark.integration
 def test_a_series_is_a_merge_stream_and_a_merge_of_it_tells_its_inputs(tmp_path):
     values = {**NEOX, "vocab_size": ROWS}
     for step in (500, 1000, 2000, 3000):

@@ -37,6 +37,7 @@ def test_a_file_is_hashed_without_the_ranges_that_hold_elements(tmp_path):
     assert hashes.of_file(file) == xxhash.xxh3_128_hexdigest(file.read_bytes())
 
 
+@pytest.mark.integration
 def test_every_flipped_bit_of_the_file_of_hashes_is_noticed(tmp_path):
     hashes.write(tmp_path, {"params": {"w": ["ab12"]}}, {"params/_METADATA": "cd34"})
     assert hashes.read(tmp_path, "params") == {"w": ["ab12"]} and hashes.read(tmp_path, "other") is None

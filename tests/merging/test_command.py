@@ -170,6 +170,7 @@ def test_checkpoints_of_the_warm_up_are_a_warning(reference, tmp_path, capsys, a
     assert (f"wsm: warning: {said} of {reference.path}, which ends at step 5" in err) if said else "warm-up" not in err
 
 
+@pytest.mark.integration
 def test_a_merge_that_lies_elsewhere_is_evaluated_by_its_path(reference, tmp_path, capsys):
     paths = [str(reference.merge_stream / step) for step in ("45", "48")]
     assert cli.main(["merge", *paths, f"--output={tmp_path / 'mine'}"]) == 0
@@ -184,6 +185,7 @@ def test_a_merge_that_lies_elsewhere_is_evaluated_by_its_path(reference, tmp_pat
     assert f"{reference.path} has no merge 'nowhere', and no such folder is there" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_a_merge_is_evaluated_although_the_checkpoints_are_gone(reference, tmp_path, capsys):
     copy = shutil.copytree(reference.path, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     record = merge_checkpoints([reference.merge_stream / "45"], [1.0], copy / "merged" / "mine")

@@ -265,6 +265,7 @@ class Stack(nnx.Module):
         return functools.reduce(lambda x, layer: layer(x), self.layers, x)
 
 
+@pytest.mark.integration
 def test_a_merge_goes_back_into_the_model_that_was_saved(tmp_path):
     models = [Stack(100 * i) for i in range(3)]
     states = [nnx.state(model, nnx.Param) for model in models]

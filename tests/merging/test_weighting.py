@@ -78,6 +78,7 @@ def test_each_name_is_its_formula():
     [
         ("lineer", f"unknown curve 'lineer'; known: {', '.join(DECAYS)}, mean, lawa, wma, ema:DECAY, best:N"),
         ("", "unknown curve ''"),
+        ("1-sqrt", r"unknown curve '1-sqrt'.*did you mean minus_sqrt\?"),
         ("best", "unknown curve 'best'.*best:N"),
         ("best:2.5", "unknown curve 'best:2.5'"),
         ("best:-1", "unknown curve"),

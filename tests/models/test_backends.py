@@ -47,6 +47,7 @@ def test_splash_lowers_for_a_tpu_forward_and_backward(segments):
     assert traced.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call") == 2
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("platform", "moves"), [("cuda", 2), ("tpu", 2), ("cpu", 0)])
 def test_offload_moves_the_stream_between_layers_to_the_host_and_back(platform, moves):
     """In one scan of layers forward and one backward; a CPU has one memory, so nothing moves there."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.parameters import drawn
 from tests.runs import ROOT
 from wsm_jax.errors import UsageError
 from wsm_jax.models import dispatch, experts, model
@@ -40,7 +41,7 @@ OPTIONS = {"all": {"remat": "full"}, "control": {"buffer_factor": 0.7}}  # a buf
 @functools.cache
 def start() -> tuple[Any, Any]:
     """Parameters with scores that differ and a bias that matters, and a batch."""
-    params = jax.jit(model.build(SMALL).init)(jax.random.key(0))
+    params = drawn(model.build(SMALL))
     params = jax.tree.map(lambda leaf: leaf * 5 if leaf.ndim > 2 else leaf, params)
     bias = 0.05 * jax.random.normal(jax.random.key(1), params["blocks"]["router"]["bias"].shape)
     params["blocks"]["router"]["bias"] = bias

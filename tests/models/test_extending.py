@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wsm_jax import Run, cli
-from wsm_jax.config import MODEL_FIELDS
+from wsm_jax import Run, UsageError, cli
+from wsm_jax.config import MODEL_FIELDS, ModelConfig
 from wsm_jax.models import family, model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -31,6 +31,7 @@ def mixer(tmp_path, monkeypatch):
     return importlib.import_module("mixer_of_the_page")
 
 
+@pytest.mark.integration
 def test_the_family_of_the_page_declares_its_leaves_and_is_causal(mixer):
     built = model.build(mixer.MixerFields(layers=2, d_model=16, context=8, vocab_size=32))
     params = built.init(jax.random.key(0))
@@ -42,6 +43,13 @@ def test_the_family_of_the_page_declares_its_leaves_and_is_causal(mixer):
     logits, other = (np.asarray(built.apply(params, jnp.asarray(t))) for t in (tokens, changed))
     np.testing.assert_array_equal(logits[:, :5], other[:, :5])
     assert (np.abs(logits - other)[:, 5:].max(axis=-1) > 1e-4).all()
+
+
+def test_conversations_are_refused_by_a_family_that_cannot_keep_them_apart(mixer):
+    model.check_packed(model.build(ModelConfig(layers=1, d_model=16, heads=2, context=8, vocab_size=32)))
+    built = model.build(mixer.MixerFields(layers=1, d_model=16, context=8, vocab_size=32))
+    with pytest.raises(UsageError, match="models of family mixer take no positions and segments"):
+        model.check_packed(built)
 
 
 @pytest.mark.integration

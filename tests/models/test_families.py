@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.parameters import drawn
 from wsm_jax.cli import config_flags
 from wsm_jax.config import ModelConfig
 from wsm_jax.errors import UsageError
@@ -33,7 +34,7 @@ def tokens(rows: int) -> Any:
 
 def parameters(config: Any) -> Any:
     """Initial ones, the matrices larger, so that it matters who sees whom."""
-    params = jax.jit(model.build(config).init)(jax.random.key(0))
+    params = drawn(model.build(config))
     return jax.tree.map(lambda leaf: leaf * 5 if leaf.ndim == 3 else leaf, params)
 
 

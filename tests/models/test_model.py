@@ -16,6 +16,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.parameters import drawn
 from wsm_jax.config import ModelConfig
 from wsm_jax.errors import UsageError
 from wsm_jax.models import layers, model, presets
@@ -44,7 +45,7 @@ def initialised(config: ModelConfig, seed: int = 0) -> Any:
 
 def trained_like(config: ModelConfig, seed: int = 0) -> Any:
     """Parameters ten times as large as fresh ones, so that attention and GELU leave their linear range."""
-    params = initialised(config, seed)
+    params = drawn(model.build(config), seed)
     return jax.tree.map(lambda x: x * 10 if x.ndim > 2 else x, params)
 
 
@@ -77,7 +78,7 @@ def plain_logits(params: Any, inputs: Any, heads: int) -> jax.Array:
     return norm(x, params["final_norm"]["scale"]) @ params["token_embedding"].T
 
 
-@pytest.mark.parametrize("attention", ["xla", "blocks"])
+@pytest.mark.parametrize("attention", [pytest.param("xla", marks=pytest.mark.integration), "blocks"])
 def test_loss_and_gradients_equal_a_plain_reference(attention):
     params, batch = trained_like(SMALL), tokens()
 
@@ -167,7 +168,7 @@ def test_bfloat16_is_close_to_float32_and_logits_stay_float32(attention, loss_bl
 @pytest.mark.integration
 def test_blocks_of_the_loss_keep_no_logits_of_the_whole_batch():
     config = dataclasses.replace(SMALL, vocab_size=8192, loss_blocks=8)
-    params, batch = model.build(config).init(jax.random.key(0)), tokens(8, config)
+    params, batch = drawn(model.build(config)), tokens(8, config)
 
     def held(config: ModelConfig) -> int:
         built = model.build(config)
@@ -188,9 +189,10 @@ def test_gradients_do_not_depend_on_the_number_of_devices():
     subprocess.run([sys.executable, "-c", program], env=environment, cwd=root, check=True)
 
 
+@pytest.mark.integration
 def test_the_loss_of_each_token_comes_of_blocks_too():
     config = dataclasses.replace(SMALL, vocab_size=8192)
-    params, batch = model.build(config).init(jax.random.key(0)), tokens(8, config)
+    params, batch = drawn(model.build(config)), tokens(8, config)
     losses, held = [], []
     for blocks in (1, 8):
         built = model.build(dataclasses.replace(config, loss_blocks=blocks))
@@ -226,7 +228,7 @@ def test_initial_loss_is_that_of_a_uniform_guess():
 
 def test_the_embedding_is_also_the_output_projection():
     built = model.build(SMALL)
-    params = built.init(jax.random.key(0))
+    params = drawn(built)
     row = 7
     changed = params | {"token_embedding": params["token_embedding"].at[row].multiply(2.0)}
     inputs: Any = np.where(tokens()[:, :-1] == row, 0, tokens()[:, :-1])  # the row is never looked up

@@ -75,6 +75,7 @@ def test_the_estimate_is_near_what_the_compiler_takes():
         assert 0.5 <= temporaries <= 1.5 and 0.3 <= sent <= 2, ratios
 
 
+@pytest.mark.integration
 def test_knobs_turn_the_estimate_the_right_way():
     def temporaries(**changes: object) -> int:
         return Estimator()(planned(with_fields(GPT, **changes), EIGHT)).temporaries

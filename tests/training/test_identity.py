@@ -241,6 +241,7 @@ def decayed_and_means(kind, curve, start_std, size=2000):
     return decayed, start, np.stack([*kept, constant])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("curve", "kind", "start_std", "bound"),
     [
@@ -308,7 +309,13 @@ def adamw_runs(kind):
     return checkpoints, jax.tree.map(lambda x: np.asarray(x[1]), carry[0])
 
 
-@pytest.mark.parametrize(("kind", "bound"), [("noise", 2e-3), ("drift", 2e-3), ("constant", 1e-10)])
+@pytest.mark.parametrize(
+    ("kind", "bound"),
+    [
+        ("drift", 2e-3),
+        *(pytest.param(*case, marks=pytest.mark.integration) for case in (("noise", 2e-3), ("constant", 1e-10))),
+    ],
+)
 def test_adamw_needs_the_aware_form_inside_its_decay_mask_and_the_plain_map_outside(kind, bound):
     saved, decayed = adamw_runs(kind)
     mask = optimizer_lib.decay_mask(decayed, declared(decayed))

@@ -24,6 +24,8 @@ MATRICES = {
 EMBEDDINGS = {("position_embedding",), ("token_embedding",)}
 LEAVES = family.of(ModelConfig()).leaves(ModelConfig())
 MASK = functools.partial(decay_mask, leaves=LEAVES)
+# Muon and Lion compile other operations than AdamW and SGD.
+OFTEN = [pytest.param(n, marks=pytest.mark.integration) if n in ("muon", "lion") else n for n in NAMES]
 NORMS = {("blocks", "norm1", "scale"), ("blocks", "norm2", "scale"), ("final_norm", "scale")}
 
 
@@ -94,7 +96,7 @@ def test_the_mask_needs_shapes_only(params):
     assert MASK(jax.eval_shape(lambda: params)) == MASK(params)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OFTEN)
 def test_every_rule_has_the_form_theta_minus_lr_times_direction_plus_decayed_theta(name, params, gradients):
     """theta <- theta - lr (u + wd theta) on matrices, theta - lr u on norms, with u what the rule does undecayed."""
     start, first = leaves(params), gradients[:1]
@@ -112,7 +114,7 @@ def test_every_rule_has_the_form_theta_minus_lr_times_direction_plus_decayed_the
         )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OFTEN)
 def test_the_schedule_is_read_at_the_count_of_the_update(name, params, gradients):
     """A rate of zero at updates 0 and 2 leaves the parameters where they are."""
     optimizer = ours(lambda count: jnp.where(count == 1, LR, 0.0), name=name)
@@ -202,6 +204,7 @@ def test_muons_first_update_is_nearly_orthogonal_with_the_size_of_adams(params, 
 # --- the schedule-free baseline --------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_schedule_free_is_optaxs_and_what_is_evaluated_is_its_average(params, gradients):
     fields = {"name": "schedule_free", "b1": 0.9, "b2": 0.95, "eps": 1e-6}
     mine = ours(**fields, weight_decay=0.0)

@@ -124,20 +124,23 @@ def test_a_packed_batch_has_the_losses_and_gradients_of_its_conversations(tuned,
         (["--params_from=nowhere"], "nowhere"),
     ],
 )
-def test_bad_input_is_one_line(base, talks, tmp_path, capsys, arguments, words):
-    command = ["sft", f"--run={tmp_path / 'run'}", f"--params_from={base.path}@6", f"--data={talks}", "--quiet"]
-    assert cli.main([*command, *(argument.format(base=base.path) for argument in arguments)]) == 2
+def test_bad_input_is_one_line(reference, talks, tmp_path, capsys, arguments, words):
+    command = ["sft", f"--run={tmp_path / 'run'}", f"--params_from={reference.path}@6", f"--data={talks}", "--quiet"]
+    assert cli.main([*command, *(argument.format(base=reference.path) for argument in arguments)]) == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
-def test_without_a_template_messages_are_refused(base, tmp_path, capsys):
+def test_without_a_template_messages_are_refused(reference, tmp_path, capsys):
     file = tmp_path / "talks.jsonl"
     talk = [{"role": role, "content": "a"} for role in ("user", "assistant", "user", "assistant")]
     file.write_text(
         "".join(json.dumps({"messages": [*talk, {"role": "user", "content": str(n)}]}) + "\n" for n in range(200))
     )
-    assert cli.main(["sft", f"--run={tmp_path / 'r'}", f"--params_from={base.path}", f"--data={file}", "--quiet"]) == 2
+    assert (
+        cli.main(["sft", f"--run={tmp_path / 'r'}", f"--params_from={reference.path}", f"--data={file}", "--quiet"])
+        == 2
+    )
     assert "need a chat template" in capsys.readouterr().err
 
 

@@ -58,6 +58,7 @@ def test_the_loss_falls_on_real_text(reference):
     assert validation[-1] < validation[0] - 0.3
 
 
+@pytest.mark.integration
 def test_the_saved_parameters_are_those_of_their_step(reference):
     """Computed again without donation, saving or a loop that runs ahead: no save caught a later update."""
     config = reference.config
@@ -78,6 +79,7 @@ def test_the_saved_parameters_are_those_of_their_step(reference):
     assert int(state["step"]) == STEPS
 
 
+@pytest.mark.integration
 def test_accumulated_micro_batches_are_the_large_batch():
     model = bigrams()
     rows = np.random.default_rng(0).integers(0, 128, (8, 17), dtype=np.int32)

@@ -78,6 +78,10 @@ DECAYS: dict[str, Curve] = {
 }
 
 
+# What papers and other code call them, for the hint in an error.
+ELSEWHERE = {"1-sqrt": "minus_sqrt", "1_sqrt": "minus_sqrt", "sqrt": "minus_sqrt", "uniform": "mean", "average": "mean"}
+
+
 def get_decay(curve: str | Curve) -> Curve:
     """The curve of that name in :data:`DECAYS`; a callable is returned as it is.
 
@@ -87,5 +91,6 @@ def get_decay(curve: str | Curve) -> Curve:
     if callable(curve):
         return curve
     if curve not in DECAYS:
-        raise UsageError(f"unknown curve {curve!r}; known: {', '.join(DECAYS)}{meant(curve, DECAYS)}")
+        hint = meant(ELSEWHERE.get(curve, curve), DECAYS)
+        raise UsageError(f"unknown curve {curve!r}; known: {', '.join(DECAYS)}{hint}")
     return DECAYS[curve]

@@ -20,6 +20,7 @@ from wsm_jax.errors import NonFiniteError, UsageError
 from wsm_jax.evaluation.evaluator import not_finite
 from wsm_jax.evaluation.sampling import Kind, Sampling, Values, choose, row_keys
 from wsm_jax.models import cache as cache_lib
+from wsm_jax.models import model as model_lib
 from wsm_jax.models.layers import matmul
 from wsm_jax.models.model import Model
 from wsm_jax.parallel import activations, sharding
@@ -125,7 +126,7 @@ def tokens_after(
     try:
         state, new = prefill(decoder.params, given, sampling.values, capacity)
     except TypeError as error:
-        if not any(f"keyword argument '{name}'" in str(error) for name in ("cache", "positions", "segments")):
+        if not model_lib.lacks(error, "cache", "positions", "segments"):
             raise
         kind = decoder.model.config.family
         raise UsageError(f"models of family {kind} keep nothing of tokens before, so they cannot generate") from error

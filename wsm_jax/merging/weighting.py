@@ -25,7 +25,7 @@ from wsm_jax.checkpoints import run_schedule
 from wsm_jax.checkpoints.run import Run
 from wsm_jax.core import coefficients, schedules
 from wsm_jax.core.coefficients import Vector
-from wsm_jax.core.decay import DECAYS, Curve
+from wsm_jax.core.decay import DECAYS, ELSEWHERE, Curve
 from wsm_jax.core.leaf_weights import Weights
 from wsm_jax.core.merge_weights import altered, merge_weights
 from wsm_jax.core.schedules import Schedule
@@ -102,7 +102,8 @@ def parse(text: str) -> Rule:
     if text in FITTED:
         raise UsageError(f"curve {text!r} needs the held-out data of a run: wsm merge --run=DIR --curve={text}")
     known = (*NAMES, *FITTED)
-    raise UsageError(f"unknown curve {text!r}; known: {', '.join(known)}{meant(text, known)}")
+    hint = meant(ELSEWHERE.get(text, text), known)
+    raise UsageError(f"unknown curve {text!r}; known: {', '.join(known)}{hint}")
 
 
 def emulating(name: str, curve: str | Curve) -> Rule:

@@ -79,6 +79,26 @@ def check(config: ModelFields) -> None:
     kind.check(config)
 
 
+def lacks(error: TypeError, *keywords: str) -> bool:
+    """Whether a family's forward function was given one of ``keywords`` and takes none of that name."""
+    return any(f"keyword argument '{keyword}'" in str(error) for keyword in keywords)
+
+
+def check_packed(model: Model) -> None:
+    """Raises UsageError where ``model`` cannot keep the conversations of one row apart."""
+    ids = jax.ShapeDtypeStruct((1, model.config.context), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    try:
+        jax.eval_shape(lambda p, x: model.hidden(p, x, positions=x, segments=x), params, ids)
+    except TypeError as error:
+        if not lacks(error, "positions", "segments"):
+            raise
+        raise UsageError(
+            f"models of family {model.config.family} take no positions and segments, so conversations packed into one "
+            "row would see each other; choose another family, or text in place of conversations"
+        ) from error
+
+
 def loss_per_token(
     model: Model, params: Params, inputs_BxT: jax.Array, targets_BxT: jax.Array, **packed: jax.Array
 ) -> jax.Array:

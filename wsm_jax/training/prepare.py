@@ -128,6 +128,8 @@ def prepare(
     _check_corpus(origin, params_run, corpus, say)
     shape = presets.with_vocabulary(config.model, corpus.vocab_size, pad_given=not format)
     model = model_lib.build(dataclasses.replace(shape, **picked), at_a_time)
+    if corpus.is_packed:
+        model_lib.check_packed(model)
     picked = {name: getattr(model.config, name) for name in config_lib.left_open(config.model)}
     if picked:
         say(f"picked on {jax.default_backend()}: " + ", ".join(f"model.{name}={picked[name]}" for name in picked))

@@ -37,6 +37,7 @@ def test_a_failure_has_a_name(holding, program, failure, detail):
     assert (outcome.passed, outcome.failure, outcome.detail) == (False, failure, detail)
 
 
+@pytest.mark.integration
 def test_no_attack_has_its_way(holding):
     found = execution.attacks(holding, QUICK)
     assert found.keys() == execution.ATTACKS.keys()
