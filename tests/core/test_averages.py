@@ -177,7 +177,9 @@ def test_only_steps_that_are_due_are_read(every, start, steps):
         np.testing.assert_allclose(read(rule, state, params, steps), np.full(2, np.mean(taken)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, *(pytest.param(d, marks=pytest.mark.integration) for d in (jnp.float16, jnp.float32))]
+)
 @pytest.mark.parametrize("name", CLOSED)
 def test_accumulators_are_float32_whatever_the_parameters_are(name, dtype):
     rule, weights = CLOSED[name]

@@ -8,7 +8,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wsm_jax
@@ -17,6 +17,7 @@ from wsm_jax import UsageError
 from wsm_jax.core import merge as merge_lib
 
 
+@settings(max_examples=40)
 @given(st.integers(1, 12), st.sampled_from(sorted(wsm_jax.DECAYS)))
 def test_equals_the_float64_sum(count, curve):
     trees = [tree(i) for i in range(count)]

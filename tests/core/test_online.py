@@ -198,6 +198,7 @@ def test_a_window_that_is_not_complete_is_the_decay_so_far_and_the_furthest_is_r
         assert worst(found[step], wanted, path()[end - window]) < 1e-12
 
 
+@pytest.mark.integration
 def test_windows_under_way_at_the_start_begin_there_and_later_ones_do_not_notice():
     window, spacing, first = 24, 8, 45
     whole, late = (

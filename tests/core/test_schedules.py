@@ -267,7 +267,7 @@ def test_cycles_that_do_not_fit(fields, message):
 @pytest.mark.parametrize(
     "schedule",
     [
-        optax.linear_onecycle_schedule(120, 1.0),
+        pytest.param(optax.linear_onecycle_schedule(120, 1.0), marks=pytest.mark.integration),
         pytest.param(optax.cosine_onecycle_schedule(120, 1.0), marks=pytest.mark.integration),
         optax.piecewise_interpolate_schedule("linear", 1.0, {50: 0.5, 100: 0.1}),
         optax.piecewise_constant_schedule(1.0, {60: 0.5}),

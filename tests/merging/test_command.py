@@ -158,7 +158,7 @@ def test_a_window_makes_a_merge(reference, arguments, name, steps):
     [
         (["--count=2", "--last_step=6"], "step 3 lies in the warm-up"),
         (["--count=15"], ""),  # the oldest at step 6, the warm-up ends at 5
-        (["--count=1", "--every=3"], "step 3 lies in the warm-up"),
+        (["--count=1", "--every=3", "--last_step=9"], "step 3 lies in the warm-up"),
     ],
 )
 def test_checkpoints_of_the_warm_up_are_a_warning(reference, tmp_path, capsys, arguments, said):

@@ -88,8 +88,9 @@ def check_packed(model: Model) -> None:
     """Raises UsageError where ``model`` cannot keep the conversations of one row apart."""
     ids = jax.ShapeDtypeStruct((1, model.config.context), jnp.int32)
     params = jax.eval_shape(model.init, jax.random.key(0))
+    hidden: Any = model.hidden  # families that can are given more than Forward has
     try:
-        jax.eval_shape(lambda p, x: model.hidden(p, x, positions=x, segments=x), params, ids)
+        jax.eval_shape(lambda p, x: hidden(p, x, positions=x, segments=x), params, ids)
     except TypeError as error:
         if not lacks(error, "positions", "segments"):
             raise

@@ -52,7 +52,7 @@ class Progress:
         peak = chips.peak_flops()
         self._peak = peak * jax.device_count() if peak else None
         self._done = start
-        self._pending: list[dict[str, jax.Array]] = []
+        self._pending: list[dict[str, Any]] = []
         self._bar = tqdm(total=total, initial=start, unit="step", desc=name, disable=quiet, smoothing=0.1)
         self.restart()
 
