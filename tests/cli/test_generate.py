@@ -23,12 +23,17 @@ CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 
 @pytest.fixture
 def run(store, tmp_path, monkeypatch):
-    """A small run, the one that version 0.1 wrote, with its tokenizer; its data are named relative to the root."""
+    """A small run, the one that version 0.1 wrote, on a machine that made its tokens anew; its data are in the root."""
     monkeypatch.chdir(ROOT)
     with tarfile.open(FIXTURE / "run.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    (then,) = facts["data"]["stable"]
+    then["path"] = str(tmp_path / "elsewhere" / Path(then["path"]).name)
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
     found = Run(tmp_path / "run")
     evaluate.model_and_data(found)  # writes the store, and with it the tokenizer
+    assert evaluate.tokenizer_place(found).parent == store / "tokens"
     return found
 
 

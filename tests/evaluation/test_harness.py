@@ -93,10 +93,12 @@ def make_model(run: Run, **options: Any) -> LanguageModel:
 
 
 @pytest.mark.integration
-def test_a_checkpoint_is_scored_and_written_in_both_formats(place, tmp_path, capsys):
+def test_a_checkpoint_is_scored_and_written_in_both_formats(place, tmp_path, capfd, monkeypatch):
     tasks = "--tasks=arc_easy,winogrande,mmlu,wikitext"
+    monkeypatch.chdir(tmp_path)  # which is in no repository of git, and git would say so
     assert cli.main(command(place, tmp_path, tasks)) == 0
-    printed = capsys.readouterr().out
+    printed, said = capfd.readouterr()
+    assert "fatal" not in said
     assert "step-300" in printed and f"results: {tmp_path / 'step-300'}" in printed.replace("\n", "")
     found = read(tmp_path / "step-300")
     assert [(name, r["questions"], r["shots"], r["group"]) for name, r in found.items()] == [
@@ -127,7 +129,7 @@ def test_a_checkpoint_is_scored_and_written_in_both_formats(place, tmp_path, cap
 
     # Again with fewer questions of one task, in other batches: it is replaced, the others stay.
     assert cli.main(command(place, tmp_path, "--tasks=arc_easy", "--limit=5", "--batch_tokens=1", "--json")) == 0
-    (printed,) = json.loads(capsys.readouterr().out)
+    (printed,) = json.loads(capfd.readouterr().out)
     again = read(tmp_path / "step-300")
     assert list(again) == ["winogrande", "mmlu", "wikitext", "arc_easy"] and printed["questions"] == 5
     first, second = one["by_question"]["gold_nats"][:5], again["arc_easy"]["by_question"]["gold_nats"]

@@ -20,7 +20,7 @@ from wsm_jax.checkpoints import orbax
 from wsm_jax.checkpoints.plan import Plan, check, plan
 from wsm_jax.config import Config
 from wsm_jax.errors import UsageError
-from wsm_jax.io import claims, hashes, places
+from wsm_jax.io import claims, hashes, places, publish
 from wsm_jax.io.files import read_json, read_jsonl, write_json
 
 PUBLIC = "public"  # folder of a run that was imported: what lay beside the weights
@@ -82,7 +82,11 @@ class Run:
         if "imported" in self.facts:
             return self.path / PUBLIC if self.facts["data"]["tokenizer_hash"] else None
         stores = self.facts["data"].get("stable") or []
-        return places.at(stores[0]["path"]) if stores else None
+        if not stores:
+            return None
+        then = places.at(stores[0]["path"])
+        now = publish.data_folder(self.config.data.store) / "tokens" / then.name  # where the run has been moved
+        return now if now.is_dir() and not then.is_dir() else then
 
     def merged(self, name: str) -> Path:
         """Folder of the merged parameters of that name."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from lm_eval import __version__
-from lm_eval.evaluator import simple_evaluate
+from lm_eval import __version__, evaluator
 from lm_eval.loggers.evaluation_tracker import EvaluationTracker
+from lm_eval.loggers.utils import get_commit_from_path
 from lm_eval.tasks import TaskManager
 
 from wsm_jax.errors import NonFiniteError, UsageError
@@ -147,8 +147,10 @@ def run(
 def _ask(asked: Asked, model: LanguageModel) -> dict[str, Any]:
     """The results of lm-eval; its own bars and warnings are not shown."""
     manager = TaskManager(include_path=str(FOLDER), include_defaults=False)
+    # It asks git, which complains to the terminal where there is no repository; the files say the same.
+    evaluator.get_git_commit_hash = lambda: get_commit_from_path(Path.cwd())
     with contextlib.redirect_stderr(io.StringIO()):
-        results: Any = simple_evaluate(
+        results: Any = evaluator.simple_evaluate(
             model,
             tasks=[one.whole for one in asked.benchmarks],
             num_fewshot=asked.shots,
