@@ -20,7 +20,6 @@ from wsm_jax.core.merge_weights import merge_weights
 from wsm_jax.errors import UsageError
 
 CURVES = sorted(DECAYS)
-CURVES = sorted(DECAYS)
 # WSM, Figure 2: weights of 10 checkpoints, oldest to newest, as printed.
 FIGURE_2 = {
     "linear": ".100 .100 .100 .100 .100 .100 .100 .100 .100 .100",

@@ -1,6 +1,7 @@
 """Fine-tuning on conversations: a packed batch is the conversations by themselves, and a run is like any other."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,11 @@ from wsm_jax.config import OptimizerConfig
 from wsm_jax.core import schedules
 from wsm_jax.data import packing
 from wsm_jax.data.packing import PackedRows
+from wsm_jax.data.tokenizer import load_tokenizer
 from wsm_jax.data.tokens import prepare
+from wsm_jax.evaluation import evaluate
+from wsm_jax.interchange import beside, outgoing
+from wsm_jax.io.files import read_json, write_json
 from wsm_jax.models import model as model_lib
 from wsm_jax.training import optimizer as optimizer_lib
 from wsm_jax.training.train_step import make_train_step
@@ -142,6 +147,26 @@ def test_without_a_template_messages_are_refused(reference, tmp_path, capsys):
         == 2
     )
     assert "need a chat template" in capsys.readouterr().err
+
+
+@pytest.mark.integration
+def test_its_chat_template_goes_with_a_tuned_run(base, talks, tmp_path):
+    """Also where the folder that it was tuned with is gone: into evaluations, the next fine-tuning and exports."""
+    given = tmp_path / "tokenizer"
+    shutil.copytree(base.tokenizer, given, ignore=shutil.ignore_patterns("*.bin", "train", "validation", "test"))
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    write_json(given / "tokenizer_config.json", {"chat_template": template, "eos_token": "<|endoftext|>"})
+    run = sft(base, talks, "templated", "--epochs=1", f"--config.data.tokenizer={given}")
+    read = []
+    for _ in range(2):
+        place = beside.tokenizer_place(run)
+        _, (store,), _ = evaluate.held_out(run, "test", f"chat:{talks}")
+        read.append(load_tokenizer(place).decode(store.tokens("train")[:40].tolist()))
+        shutil.rmtree(given, ignore_errors=True)
+    assert read[0].startswith("user: def f") and read[0] == read[1]
+    outgoing.write_beside(run, evaluate.fields_of(run), {}, "float32", tmp_path)
+    assert read_json(tmp_path / "tokenizer_config.json")["chat_template"] == template
+    assert read_json(tmp_path / "config.json")["eos_token_id"] == load_tokenizer(run.tokenizer).eot
 
 
 @pytest.mark.integration

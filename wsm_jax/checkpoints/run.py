@@ -88,6 +88,14 @@ class Run:
         now = publish.data_folder(self.config.data.store) / "tokens" / then.name  # where the run has been moved
         return now if now.is_dir() and not then.is_dir() else then
 
+    @property
+    def tokenizer_folders(self) -> list[Path]:
+        """Where its tokenizer may be, and what goes with it: its own folder, and that which its configuration names."""
+        own, named = self.tokenizer, self.config.data.tokenizer
+        given = Path(named).expanduser()
+        others = [given if given.is_dir() else given.parent] if named and given.exists() else []
+        return [*([own] if own else []), *others]
+
     def merged(self, name: str) -> Path:
         """Folder of the merged parameters of that name."""
         return self.path / "merged" / name

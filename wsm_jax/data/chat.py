@@ -19,6 +19,7 @@ Message = Mapping[str, Any]  # role and content
 ROLES = ("system", "user", "assistant", "tool")
 RESPONSE = "assistant"
 TEMPLATE, CONFIG = FILES = ("chat_template.jinja", "tokenizer_config.json")  # where a folder keeps it, best first
+GENERATION = "generation_config.json"
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -107,17 +108,27 @@ def find_template(folders: Sequence[Path]) -> ChatTemplate | None:
       UsageError: a file that cannot be read.
     """
     for folder in folders:
-        config = tokenizer_config(folder)
-        special = {name: text for name in _SPECIAL if (text := _text(config.get(name))) is not None}
-        if (file := folder / TEMPLATE).is_file():
-            return ChatTemplate(file.read_text(encoding="utf-8"), special, file)
-        source = config.get("chat_template")
-        if isinstance(source, list):  # several, by name
-            named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-            source = named.get("default")
-        if isinstance(source, str):
-            return ChatTemplate(source, special, folder / CONFIG)
+        if (found := _source(folder)) is not None:
+            config = tokenizer_config(folder)
+            special = {name: text for name in _SPECIAL if (text := _text(config.get(name))) is not None}
+            return ChatTemplate(found[0], special, found[1])
     return None
+
+
+def has_template(folder: Path) -> bool:
+    """Whether a folder has a chat template, of whatever use."""
+    return _source(folder) is not None
+
+
+def _source(folder: Path) -> tuple[str, Path] | None:
+    """The template in a folder, and the file that it is in."""
+    if (file := folder / TEMPLATE).is_file():
+        return file.read_text(encoding="utf-8"), file
+    source = tokenizer_config(folder).get("chat_template")
+    if isinstance(source, list):  # several, by name
+        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = named.get("default")
+    return (source, folder / CONFIG) if isinstance(source, str) else None
 
 
 def load_template(folders: Sequence[Path]) -> ChatTemplate:
@@ -149,7 +160,7 @@ def end_tokens(folder: Path) -> tuple[list[int], list[str]]:
     Raises:
       UsageError: ``generation_config.json`` or ``tokenizer_config.json`` is no JSON object.
     """
-    numbers = _object(folder / "generation_config.json").get("eos_token_id")
+    numbers = _object(folder / GENERATION).get("eos_token_id")
     numbers = numbers if isinstance(numbers, list) else [numbers]
     text = _text(tokenizer_config(folder).get("eos_token"))
     return [number for number in numbers if isinstance(number, int)], [text] if text else []

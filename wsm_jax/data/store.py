@@ -152,6 +152,7 @@ def write_store(
     fractions: tuple[float, float],
     manifest: dict[str, Any],
     encode: Encode | None = None,
+    beside: Sequence[pathlib.Path] = (),
 ) -> TokenStore:
     """Encode documents into a store that appears whole or not at all.
 
@@ -162,6 +163,7 @@ def write_store(
       fractions: share of the documents for validation and for test.
       manifest: fields to keep beside the counts; must hold ``hash``.
       encode: what makes tokens of texts, and says which are learnt; None: the tokenizer, and all are.
+      beside: files that go with the tokenizer, copied.
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     with published(path) as folder:
@@ -180,6 +182,8 @@ def write_store(
             **({"learnt": True} if encode else {}),
         }
         tokenizer.save(folder / "tokenizer.json")
+        for file in beside:
+            (folder / file.name).write_bytes(file.read_bytes())
         write_json(folder / "manifest.json", manifest)
     return TokenStore(path)
 

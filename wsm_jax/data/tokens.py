@@ -7,7 +7,7 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from wsm_jax.config import DataConfig, check_values
@@ -121,7 +121,9 @@ def prepare(config: DataConfig, progress: bool = False) -> Corpus:
             else:
                 say(f"encoding {source.spec}")
                 about = {"hash": name, "source": source.spec, "source_hash": hashes[source.spec]}
-                stores[source.spec] = write_store(place, readers[source.spec](), tokenizer, fractions, about, encoder)
+                kept = _beside(config, (*chat.FILES, chat.GENERATION)) if encoder else []
+                documents = readers[source.spec]()
+                stores[source.spec] = write_store(place, documents, tokenizer, fractions, about, encoder, kept)
             (folder / "index").mkdir(exist_ok=True)
             write_json(folder / "index" / f"{keys[source.spec]}.json", {"store": place.name, "source": source.spec})
     else:
@@ -169,6 +171,12 @@ def _tokenizer_folder(tokenizer: str) -> pathlib.Path:
     return place.parent if place.is_file() else place
 
 
+def _beside(config: DataConfig, names: Sequence[str]) -> list[pathlib.Path]:
+    """The files of these names beside the tokenizer."""
+    folder = _tokenizer_folder(config.tokenizer)
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
 def _is_chat(spec: str) -> bool:
     return spec.partition(":")[0] == sources.CHAT
 
@@ -205,8 +213,7 @@ def _keys(
         basis: Any = [[spec, found[spec].signature] for spec in stable]  # all that the vocabulary is trained on
     else:
         basis = files.stat_signature((path.name, path) for path in tokenizer_files(config.tokenizer))
-    beside = [_tokenizer_folder(config.tokenizer) / name for name in chat.FILES]
-    template = files.stat_signature((path.name, path) for path in beside if path.is_file())
+    template = files.stat_signature((path.name, path) for path in _beside(config, chat.FILES))
     return {
         spec: _digest(
             [

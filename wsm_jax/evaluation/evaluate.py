@@ -19,6 +19,7 @@ from wsm_jax.data.tokens import Corpus, TokenStore, prepare
 from wsm_jax.errors import UsageError
 from wsm_jax.evaluation.evaluator import Evaluator, over
 from wsm_jax.evaluation.losses import Difference, Evaluation, paired_difference
+from wsm_jax.interchange.beside import tokenizer_place
 from wsm_jax.io import places
 from wsm_jax.models import family
 from wsm_jax.models.attention import TILE
@@ -126,17 +127,6 @@ def model_and_data(run: Run) -> tuple[Model, Corpus]:
             f"then {run.facts['data_hash'][:12]}); losses would not be comparable"
         )
     return model_of(run), corpus
-
-
-def tokenizer_place(run: Run) -> Path:
-    """The folder with the tokenizer of a run.
-
-    Raises:
-      UsageError: an imported run that has none.
-    """
-    if run.tokenizer is None:
-        raise UsageError(f"{run.path} has no tokenizer; import it again with --tokenizer=PATH")
-    return Path(run.tokenizer)
 
 
 def held_out(run: Run, split: str, source: str = "") -> tuple[Model, list[TokenStore], str]:

@@ -39,8 +39,7 @@ def of(run: Run) -> Language:
     tokenizer = load_tokenizer(place)
     if tokenizer.hash != run.facts["data"]["tokenizer_hash"]:
         raise UsageError(f"the tokenizer in {place} is not the one that {run.path} was trained with")
-    given = Path(run.config.data.tokenizer).expanduser()  # of a run that was trained with a public tokenizer
-    folders = [place, *([given if given.is_dir() else given.parent] if given.exists() else [])]
+    folders = list(dict.fromkeys([place, *run.tokenizer_folders]))
     ends: list[int] = []
     for folder in folders:
         numbers, texts = chat.end_tokens(folder)

@@ -4,12 +4,14 @@ import fnmatch
 import shutil
 from pathlib import Path
 
+from wsm_jax.checkpoints.run import Run
+from wsm_jax.data import chat
 from wsm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from wsm_jax.errors import UsageError, warn
 from wsm_jax.interchange.architecture import Layout
 from wsm_jax.models.public import CONFIG
 
-GENERATION = "generation_config.json"
+GENERATION = chat.GENERATION
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
              "merges.txt", "encoder.json", "vocab.bpe", "tokenizer.model", "chat_template.*")  # fmt: skip
 KEPT = (CONFIG, GENERATION, *TOKENIZER, "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -35,6 +37,22 @@ def tokenizer_in(folder: Path) -> Tokenizer | None:
     if not names & {"tokenizer.json", "encoder.json", "vocab.json"}:
         return None
     return load_tokenizer(folder)
+
+
+def tokenizer_place(run: Run) -> Path:
+    """The folder with the tokenizer of a run, one with its chat template where there is one.
+
+    Raises:
+      UsageError: an imported run that has none.
+    """
+    if run.tokenizer is None:
+        raise UsageError(f"{run.path} has no tokenizer; import it again with --tokenizer=PATH")
+    wanted, (own, *others) = run.facts["data"]["tokenizer_hash"], run.tokenizer_folders
+    if not chat.has_template(own):
+        for folder in others:
+            if chat.has_template(folder) and load_tokenizer(folder).hash == wanted:
+                return folder
+    return own
 
 
 def check_tokenizer(tokenizer: Tokenizer, layout: Layout, place: Path) -> None:

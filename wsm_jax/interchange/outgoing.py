@@ -14,6 +14,7 @@ from wsm_jax.checkpoints import output as output_lib
 from wsm_jax.checkpoints.run import PUBLIC, Run
 from wsm_jax.config import ModelFields
 from wsm_jax.core.leaves import Leaf
+from wsm_jax.data import chat
 from wsm_jax.data.tokenizer import load_tokenizer
 from wsm_jax.errors import UsageError, warn
 from wsm_jax.interchange import architecture, beside, card, transfer
@@ -164,6 +165,11 @@ def _copy_tokenizer(run: Run, folder: Path) -> dict[str, Any]:
     if place is None or not (place / "tokenizer.json").is_file():
         warn(f"{run.path} has no tokenizer any more ({place}); the folder gets none")
         return {}
+    if chat.has_template(place := beside.tokenizer_place(run)):  # that of a public model, which it was tuned from
+        beside.copy(place, folder, (*beside.TOKENIZER, beside.GENERATION))
+        public, (_, ends) = load_tokenizer(place), chat.end_tokens(place)
+        texts = {"bos_token_id": chat.first_token(place), "eos_token_id": next(iter(ends), None)}
+        return {name: public.number(text) for name, text in texts.items() if text}
     shutil.copyfile(place / "tokenizer.json", folder / "tokenizer.json")
     end = load_tokenizer(place)
     text = end.decode([end.eot])
