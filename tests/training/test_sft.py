@@ -166,7 +166,7 @@ def test_its_chat_template_goes_with_a_tuned_run(base, talks, tmp_path):
     assert read[0].startswith("user: def f") and read[0] == read[1]
     outgoing.write_beside(run, evaluate.fields_of(run), {}, "float32", tmp_path)
     assert read_json(tmp_path / "tokenizer_config.json")["chat_template"] == template
-    assert read_json(tmp_path / "config.json")["eos_token_id"] == load_tokenizer(run.tokenizer).eot
+    assert read_json(tmp_path / "config.json")["eos_token_id"] == load_tokenizer(place).eot
 
 
 @pytest.mark.integration
