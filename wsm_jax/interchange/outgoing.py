@@ -169,7 +169,8 @@ def _copy_tokenizer(run: Run, folder: Path) -> dict[str, Any]:
         beside.copy(place, folder, (*beside.TOKENIZER, beside.GENERATION))
         public, (_, ends) = load_tokenizer(place), chat.end_tokens(place)
         texts = {"bos_token_id": chat.first_token(place), "eos_token_id": next(iter(ends), None)}
-        return {name: public.number(text) for name, text in texts.items() if text}
+        numbers = {name: public.number(text) for name, text in texts.items() if text}
+        return {name: number for name, number in numbers.items() if number is not None}
     shutil.copyfile(place / "tokenizer.json", folder / "tokenizer.json")
     end = load_tokenizer(place)
     text = end.decode([end.eot])
