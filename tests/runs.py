@@ -44,6 +44,17 @@ SIX_STEPS = {
     "checkpoint__branch_points": "",
     "evaluation__interval": "6steps",
 }
+# Weight decay times rate is 10: the parameters grow ninefold a step until something overflows.
+DIVERGING = {
+    "optimizer__name": "sgd",
+    "optimizer__peak_lr": 1e2,
+    "optimizer__clip_norm": 0.0,
+    "schedule__warmup": "0steps",
+    "checkpoint__merge_interval": "2steps",
+    "checkpoint__resume_interval": "4steps",
+    "checkpoint__branch_points": "",
+    "log__interval": "8steps",
+}
 TIMINGS = ("seconds", "tokens_per_second", "compile_seconds", "data_seconds", "tflops_per_second")
 TEMPORARY = ".saving-"
 

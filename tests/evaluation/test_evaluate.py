@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_names_the_leaf(corpus):
         evaluate(huge)
 
 
-def test_an_untrained_model_is_near_uniform(corpus):
+def test_parameters_near_zero_are_near_uniform(corpus):
     model = model_lib.build(ModelConfig(layers=1, d_model=16, heads=2, context=16, vocab_size=corpus.vocab_size))
     result = make_evaluator(model, sharding.make_mesh(), held_out_stores(corpus, "test"), "test", batch_size=4)(
         drawn(model)

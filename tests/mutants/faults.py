@@ -17,6 +17,7 @@ class Mutant(NamedTuple):
 
 
 DECAY, COEFFICIENTS, RATES = "core/test_decay.py", "core/test_coefficients.py", "core/test_coefficients_rates.py"
+MERGE_WEIGHTS = "core/test_merge_weights.py"
 SCHEDULES, AVERAGES, ONLINE = "core/test_schedules.py", "core/test_averages.py", "core/test_online.py"
 MERGE, OFFLINE, FAULTS = "core/test_merge.py", "merging/test_offline.py", "merging/test_faults.py"
 SELECTION, WEIGHTING, STEPS = "merging/test_selection.py", "merging/test_weighting.py", "merging/test_steps.py"
@@ -52,9 +53,9 @@ MUTANTS = [
         "core/coefficients.py",
         "farther[0] += 1.0 - factor",
         "farther[-1] += 1.0 - factor",
-        COEFFICIENTS,
+        MERGE_WEIGHTS,
     ),
-    Mutant("one seed for all", "core/coefficients.py", "default_rng(int(seed[1]))", "default_rng(0)", COEFFICIENTS),
+    Mutant("one seed for all", "core/coefficients.py", "default_rng(int(seed[1]))", "default_rng(0)", MERGE_WEIGHTS),
     Mutant(
         "off by one", "core/coefficients.py", "(count * (count + 1) / 2)", "(count * (count - 1) / 2)", COEFFICIENTS
     ),
@@ -74,9 +75,9 @@ MUTANTS = [
         "core/merge_weights.py",
         "(at[-1] - at[0]) * (count - 1) / count",
         "(at[-1] - at[0])",
-        COEFFICIENTS,
+        MERGE_WEIGHTS,
     ),
-    Mutant("the end point is moved", "core/merge_weights.py", "weights.size - ends", "weights.size", COEFFICIENTS),
+    Mutant("the end point is moved", "core/merge_weights.py", "weights.size - ends", "weights.size", MERGE_WEIGHTS),
     Mutant(
         "the neighbour's length", "core/weight_decay.py", "target[:-1] - rho[1:] *", "target[:-1] - rho[:-1] *", RATES
     ),

@@ -9,9 +9,7 @@ temporary name and renames, so a folder named by a step is whole; one in a bucke
 import functools
 import math
 import os
-import re
 import warnings
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,21 +17,32 @@ from typing import Any
 import jax
 import numpy as np
 
+from wsm_jax.checkpoints.orbax_files import (
+    COMPLETE,
+    PARAMS,
+    array_names,
+    choose_item,
+    complete_steps,
+    hint,
+    is_checkpoint,
+    is_step,
+    item_names,
+    metadata,
+    required,
+    user_metadata,
+)
 from wsm_jax.checkpoints.quiet import quiet
 from wsm_jax.errors import UsageError
-from wsm_jax.io import places, publish
+from wsm_jax.io import places
 from wsm_jax.io.files import parse_json
 from wsm_jax.parallel import ranges
 
-PARAMS = "params"
 CHUNK_BYTES = 64 * 10**6
-COMPLETE = "_CHECKPOINT_METADATA"  # written last
-_TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of what is being written
 
-# How Orbax keeps what is no plain array: the kinds of value in _METADATA, and files beside it.
-SCALAR, STRING = "scalar", "string"
-STRINGS = "_strings.json"
-ARRAY_METADATAS, RANDOM_KEY = "array_metadatas", "random_key_impl"
+__all__ = [
+    "COMPLETE", "PARAMS", "abstract_tree", "array_names", "check_whole", "choose_item", "complete_steps", "context",
+    "hint", "is_checkpoint", "is_step", "item_names", "load_tree", "orbax", "save_tree", "user_metadata",
+]  # fmt: skip
 
 
 @functools.cache
@@ -78,76 +87,6 @@ def _storage_options(key: Any, value: Any) -> Any:
     return orbax().options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=chunk, shard_axes=rows)
 
 
-def complete_steps(directory: str | os.PathLike) -> list[int]:
-    """Steps of the complete checkpoints in a stream's folder, ascending; a save under way is not listed."""
-    root = places.at(directory)
-    if not root.is_dir():
-        return []
-    steps = [path for path in root.iterdir() if is_step(path.name)]
-    return sorted(int(path.name) for path, whole in zip(steps, places.ask(is_checkpoint, steps), strict=True) if whole)
-
-
-def is_step(text: str) -> bool:
-    """Whether ``text`` is a step as folders are named by: plain digits (``²`` is one to str.isdigit, not to int)."""
-    return re.fullmatch("0|[1-9][0-9]{0,17}", text) is not None
-
-
-def is_checkpoint(path: str | os.PathLike) -> bool:
-    """Whether ``path`` is a complete Orbax checkpoint: it is renamed to its name once all of it is there."""
-    root = places.at(path).absolute()
-    # Orbax's own check takes 20 ms, as it starts a loop and threads, and an empty folder for one of its old format.
-    if _TEMPORARY in root.name:
-        return False
-    if places.on_bucket(root):  # Orbax writes there under the name that stays
-        return publish.is_draft(root) or publish.is_whole(root)
-    if (root / COMPLETE).exists():
-        return True
-    is_item = (root.parent / COMPLETE).exists()
-    return not is_item and ((root / "_METADATA").exists() or any(root.glob("*/_METADATA")))
-
-
-def _require(path: str | os.PathLike) -> Path:
-    if not is_checkpoint(path):
-        raise UsageError(f"{path} is not a complete Orbax checkpoint")
-    return places.at(path).absolute()
-
-
-def item_names(path: str | os.PathLike) -> list[str]:
-    """Names of the items in the checkpoint at ``path``, sorted.
-
-    Raises:
-      UsageError: no complete checkpoint there.
-    """
-    root = _require(path)
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and (p / "_METADATA").exists())
-
-
-def choose_item(path: str | os.PathLike, item: str | None = None) -> str | None:
-    """The item to read: ``item``, else ``params``, else the only one; None where the pytree lies at the top (v0).
-
-    Raises:
-      UsageError: no such item, or several and none is called ``params``.
-    """
-    names = item_names(path)
-    if item is not None:
-        if item not in names:
-            raise UsageError(f"{path} has no item {item!r}; it has {', '.join(names) or 'a pytree at the top'}")
-        return item
-    if PARAMS in names:
-        return PARAMS
-    if len(names) > 1:
-        raise UsageError(f"{path} has the items {', '.join(names)}; say which one to read, item=NAME or --item=NAME")
-    return names[0] if names else None
-
-
-def hint(path: Path) -> str:
-    """What to type where ``path`` is an item of a checkpoint and no checkpoint; else empty."""
-    parent = path.absolute().parent
-    if not ((path / "_METADATA").exists() and is_checkpoint(parent)):
-        return ""
-    return f"; it is an item of the checkpoint {path.parent}: give that, and --item={path.absolute().name}"
-
-
 @quiet()
 def abstract_tree(path: str | os.PathLike, item: str | None = None) -> Any:
     """Shapes and dtypes of a stored tree as jax.ShapeDtypeStruct on the first local device; reads metadata only.
@@ -159,7 +98,7 @@ def abstract_tree(path: str | os.PathLike, item: str | None = None) -> Any:
     """
     from orbax.checkpoint import PyTreeCheckpointHandler  # v1 has no name for what it reads as bool
 
-    root, name = _require(path), choose_item(path, item)
+    root, name = required(path), choose_item(path, item)
     try:
         metadata: Any = PyTreeCheckpointHandler().metadata(root / name if name else root)  # pyright: ignore[reportArgumentType]
         return jax.tree.map(_abstract, metadata.tree)
@@ -200,7 +139,7 @@ def load_tree(path: str | os.PathLike, item: str | None = None, abstract: Any = 
     """
     from wsm_jax.checkpoints import integrity  # which needs this module
 
-    root, name = _require(path), choose_item(path, item)
+    root, name = required(path), choose_item(path, item)
     integrity.check_together(path, (name or "",))
     if abstract is None:
         abstract = jax.tree.map(_uncut, abstract_tree(path, item))
@@ -228,7 +167,7 @@ def _check_chunks(path: str | os.PathLike, item: str | None) -> None:
     """As :func:`check_whole`, of the arrays of an item that are no OCDBT database, which knows its chunks."""
     import tensorstore as ts
 
-    if _metadata(path, item)[2].endswith("ocdbt"):
+    if metadata(path, item)[2].endswith("ocdbt"):
         return
     folder, names, layout = array_names(path, item)
     opening = {
@@ -279,92 +218,3 @@ def save_tree(path: str | os.PathLike, tree: Any, metadata: dict[str, Any] | Non
     place.parent.mkdir(parents=True, exist_ok=True)
     with context(mergeable=True):
         orbax().save(place, tree, checkpointable_name=item, custom_metadata=metadata or {})
-
-
-def array_names(path: str | os.PathLike, item: str | None = None) -> tuple[Path, dict[str, str], str]:
-    """Where the arrays of a checkpoint are stored, for those who read parts of them without Orbax.
-
-    Returns:
-      the item's folder; leaf's path ("blocks/mlp/up/kernel") -> name of its array there; and the TensorStore driver and
-      key-value store that read it, ``"zarr3"``, ``"zarr"``, ``"zarr3+ocdbt"`` or ``"zarr+ocdbt"``.
-
-    Raises:
-      UsageError: no complete checkpoint, no such item, metadata that cannot be read, or two leaves of one name.
-    """
-    folder, kinds, layout = _metadata(path, item)
-    paths = ["/".join(key) for key, _ in kinds]
-    stored = [".".join(key) for key, _ in kinds]
-    for names in (paths, stored):
-        if twice := next((name for name, count in Counter(names).items() if count > 1), None):
-            raise UsageError(f"{path} has two leaves called {twice}; rename a key with / or . in it and save it again")
-    strings = {name for name, (_, kind) in zip(paths, kinds, strict=True) if kind == STRING}
-    arrays = zip(paths, stored, strict=True)
-    return folder, {name: array for name, array in arrays if name not in strings}, layout
-
-
-def others(path: str | os.PathLike, item: str | None = None) -> tuple[set[str], dict[str, str], dict[str, str]]:
-    """What of a stored tree was no plain array when it was saved.
-
-    Returns:
-      paths of Python numbers, which are stored as arrays; path -> string; path -> implementation of the random keys
-      whose bits an array holds.
-
-    Raises:
-      UsageError: as :func:`array_names`.
-    """
-    folder, kinds, _ = _metadata(path, item)
-    paths = {".".join(key): "/".join(key) for key, _ in kinds}
-    scalars = {"/".join(key) for key, kind in kinds if kind == SCALAR}
-    try:
-        has_text = any(kind == STRING for _, kind in kinds)
-        texts = parse_json((folder / STRINGS).read_text(encoding="utf-8")) if has_text else {}
-        strings = {"/".join(key): str(texts[".".join(key)]) for key, kind in kinds if kind == STRING}
-        keys = {}
-        for file in sorted((folder / ARRAY_METADATAS).glob("process_*")):
-            for entry in parse_json(file.read_text(encoding="utf-8"))["array_metadatas"]:
-                array = entry["array_metadata"]
-                if implementation := (array.get("ext_metadata") or {}).get(RANDOM_KEY):
-                    keys[paths[array["param_name"]]] = str(implementation)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise UsageError(f"{folder}: unreadable checkpoint metadata ({type(error).__name__}: {error})") from error
-    return scalars, strings, keys
-
-
-def _metadata(path: str | os.PathLike, item: str | None) -> tuple[Path, list[tuple[list[str], str]], str]:
-    """An item's folder; keys and kind of value of each leaf; the layout as :func:`array_names` gives it."""
-    root, name = _require(path), choose_item(path, item)
-    folder = root / name if name else root
-    try:
-        metadata = parse_json((folder / "_METADATA").read_text())
-        entries = [entry for entry in metadata["tree_metadata"].values() if not is_empty(entry)]
-        kinds = [
-            ([str(key["key"]) for key in entry["key_metadata"]], str(entry["value_metadata"].get("value_type")))
-            for entry in entries
-        ]
-        ocdbt = metadata.get("use_ocdbt")
-        if ocdbt is None:  # old versions of Orbax did not say so
-            ocdbt = (folder / "manifest.ocdbt").exists()
-        layout = ("zarr3" if metadata.get("use_zarr3") else "zarr") + ("+ocdbt" if ocdbt else "")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise UsageError(f"{folder}: unreadable checkpoint metadata ({type(error).__name__}: {error})") from error
-    return folder, kinds, layout
-
-
-def is_empty(entry: dict[str, Any]) -> bool:
-    """Whether a stored node is an empty container or None, which has no array."""
-    return bool(entry["value_metadata"].get("skip_deserialize"))
-
-
-def user_metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """What was stored beside the arrays of the checkpoint at ``path``; old ones of Orbax have nothing.
-
-    Raises:
-      UsageError: no complete checkpoint, or metadata that cannot be read.
-    """
-    file = _require(path) / COMPLETE
-    if not file.exists():
-        return {}
-    try:
-        return parse_json(file.read_text()).get("custom_metadata") or {}
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"{file}: unreadable checkpoint metadata ({type(error).__name__}: {error})") from error

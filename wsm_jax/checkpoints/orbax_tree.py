@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from wsm_jax.checkpoints import orbax
-from wsm_jax.checkpoints.orbax import COMPLETE
+from wsm_jax.checkpoints import orbax, orbax_files
+from wsm_jax.checkpoints.orbax_files import COMPLETE
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.core.trees import named_leaves
 from wsm_jax.parallel.processes import all_succeed
@@ -27,7 +27,7 @@ def begin_tree(path: str | os.PathLike, tree: Any, item: str = orbax.PARAMS) -> 
       item: name of the item.
 
     Returns:
-      as :func:`wsm_jax.checkpoints.orbax.array_names`, without the layout.
+      as :func:`wsm_jax.checkpoints.orbax_files.array_names`, without the layout.
     """
     path = Path(path).absolute()
     # One element for each leaf: Orbax would want all of every array at once. Then the true shapes take its place.
@@ -36,7 +36,7 @@ def begin_tree(path: str | os.PathLike, tree: Any, item: str = orbax.PARAMS) -> 
     )
     with all_succeed():  # all have read what the first process then changes
         orbax.save_tree(path, small, item=item)
-        folder, names, _ = orbax.array_names(path, item)
+        folder, names, _ = orbax_files.array_names(path, item)
     with all_succeed():
         if jax.process_index() == 0:
             _take_arrays_out(path, folder, names, tree)
@@ -49,24 +49,24 @@ def _take_arrays_out(path: Path, folder: Path, names: dict[str, str], tree: Any)
     metadata = json.loads(file.read_text())
     leaves = named_leaves(tree)
     for entry in metadata["tree_metadata"].values():
-        if not orbax.is_empty(entry):
+        if not orbax_files.is_empty(entry):
             leaf, value = leaves["/".join(str(key["key"]) for key in entry["key_metadata"])], entry["value_metadata"]
-            kind = orbax.STRING if leaf.text is not None else orbax.SCALAR if leaf.scalar else None
+            kind = orbax_files.STRING if leaf.text is not None else orbax_files.SCALAR if leaf.scalar else None
             if kind is None:
                 value["write_shape"] = list(leaf.shape)
             else:  # restored as a Python number or string, as it was saved
                 entry["value_metadata"] = {"value_type": kind, "skip_deserialize": False}
     file.write_text(json.dumps(metadata))
-    for name in ("_sharding", orbax.ARRAY_METADATAS):  # both speak of the small arrays
+    for name in ("_sharding", orbax_files.ARRAY_METADATAS):  # both speak of the small arrays
         shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
     for name in names.values():
         shutil.rmtree(folder / name)
     if texts := {names[path]: leaf.text for path, leaf in leaves.items() if leaf.text is not None}:
-        (folder / orbax.STRINGS).write_text(json.dumps(texts))
+        (folder / orbax_files.STRINGS).write_text(json.dumps(texts))
     keys = [_key_metadata(names[path], leaf) for path, leaf in leaves.items() if leaf.key]
     if keys:
-        (folder / orbax.ARRAY_METADATAS).mkdir()
-        (folder / orbax.ARRAY_METADATAS / "process_0").write_text(json.dumps({"array_metadatas": keys}))
+        (folder / orbax_files.ARRAY_METADATAS).mkdir()
+        (folder / orbax_files.ARRAY_METADATAS / "process_0").write_text(json.dumps({"array_metadatas": keys}))
     os.replace(path / COMPLETE, path / f".{COMPLETE}")
 
 
@@ -74,7 +74,7 @@ def _key_metadata(name: str, leaf: Leaf) -> dict[str, Any]:
     """What makes Orbax restore an array as random keys."""
     shape = list(leaf.shape)
     described = {"param_name": name, "write_shape": shape, "chunk_shape": shape}
-    return {"array_metadata": {**described, "ext_metadata": {orbax.RANDOM_KEY: leaf.key}}}
+    return {"array_metadata": {**described, "ext_metadata": {orbax_files.RANDOM_KEY: leaf.key}}}
 
 
 def complete_tree(path: str | os.PathLike, metadata: dict[str, Any]) -> None:

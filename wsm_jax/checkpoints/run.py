@@ -85,7 +85,7 @@ class Run:
         if not stores:
             return None
         then = places.at(stores[0]["path"])
-        now = publish.data_folder(self.config.data.store) / "tokens" / then.name  # where the run has been moved
+        now = publish.data_folder(self.config.data.store) / publish.TOKENS / then.name  # where the run has been moved
         return now if now.is_dir() and not then.is_dir() else then
 
     @property

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from wsm_jax.checkpoints import orbax, orbax_tree
+from wsm_jax.checkpoints import orbax, orbax_files, orbax_tree
 from wsm_jax.checkpoints.huggingface import read_exactly, write_exactly
 from wsm_jax.core.leaves import Leaf
 from wsm_jax.errors import UsageError
@@ -33,8 +33,8 @@ class Source:
 
     def __init__(self, path: str | os.PathLike, item: str | None = None):
         self.path, self._item = places.at(path), item
-        self._folder, self._names, layout = orbax.array_names(path, item)
-        scalars, texts, keys = orbax.others(path, item)
+        self._folder, self._names, layout = orbax_files.array_names(path, item)
+        scalars, texts, keys = orbax_files.others(path, item)
         self.hashes = hashes.read(self.path, "" if self._folder == self.path.absolute() else self._folder.name)
         driver, _, ocdbt = layout.partition("+")
 

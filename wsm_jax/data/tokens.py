@@ -115,7 +115,7 @@ def prepare(config: DataConfig, progress: bool = False) -> Corpus:
         for source in missing:
             how = [encoder.hash] if encoder else []
             name = _digest([FORMAT, hashes[source.spec], tokenizer.hash, fractions, *how])
-            place = folder / "tokens" / name[:32]
+            place = folder / publish.TOKENS / name[:32]
             if _is_whole(place):
                 stores[source.spec] = TokenStore(place)
             else:
@@ -263,7 +263,7 @@ def _check_different(stores: dict[str, TokenStore]) -> None:
 def _indexed(folder: pathlib.Path, key: str) -> TokenStore | None:
     entry = json_or_none(folder / "index" / f"{key}.json")
     name = entry.get("store") if isinstance(entry, dict) else None
-    place = folder / "tokens" / name if isinstance(name, str) else None
+    place = folder / publish.TOKENS / name if isinstance(name, str) else None
     return TokenStore(place) if place is not None and _is_whole(place) else None
 
 

@@ -21,6 +21,7 @@ _PREFIX = ".tmp-"
 _STALE_SECONDS = 24 * 3600
 _FLUSH_SECONDS = 0.2
 SAVING = ".saving-"  # begins the name of a checkpoint that is being written, and of what Orbax makes of it meanwhile
+TOKENS = "tokens"  # of the data folder; in it a folder of tokens for each source
 DELETED = ".deleted-"  # begins the name of one that is being removed
 _LEFTOVERS = (f"{DELETED}*", f"{SAVING}*", "*.orbax-checkpoint-tmp*")  # the last of earlier versions
 
