@@ -41,7 +41,7 @@ def test_every_base_is_tuned_measured_and_compared(experiment_text, tmp_path):
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in (tmp_path / "results" / "records.jsonl").read_text().splitlines()]
     assert len(records) == 2 * (3 + 3 * 2 * 2 * 2)
-    assert {"novels", "peps", "instructions"} == set(records[0]["domains"])
+    assert {"novels", "peps", "instructions"} < set(records[0]["domains"])  # and gold answers
     losses = {record["arm"]: record["domains"]["instructions"] for record in records if record["seed"] == 0}
     assert all(losses[f"{base}, constant 0.003"] < losses[base] for base in ("last", "merge", "decay"))
     found = json.loads((tmp_path / "results" / "claims.json").read_text())
