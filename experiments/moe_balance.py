@@ -6,7 +6,7 @@
 The paper's merge has a lower largest violation of balance than its decay (0.545 against 0.601), and a slightly higher
 loss. The bias of the router was set for the loads of the newest weights: a merge may average it like all else, keep
 the last, or set it anew on some batches. ``balance`` measures the last checkpoint, the decay and the three merges on
-the same held-out batches, for each seed; results/moe/balance.jsonl has a line each.
+the same held-out batches, for each seed; results/moe/balance.jsonl has a line each, balance.md the tables.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from wsm_jax.evaluation import balance, evaluate, statistics
 from wsm_jax.io import files, machine
 from wsm_jax.merging.selection import select
 from wsm_jax.parallel import mesh as mesh_lib
-from wsm_jax.reporting.tables import print_table
+from wsm_jax.reporting.tables import markdown_table, print_table
 from wsm_jax.sweeps import Arm, Claim, Experiment, Measure, RunSpec, difference
 
 COUNT, BATCHES = 16, 64  # checkpoints of the merge, as many as of the decay; batches for balance and for the bias
@@ -87,19 +87,36 @@ def measured(constant: Run, decay: Run, *, batches: int = BATCHES) -> dict[str, 
     return {arm: balance.measured(model, params, text("test"), mesh) for arm, params in trees.items()}
 
 
-def compared(records: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Rows of a table: every arm's figures, means over seeds, and each minus the decay's with its 95% interval."""
+def compared(records: Sequence[dict[str, Any]], reference: str = DECAY) -> list[list[str]]:
+    """Rows of a table: every arm's figures, means over seeds, and each minus the reference's with its 95% interval."""
     rows = []
     for arm in dict.fromkeys(record["arm"] for record in records):
         row = [arm]
         for figure in FIGURES:
-            own, other = ({r["seed"]: r[figure] for r in records if r["arm"] == name} for name in (arm, DECAY))
+            own, other = ({r["seed"]: r[figure] for r in records if r["arm"] == name} for name in (arm, reference))
             found = statistics.estimate([own[seed] - other[seed] for seed in own])
             low, high = found.interval or (float("nan"),) * 2
             mean = sum(own.values()) / len(own)
-            row.append(f"{mean:.3f}" + ("" if arm == DECAY else f" ({found.estimate:+.3f} [{low:+.3f}, {high:+.3f}])"))
+            row.append(
+                f"{mean:.3f}" + ("" if arm == reference else f" ({found.estimate:+.3f} [{low:+.3f}, {high:+.3f}])")
+            )
         rows.append(row)
     return rows
+
+
+def page(records: Sequence[dict[str, Any]]) -> str:
+    """Both tables in Markdown, with where the figures are from."""
+    first, seeds = records[0], {record["seed"] for record in records}
+    lines = [
+        "# Balance of experts",
+        "",
+        f"Means over {len(seeds)} seeds, with 95% intervals (t) of the differences; {first['batches']} batches of test "
+        f"text; lm_loss in nats a token. Made by `python -m experiments.moe_balance` on {first['machine']}.",
+    ]
+    for reference in (DECAY, AVERAGED):
+        table = markdown_table([["arm", *FIGURES], *compared(records, reference)])
+        lines += ["", f"## Each minus {reference}", "", *table]
+    return "\n".join(lines) + "\n"
 
 
 def _seeds(sweep: Path) -> Iterator[tuple[int, Run, Run]]:
@@ -124,9 +141,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             records.append({"seed": seed, "arm": arm, **figures, **same})
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
         files.write_jsonl(Path(options.output), records)
+        files.write_text(Path(options.output).with_suffix(".md"), page(records))
     if not records:
         sys.exit(str(UsageError(f"{options.sweep} has no finished pair of runs; wsm sweep experiments/moe_balance.py")))
-    print_table(["arm", *FIGURES], compared(records), title="Balance (each minus that of the decay)")
+    for reference in (DECAY, AVERAGED):
+        print_table(["arm", *FIGURES], compared(records, reference), title=f"Balance (each minus that of {reference})")
 
 
 if __name__ == "__main__":

@@ -34,3 +34,21 @@ def test_a_finished_seed_is_measured_in_all_arms(tmp_path, store, library_text, 
     merges = [records[arm]["max_violation"] for arm in arms[2:]]
     assert len(set(merges)) > 1 and all(0 < violation < 15 for violation in merges)
     assert moe_balance.RESET in capsys.readouterr().out
+    assert place.with_suffix(".md").read_text() == moe_balance.page(read_jsonl(place))
+
+
+def test_the_committed_tables_are_those_of_the_committed_records():
+    folder = ROOT / "results" / "moe"
+    assert (folder / "balance.md").read_text() == moe_balance.page(read_jsonl(folder / "balance.jsonl"))
+
+
+def test_a_difference_is_paired_by_seed():
+    values = {0: (0.5, 0.25), 1: (0.75, 0.25)}
+    records = [
+        {"seed": seed, "arm": arm, **dict.fromkeys(moe_balance.FIGURES, value)}
+        for seed, pair in values.items()
+        for arm, value in zip((moe_balance.LAST, moe_balance.DECAY), pair, strict=True)
+    ]
+    last, decay = moe_balance.compared(records)
+    assert last[1].startswith("0.625 (+0.375 [") and decay[1] == "0.250"
+    assert moe_balance.compared(records, moe_balance.LAST)[1][1].startswith("0.250 (-0.375 [")
