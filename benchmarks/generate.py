@@ -118,7 +118,7 @@ def main(argv: list[str]) -> None:
     """Runs the benchmark."""
     del argv
     facts = {"cpu": machine.cpu_name(), "cores": os.cpu_count(), "system": platform.platform()}
-    where = {"machine": {**facts, "load_before": os.getloadavg()[0]}, **results_file.provenance()}
+    where: dict[str, Any] = {"machine": {**facts, "load_before": os.getloadavg()[0]}, **results_file.provenance()}
     records = []
     try:
         for name in MODELS.value:

@@ -16,8 +16,8 @@ def main() -> None:
     """Builds the model, then answers lines until standard input ends."""
     settings = json.loads(sys.argv[1])
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings["threads"]])
-    import torch  # pyright: ignore[reportMissingImports]
-    import transformers  # pyright: ignore[reportMissingImports]
+    import torch
+    import transformers
 
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()

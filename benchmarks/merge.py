@@ -104,7 +104,7 @@ def run(case: Case, folder: Path, facts: dict[str, Any]) -> list[dict[str, Any]]
     if case.cache == "warm" and bytes_read > CACHE_SHARE * available_memory():
         print(f"left out: {bytes_read / 1e9:.0f} GB do not stay in the page cache of this machine")
         return []
-    records = [
+    records: list[dict[str, Any]] = [
         {
             "kind": "merge",
             **{name: getattr(case, name) for name in ("size", "format", "count", "cache", "folders")},

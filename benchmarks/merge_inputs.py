@@ -22,14 +22,25 @@ DRAWN = 2**22  # numbers; drawing all of them would take longer than all merges
 SIZES = {"tiny": (2, 32, 2, 64, 512), "125M": (12, 768, 12, 1024, 50257), "774M": (36, 1280, 20, 1024, 50257)}
 FIELDS = ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size")  # of SIZES, as transformers' GPT-2 calls them
 
+Shapes = dict[str, tuple[int, ...]]
 
-def shapes(size: str, format: str) -> dict[str, tuple[int, ...]]:
+
+def shapes(size: str, format: str) -> Shapes:
     """Name -> shape of every array of one checkpoint; the output projection is tied."""
     layers, D, _, context, vocabulary = SIZES[size]
-    matrices = {"attn.c_attn": (D, 3 * D), "attn.c_proj": (D, D), "mlp.c_fc": (D, 4 * D), "mlp.c_proj": (4 * D, D)}
+    matrices: Shapes = {
+        "attn.c_attn": (D, 3 * D),
+        "attn.c_proj": (D, D),
+        "mlp.c_fc": (D, 4 * D),
+        "mlp.c_proj": (4 * D, D),
+    }
     if format != "safetensors":
-        found = {"wte": (128 * math.ceil(vocabulary / 128), D), "wpe": (context, D), "ln_f": (D,)}
-        stacked = {name: (layers, *shape) for name, shape in {**matrices, "ln_1": (D,), "ln_2": (D,)}.items()}
+        found: Shapes = {
+            "wte": (128 * math.ceil(vocabulary / 128), D),
+            "wpe": (context, D),
+            "ln_f": (D,),
+        }
+        stacked: Shapes = {name: (layers, *shape) for name, shape in {**matrices, "ln_1": (D,), "ln_2": (D,)}.items()}
         return found | {f"blocks_{name.replace('.', '_')}": shape for name, shape in stacked.items()}
     found = {"wte.weight": (vocabulary, D), "wpe.weight": (context, D), "ln_f.weight": (D,), "ln_f.bias": (D,)}
     for layer in range(layers):

@@ -49,8 +49,8 @@ def _mergekit_command(inputs: list[str], weights: list[float], output: str) -> l
 
 def averaged(task: dict[str, Any]) -> dict[str, Any]:
     """``torch.optim.swa_utils.AveragedModel`` over transformers' models."""
-    import torch  # pyright: ignore[reportMissingImports]
-    import transformers  # pyright: ignore[reportMissingImports]
+    import torch
+    import transformers
 
     start = time.perf_counter()
     average = None

@@ -19,8 +19,8 @@ def main() -> None:
     mode, shape = sys.argv[1], json.loads(sys.argv[2])
     if threads := shape.get("threads"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    import torch  # pyright: ignore[reportMissingImports]
-    import transformers  # pyright: ignore[reportMissingImports]
+    import torch
+    import transformers
 
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()

@@ -7,6 +7,7 @@ branch from at three quarters of it, as configs/matrix.py has it.
 """
 
 import dataclasses
+from typing import Any
 
 from wsm_jax.config import (
     CheckpointConfig,
@@ -20,8 +21,9 @@ from wsm_jax.config import (
 from wsm_jax.models import ling_fields
 
 INTERVALS = 64  # checkpoints in the run
-TOY = {"layers": 2, "d_model": 32, "d_ff": 32, "expert_ff": 16, "context": 32}
-SIZES = {"small": ({}, 2560, 4096), "tiny": (TOY, 64, 300)}  # fields of the model, steps, vocabulary
+TOY: dict[str, Any] = {"layers": 2, "d_model": 32, "d_ff": 32, "expert_ff": 16, "context": 32}
+# Fields of the model, steps, vocabulary.
+SIZES: dict[str, tuple[dict[str, Any], int, int]] = {"small": ({}, 2560, 4096), "tiny": (TOY, 64, 300)}
 
 
 def get_config(name: str = "small") -> Config:

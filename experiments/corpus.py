@@ -98,11 +98,12 @@ def _option(record: Record) -> tuple[str, str]:
 
 
 # domain -> (file, what a record becomes), in the order of the tables
-STABLE = {
+Domains = dict[str, list[tuple[str, Callable[[Record], Any]]]]
+STABLE: Domains = {
     "novels": [("text/stable/english_novels", _text), ("text/stable/eltec_novels", _text)],
     "peps": [("text/stable/peps", _text)],
 }
-ANNEAL = {
+ANNEAL: Domains = {
     "textbooks": [("text/anneal/openstax", _text), ("text/anneal/d2l", _text)],
     "mathematics": [("text/anneal/stacks_project", _text)],
     "solutions": [
@@ -111,7 +112,7 @@ ANNEAL = {
         ("anneal_qa/mbpp_train", _solution("text", "code")),
     ],
 }
-EVAL = {
+EVAL: Domains = {
     "gsm8k": [("eval/gsm8k_test", _answer("question", "answer"))],
     "math500": [("eval/math500", _answer("problem", "solution"))],
     "humaneval": [("eval/humaneval", _humaneval)],

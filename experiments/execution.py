@@ -156,7 +156,7 @@ run("import time; time.sleep(600)", mechanism, Limits(seconds=600))
 def left_of_a_killed_parent(mechanism: Mechanism, seconds: float = 10.0) -> set[int]:
     """Processes of a program that still live so long after the process that ran it was killed."""
     command = [sys.executable, "-c", _PARENT.format(name=mechanism.name)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *sys.path]))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in (str(ROOT), *sys.path) if part)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
         assert parent.stdout and parent.stdout.readline() == b"begins\n"
         time.sleep(1.0)  # until it sleeps

@@ -44,7 +44,7 @@ def main() -> None:
 
 def convert(file: Path, output: Path) -> None:
     """Writes the model of a GGUF file as a folder that ``transformers`` loads."""
-    import gguf  # pyright: ignore[reportMissingImports]
+    import gguf
 
     reader = gguf.GGUFReader(file)
     facts = {name: field.contents() for name, field in reader.fields.items()}
@@ -67,7 +67,7 @@ def convert(file: Path, output: Path) -> None:
 
 def tensor(item: Any, facts: dict[str, Any]) -> tuple[str, np.ndarray]:
     """Name and float32 values of a tensor of the file, as ``transformers`` has them."""
-    from gguf import quants  # pyright: ignore[reportMissingImports]
+    from gguf import quants
 
     values = quants.dequantize(item.data, item.tensor_type).astype(np.float32)
     name, kind = item.name.rsplit(".", 1)
@@ -158,8 +158,8 @@ def tokenizer_settings(facts: dict[str, Any]) -> dict[str, Any]:
 
 def score(folder: Path, text: str) -> float:
     """Bits a byte of a text (at most one context) under ``transformers``; its first token is given."""
-    import torch  # pyright: ignore[reportMissingImports]
-    import transformers  # pyright: ignore[reportMissingImports]
+    import torch
+    import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     encoder = transformers.AutoTokenizer.from_pretrained(folder)

@@ -5,6 +5,7 @@ import difflib
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 
 class UsageError(ValueError):
@@ -36,11 +37,11 @@ def _told(name: str) -> Iterator[None]:
     """Prints every :class:`UsageWarning` as a line of the command ``name`` on stderr."""
     others = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], *place: object) -> None:
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, UsageWarning):
             print(f"{name}: warning: {message}", file=sys.stderr)
         else:
-            others(message, category, *place)  # pyright: ignore[reportArgumentType]
+            others(message, category, *place, **more)
 
     warnings.simplefilter("always", UsageWarning)
     warnings.showwarning = show

@@ -1,6 +1,7 @@
 """The plan of a run: every duration in steps, and what cannot be planned is refused by field."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,9 +25,10 @@ from wsm_jax.io import memory
 FACTS = {"branch_from": None, "branch_step": None, "branch_points": [], "data_hash": "abc"}
 
 
-def settings(**fields) -> Config:
+def settings(**fields: Any) -> Config:
     """1,000 steps of 8 x 16 tokens."""
-    return Config(**{"duration": "1000steps", "batch_size": 8, "model": ModelConfig(context=16), **fields})
+    usual: dict[str, Any] = {"duration": "1000steps", "batch_size": 8, "model": ModelConfig(context=16)}
+    return Config(**usual | fields)
 
 
 def test_the_plan_resolves_every_duration_to_steps():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,9 +28,10 @@ FACTS = {"branch_from": None, "branch_step": None, "branch_points": [], "data_ha
 BEGUN = {**FACTS, "hashes": hashes.KIND}  # run.json of a run that is begun today
 
 
-def settings(**fields) -> Config:
+def settings(**fields: Any) -> Config:
     """1,000 steps of 8 x 16 tokens."""
-    return Config(**{"duration": "1000steps", "batch_size": 8, "model": ModelConfig(context=16), **fields})
+    usual: dict[str, Any] = {"duration": "1000steps", "batch_size": 8, "model": ModelConfig(context=16)}
+    return Config(**usual | fields)
 
 
 @pytest.fixture

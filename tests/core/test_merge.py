@@ -90,10 +90,10 @@ def test_weights_by_rule_that_do_not_fit(rules, message):
 def test_the_sum_is_jitted_once_for_all_weights():
     trees = [tree(i) for i in range(4)]
     wsm_jax.merge(trees, [0.25] * 4)
-    before = merge_lib._add_jit._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    before = merge_lib._add_jit._cache_size()
     wsm_jax.merge(trees, [0.1, 0.2, 0.3, 0.4])
     wsm_jax.merge([*trees, tree(9)], [0.2] * 5)
-    assert merge_lib._add_jit._cache_size() == before  # pyright: ignore[reportAttributeAccessIssue]
+    assert merge_lib._add_jit._cache_size() == before
 
 
 def test_inputs_are_left_alone():

@@ -102,10 +102,7 @@ def test_epochs_hold_every_window_once_and_reshuffle(counted):
     alone = _without_switch(counted, 1)
     windows = _windows(alone.stable[0][0], 512)
     steps = training_set(alone, context=512, batch_size=1, seed=0)
-    orders = [
-        [windows[_rows(steps[epoch * len(windows) + i])[0]] for i in range(len(windows))]  # pyright: ignore
-        for epoch in range(3)
-    ]
+    orders = [[windows[_rows(steps[epoch * len(windows) + i])[0]] for i in range(len(windows))] for epoch in range(3)]
     for order in orders:
         assert sorted(order) == list(range(len(windows)))
     assert orders[0] != orders[1] != orders[2] != orders[0] and orders[0] != sorted(orders[0])
@@ -118,7 +115,7 @@ def test_neighbouring_seeds_share_no_order(counted):
     orders = set()
     for seed in range(3):
         steps = training_set(alone, context=512, batch_size=1, seed=seed)
-        orders |= {tuple(windows[_rows(steps[e * len(windows) + i])[0]] for i in range(20)) for e in range(3)}  # pyright: ignore
+        orders |= {tuple(windows[_rows(steps[e * len(windows) + i])[0]] for i in range(20)) for e in range(3)}
     assert len(orders) == 9
 
 
@@ -127,7 +124,7 @@ def _sources(corpus: Corpus, steps: range) -> list[list[tuple[int, int]]]:
     known = [_windows(store, 32) for store, _ in corpus.stable]
     assert not known[0].keys() & known[1].keys()
     found = training_set(corpus, **_SHAPE)
-    rows = [_rows(found[step]) for step in steps]  # pyright: ignore
+    rows = [_rows(found[step]) for step in steps]  # pyrefly: ignore
     return [[next((w, k[row]) for w, k in enumerate(known) if row in k) for row in batch] for batch in rows]
 
 

@@ -257,7 +257,7 @@ class WsmNeedsTensorflow(WsmPrepared):
     """One whose preparation imports TensorFlow, as many of the catalogue do."""
 
     def _examples(self, texts):
-        import tensorflow  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
+        import tensorflow
 
         yield 0, {"body": str(tensorflow.constant(1)), "stars": 0}
 

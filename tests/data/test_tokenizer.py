@@ -55,7 +55,7 @@ def test_bytes_of_tokens_are_exact_within_a_character_too(bpe, text, cut):
 
 def test_a_vocabulary_that_is_not_of_bytes_counts_those_of_the_text_it_spells():
     model = tokenizers.Tokenizer(models.WordLevel({"caf\u00e9": 0, "a": 1, EOT: 2}, unk_token=EOT))
-    model.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
     words = Tokenizer(model)
     assert words.token_bytes is None
     assert words.byte_count(np.asarray(words.encode("caf\u00e9 a"))) == len("caf\u00e9 a".encode())

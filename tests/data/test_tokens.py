@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,9 +95,9 @@ def _texts(folder: pathlib.Path, count: int) -> str:
     return f"text:{folder}"
 
 
-def _small(spec: str, store: pathlib.Path, **fields) -> DataConfig:
-    fields = {"tokenizer": "bpe:300", "validation_fraction": 0.2, "test_fraction": 0.2} | fields
-    return DataConfig(source=spec, store=str(store), **fields)
+def _small(spec: str, store: pathlib.Path, **fields: Any) -> DataConfig:
+    usual: dict[str, Any] = {"tokenizer": "bpe:300", "validation_fraction": 0.2, "test_fraction": 0.2}
+    return DataConfig(source=spec, store=str(store), **usual | fields)
 
 
 def test_a_changed_file_makes_another_store_and_moves_no_document(tmp_path):

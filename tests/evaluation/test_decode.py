@@ -52,8 +52,14 @@ def built(name: str) -> tuple[model.Model, Any]:
 
 def tokens(decoder: decode.Decoder, given: Sequence[list[int]], sampling: Sampling = GREEDY, **more: Any) -> np.ndarray:
     count = len(given)
-    settings = {"numbers": range(count), "ends": [], "limits": [NEW] * count, "ended": np.zeros(count, bool), **more}
-    return np.concatenate(list(decode.tokens_after(decoder, given, sampling=sampling, **settings)), axis=1)[:, :NEW]
+    usual: dict[str, Any] = {
+        "numbers": range(count),
+        "ends": [],
+        "limits": [NEW] * count,
+        "ended": np.zeros(count, bool),
+    }
+    found = decode.tokens_after(decoder, given, sampling=sampling, **usual | more)
+    return np.concatenate(list(found), axis=1)[:, :NEW]
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch  # pyright: ignore[reportMissingImports]
-import transformers  # pyright: ignore[reportMissingImports]
+import torch
+import transformers
 from make import COUNT, HERE, WEIGHTS, configurations  # beside this file
 from safetensors.torch import load_file
 

@@ -14,8 +14,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import torch  # pyright: ignore[reportMissingImports]
-import transformers  # pyright: ignore[reportMissingImports]
+import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).resolve().parent

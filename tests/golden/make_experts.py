@@ -11,10 +11,10 @@ routing (``chosen``, ``weights``) and the answer ``y``, in float32; its metadata
 import json
 from pathlib import Path
 
-import torch  # pyright: ignore[reportMissingImports]
-import transformers  # pyright: ignore[reportMissingImports]
+import torch
+import transformers
 from safetensors.torch import save_file
-from transformers.models.deepseek_v3 import modeling_deepseek_v3  # pyright: ignore[reportMissingImports]
+from transformers.models.deepseek_v3 import modeling_deepseek_v3
 
 FILE = Path(__file__).resolve().parent / "experts.safetensors"
 SHAPE = {

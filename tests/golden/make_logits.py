@@ -15,8 +15,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch  # pyright: ignore[reportMissingImports]
-import transformers  # pyright: ignore[reportMissingImports]
+import torch
+import transformers
 from make import random_model  # beside this file
 from safetensors.torch import save_file
 

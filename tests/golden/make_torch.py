@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch  # pyright: ignore[reportMissingImports]
+import torch
 from safetensors.torch import save_file
 
 HERE = Path(__file__).resolve().parent / "pytorch"

@@ -30,7 +30,7 @@ def test_older_files_of_transformers_say_the_same():
     old = {**LLAMA, "rope_theta": 500.0, "rope_scaling": {"type": "llama3", **stretched}}
     new = {**LLAMA, "rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, **stretched}}
     assert architecture.recognise(old) == architecture.recognise(new)
-    assert architecture.recognise(new)[1].rope_factor == 8.0  # pyright: ignore[reportAttributeAccessIssue]
+    assert architecture.recognise(new)[1].rope_factor == 8.0
 
 
 @pytest.mark.parametrize(

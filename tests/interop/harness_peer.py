@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch  # pyright: ignore[reportMissingImports]
-import transformers  # pyright: ignore[reportMissingImports]
+import torch
+import transformers
 from lm_eval import __version__
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager

@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch  # pyright: ignore[reportMissingImports]
-import transformers  # pyright: ignore[reportMissingImports]
+import torch
+import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
-from make import random_model  # pyright: ignore[reportMissingImports]
-from make_logits import TOKENS, VOCABULARY, configurations  # pyright: ignore[reportMissingImports]
+from make import random_model
+from make_logits import TOKENS, VOCABULARY, configurations
 
 
 def logits(model: transformers.PreTrainedModel, folder: Path) -> None:

@@ -95,7 +95,7 @@ EVEN = list(range(500, 5001, 500))
     ],
 )
 def test_the_window_of_a_folder(steps, given, chosen):
-    folder = steps_lib.Folder(None, dict.fromkeys(steps), [])  # pyright: ignore[reportArgumentType]
+    folder = steps_lib.Folder(None, dict.fromkeys(steps), [])
     assert choose(folder, **given) == chosen
 
 
@@ -116,7 +116,7 @@ def test_the_window_of_a_folder(steps, given, chosen):
     ],
 )
 def test_windows_that_a_folder_has_not(given, message, tmp_path):
-    folder = steps_lib.Folder(tmp_path, dict.fromkeys(EVEN), [])  # pyright: ignore[reportArgumentType]
+    folder = steps_lib.Folder(tmp_path, dict.fromkeys(EVEN), [])
     with pytest.raises(UsageError, match=message):
         choose(folder, **given)
 

@@ -94,7 +94,7 @@ def events(directory):
         data = path.read_bytes()
         while data:
             (size,) = struct.unpack("<Q", data[:8])
-            found.append(event_pb2.Event.FromString(data[12 : 12 + size]))  # pyright: ignore[reportAttributeAccessIssue]
+            found.append(event_pb2.Event.FromString(data[12 : 12 + size]))
             data = data[16 + size :]
     return found
 

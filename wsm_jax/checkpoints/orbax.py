@@ -100,7 +100,7 @@ def abstract_tree(path: str | os.PathLike, item: str | None = None) -> Any:
 
     root, name = required(path), choose_item(path, item)
     try:
-        metadata: Any = PyTreeCheckpointHandler().metadata(root / name if name else root)  # pyright: ignore[reportArgumentType]
+        metadata: Any = PyTreeCheckpointHandler().metadata(root / name if name else root)  # pyrefly: ignore
         return jax.tree.map(_abstract, metadata.tree)
     except Exception as error:
         raise UsageError(

@@ -85,8 +85,10 @@ def _choose_family(config: Config, arguments: Sequence[str]) -> None:
         return
     importlib.import_module("wsm_jax.models.model")  # whose families register their fields
     if asked[-1] in MODEL_FIELDS:
-        shared = {field.name: getattr(config.model, field.name) for field in dataclasses.fields(ModelFields)}
-        config.model = MODEL_FIELDS[asked[-1]](**{**shared, "family": asked[-1]})
+        shared: dict[str, Any] = {
+            field.name: getattr(config.model, field.name) for field in dataclasses.fields(ModelFields)
+        }
+        config.model = MODEL_FIELDS[asked[-1]](**shared | {"family": asked[-1]})
 
 
 def check_fields(arguments: Sequence[str], config: Config | None = None) -> None:

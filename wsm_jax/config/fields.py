@@ -72,7 +72,7 @@ def check_values(node: Any, prefix: str = "") -> None:
         if not fits or value != value:
             raise UsageError(f"{name} is {shown(value)}; it must be {_TYPES[kind]}")
         if kind is int:
-            _check_range(name, value, field.metadata.get("least"), field.metadata.get("most", 2**63 - 1))
+            _check_range(name, value, field.metadata.get("least"), field.metadata.get("most", 2**63 - 1))  # pyrefly: ignore
 
 
 def _check_range(name: str, value: int, least: int | None, most: int) -> None:

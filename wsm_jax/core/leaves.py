@@ -153,7 +153,7 @@ def _kind(leaf: Any) -> str:
 
 def _scale_of(path: str, leaf: Any, leaves: Mapping[str, Any]) -> str | None:
     """The leaf that holds the scales of an integer matrix: ``q.SCB`` of ``q.weight``, ``q.scales`` of ``q.qweight``."""
-    stem, _, name = re.fullmatch(r"(?:(.*)([./]))?([^./]*)", path, re.DOTALL).groups()  # pyright: ignore
+    stem, _, name = re.fullmatch(r"(?:(.*)([./]))?([^./]*)", path, re.DOTALL).groups()  # pyrefly: ignore
     whole = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.integer) and not getattr(leaf, "key", None)
     if not (whole and re.search("weight|kernel", name)):
         return None

@@ -216,8 +216,9 @@ def _compiled(source: str, mark: str, place: Path) -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
     )
     environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda format: datetime.datetime.now().strftime(format)
+    names: dict[str, Any] = environment.globals
+    names["raise_exception"] = _raise
+    names["strftime_now"] = lambda format: datetime.datetime.now().strftime(format)
     try:
         return environment.from_string(source)
     except jinja2.TemplateError as error:

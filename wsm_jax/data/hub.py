@@ -124,7 +124,7 @@ def open_hf(name: str) -> tuple[Reader, str]:
     def read() -> Iterator[tuple[str, str]]:
         # Loaded only when read: a prepared store needs neither the network nor the package.
         try:
-            import datasets  # pyright: ignore[reportMissingImports]
+            import datasets
         except ImportError as error:
             raise UsageError(f'{spec} needs the extra `hf`: pip install "wsm-jax[hf]"') from error
         try:

@@ -68,9 +68,7 @@ def build(sources: Sequence[files.NamedFile], folder: pathlib.Path) -> pathlib.P
     if next(files.read(sources), None) is None:
         raise UsageError(f"{sources[0][1]}{' and the others' if len(sources) > 1 else ''}: no document with any text")
     with published(folder) as temporary:
-        builder = LocalText(  # pyright: ignore[reportCallIssue]
-            sources=sources, data_dir=temporary / "build", file_format="array_record"
-        )
+        builder = LocalText(sources=sources, data_dir=temporary / "build", file_format="array_record")
         try:
             with quiet():
                 builder.download_and_prepare()
@@ -87,7 +85,7 @@ def build(sources: Sequence[files.NamedFile], folder: pathlib.Path) -> pathlib.P
 def read(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
     """(id, text) of every document of a data set that :func:`build` wrote, in order."""
     with quiet():
-        source = tfds.builder_from_directory(folder / "data").as_data_source("train")  # pyright: ignore[reportCallIssue]
+        source = tfds.builder_from_directory(folder / "data").as_data_source("train")  # pyrefly: ignore
     for record in records(source):
         yield record["id"].decode(), record["text"].decode()
 

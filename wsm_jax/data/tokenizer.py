@@ -152,8 +152,8 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     model = tokenizers.Tokenizer(models.BPE())
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     cut = pre_tokenizers.FixedLength(length=LONGEST_WORD)
-    model.pre_tokenizer = pre_tokenizers.Sequence([words, cut])  # pyright: ignore[reportAttributeAccessIssue]
-    model.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    model.pre_tokenizer = pre_tokenizers.Sequence([words, cut])
+    model.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         min_frequency=2,
@@ -162,7 +162,7 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
         show_progress=False,
     )
     model.train_from_iterator(iter(texts), trainer=trainer)
-    model.pre_tokenizer = words  # pyright: ignore[reportAttributeAccessIssue]
+    model.pre_tokenizer = words
     return Tokenizer(model)
 
 
@@ -189,8 +189,8 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         raise
     except Exception as error:  # the library raises bare Exception
         raise UsageError(f"{name} is not a tokenizer that can be read: {error}") from error
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
-    model.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
     return Tokenizer(model, name)
 
 

@@ -157,7 +157,7 @@ def fit(
             return scale * loss(combine(stacked, weights), batch)[0]
 
         change, state = optimizer.update(jax.grad(objective)(logits), state)
-        return optax.apply_updates(logits, change), state  # pyright: ignore[reportReturnType]
+        return optax.apply_updates(logits, change), state  # pyrefly: ignore
 
     losses, best = [(0, before)], (before, 0, start)
     say(f"update 0 of {steps}: loss {before:.5f}")

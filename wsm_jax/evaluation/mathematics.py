@@ -126,10 +126,7 @@ def serve() -> None:
 
     def right(gold: str, solution: str) -> bool:
         # None: without its own limits, which are alarms; ours ends the process.
-        expected, found = (
-            parse(text, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
-            for text in (f"${gold}$", solution)
-        )
+        expected, found = (parse(text, parsing_timeout=None) for text in (f"${gold}$", solution))
         return bool(verify(expected, found, timeout_seconds=None))
 
     print("ready", file=answers, flush=True)

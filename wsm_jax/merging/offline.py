@@ -112,7 +112,9 @@ def write(
             for number, (folder, spec) in enumerate(zip(folders, specs.values(), strict=True))
         ]
         with all_succeed():
-            found = engine.run(merges, lambda number, *part: sinks[number].write(*part), progress=progress)
+            found = engine.run(
+                merges, lambda number, path, start, values: sinks[number].write(path, start, values), progress=progress
+            )
             for sink in sinks:
                 sink.share()
             inputs = [source.record() for source in merges.sources]

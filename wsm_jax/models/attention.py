@@ -63,7 +63,8 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None
     length, heads = q.shape[1:3]
     block = next(size for size in (512, 256, TILE, length) if length % size == 0)
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
-    sizes = library.BlockSizes(**dict.fromkeys(names, block), use_fused_bwd_kernel=True)
+    blocks: dict[str, Any] = dict.fromkeys(names, block)
+    sizes = library.BlockSizes(**blocks, use_fused_bwd_kernel=True)
     mask = library.MultiHeadMask([library.CausalMask((length, length))] * heads)
     kernel = library.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * q.shape[3] ** -0.5, k, v))

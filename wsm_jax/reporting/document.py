@@ -128,8 +128,12 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters |= {"inline": _inline, "cell": lambda text: text.replace("|", "\\|").replace("\n", " ")}
+    found.filters |= {"inline": _inline, "cell": _table_cell}
     return found
+
+
+def _table_cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _inline(text: str) -> Markup:

@@ -178,7 +178,9 @@ def heat_map(cells: Mapping[tuple[str, str, str], Effect], *, rows: str, columns
 
 def _cell(axes: Axes, effect: Effect, row: int, column: int, reach: float, *, frame: bool) -> None:
     colour = to_hex(_BLUE_TO_ORANGE(Normalize(-reach, reach)(effect.estimate)))
-    edge = {"edgecolor": style.RAW, "linewidth": 1.8, "zorder": 3} if frame else {"edgecolor": "white", "linewidth": 1}
+    edge: dict[str, Any] = (
+        {"edgecolor": style.RAW, "linewidth": 1.8, "zorder": 3} if frame else {"edgecolor": "white", "linewidth": 1}
+    )
     axes.add_patch(Rectangle((column, row), 1, 1, facecolor=colour, **edge))
     text = signed(effect.estimate, digits=3)
     text = f"({text})" if effect.verdict in ("open", "equal") else text

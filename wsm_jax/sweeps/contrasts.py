@@ -31,7 +31,7 @@ def slope(gains: Mapping[float, tuple[str, str]]) -> Statistic:
 
     def statistic(loss: Loss, domains: Sequence[str]) -> np.ndarray:
         y = [mean_loss(loss, arm, domains) - mean_loss(loss, minus, domains) for arm, minus in gains.values()]
-        return sum(weight * each for weight, each in zip(weights, y, strict=True))  # pyright: ignore[reportReturnType]
+        return sum(weight * each for weight, each in zip(weights, y, strict=True))  # pyrefly: ignore
 
     return statistic
 

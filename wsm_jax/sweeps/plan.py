@@ -215,7 +215,7 @@ def _check(run: PlannedRun) -> None:
     model_lib.check(presets.with_vocabulary(config.model, 1))
     prepare.parts_of(config, run.plan, run.branch_step)
     if run.parent and run.branch_step:
-        branch_lib.check_branch(run.parent, run.branch_step, config)  # pyright: ignore[reportArgumentType]
+        branch_lib.check_branch(run.parent, run.branch_step, config)  # pyrefly: ignore
     _check_there(run)
 
 

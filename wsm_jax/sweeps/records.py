@@ -95,7 +95,7 @@ def write(folder: Path, results: Results) -> None:
     """Writes results into a folder, each file whole or not at all, the records last."""
     folder.mkdir(parents=True, exist_ok=True)
     with files.replacing(folder / NATS) as temporary, temporary.open("wb") as out:
-        np.savez_compressed(out, **results.nats)  # pyright: ignore[reportArgumentType]
+        np.savez_compressed(out, **results.nats)  # pyrefly: ignore
     files.write_text(folder / DOCUMENTS, json.dumps(results.documents) + "\n")
     files.write_jsonl(folder / RECORDS, results.records)
 

@@ -127,7 +127,7 @@ def _merge(run: PlannedRun, arm: Arm) -> Reading:
     if snapshot == MEAN and (rule.curve is None or arm.item != PARAMS):
         raise UsageError(f"interval means take a decay curve, mean or lawa, and no item; not {rule.name}, {arm.item}")
     if found.aware and count > 1:
-        weighting.constant_rate(run, windows[-1])  # pyright: ignore[reportArgumentType]  # complains
+        weighting.constant_rate(run, windows[-1])  # pyrefly: ignore  # complains
     return found
 
 

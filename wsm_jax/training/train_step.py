@@ -77,7 +77,7 @@ def jit_train_step(
     *,
     accumulate: int = 1,
     rules: Rules = RULES,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """:func:`make_train_step` compiled with in and out shardings; the old state's buffers are donated.
 
     Args:

