@@ -14,18 +14,18 @@ whole process; the contenders of a case take turns. Baselines are measured in th
 of the same files, the plain write of the result's bytes, and the same multiply-add, jitted and donated, on arrays that
 are in memory. Rates without the start of a process are taken inside it, after a merge of something small.
 
-A smoke test of all this on tiny checkpoints takes about a minute: --sizes=tiny --output=/tmp/merge.
+A smoke test of all this on tiny checkpoints takes about a minute: --only=tiny --output=/tmp/merge.
 
 Hardware: Linux, 2 cores, 24 GB of memory, 32 GB free under --folder, on the disk to be measured. Time: about 40 minutes
 with peers. Expected: ours / it below 1 beside every peer, in time as in memory.
-Writes benchmarks/results/merge.{jsonl,png,svg} at the end, merge.jsonl.part before; big files are removed, also after
-an error. benchmarks/results/merge_previous.jsonl is 125M x 8 safetensors beside version 0.1.0 (commit 63ab180); folders
-in its commands are shortened.
+Writes benchmarks/results/merge.{jsonl,png,svg}; big files are removed, also after an error.
+benchmarks/results/merge_previous.jsonl is 125M x 8 safetensors beside version 0.1.0 (commit 63ab180); folders in its
+commands are shortened.
 """
 
 import json
 import os
-import platform
+import re
 import shlex
 import shutil
 import sys
@@ -43,34 +43,23 @@ from merge_cases import Case
 
 PEER_PYTHON = flags.DEFINE_string("peer_python", "", "interpreter with mergekit; empty = ours only")
 PREVIOUS = flags.DEFINE_string("previous", "", "checkout of another version of this package; empty = none")
-SIZES = flags.DEFINE_list("sizes", ["125M", "774M"], "tiny, 125M, 774M")
-FORMATS = flags.DEFINE_list("formats", ["safetensors", "stream", "orbax"], "formats measured")
-COUNTS = flags.DEFINE_list("counts", [], "numbers of inputs measured; empty = all")
+ONLY = flags.DEFINE_string("only", "M ", "cases measured: a regular expression, found in e.g. 125M x4 stream warm")
 ROUNDS = flags.DEFINE_integer("rounds", 0, "rounds of every case; 0 = as the protocol has it", lower_bound=0)
-FOLDER = flags.DEFINE_string("folder", "", "where checkpoints are written; empty = a temporary folder")
+FOLDER = flags.DEFINE_string("folder", None, "where checkpoints are written; none = a temporary folder")
 OUTPUT = flags.DEFINE_string("output", "benchmarks/results/merge", "where results go, without suffix")
 
 HERE = Path(__file__).resolve().parent
 DISK_SHARE = 1.3  # disk for inputs, times their size: the result and what a writer keeps beside it
-CACHE_SHARE = 0.8  # of the memory that is available: more than that does not stay in the page cache
 FIGURES = ("seconds", "cpu_seconds", "peak_rss", "peak_anonymous")
 
 
-def selected() -> list[Case]:
-    """The cases that the flags ask for."""
-    chosen = [case for case in cases_lib.CASES if case.size in SIZES.value and case.format in FORMATS.value]
-    return [case for case in chosen if not COUNTS.value or str(case.count) in COUNTS.value]
-
-
-def contenders(case: Case) -> list[str]:
+def contenders(case: Case) -> Iterator[str]:
     """Who takes part, in the order of a round: a previous version right after ours."""
-    found = []
     for name in case.contenders:
         if PEER_PYTHON.value or name not in cases_lib.FROM_PEERS:
-            found.append(name)
+            yield name
         if PREVIOUS.value and name in cases_lib.FROM_US:
-            found.append(name + cases_lib.PREVIOUS)
-    return found
+            yield name + cases_lib.PREVIOUS
 
 
 def command(contender: str, case: Case, inputs: list[str], folder: Path) -> tuple[list[str], dict[str, str]]:
@@ -83,16 +72,12 @@ def command(contender: str, case: Case, inputs: list[str], folder: Path) -> tupl
     if name == cases_lib.OURS:  # -P: not what lies in the current folder
         return [sys.executable, "-P", "-m", "wsm_jax", "merge", *inputs, f"--output={folder / 'out'}"], environment
     told = {
-        "task": (cases_lib.PEER_TASKS if peer else cases_lib.OUR_TASKS)[name],
-        **{"size": case.size, "format": case.format, "count": case.count},
-        **{"inputs": inputs, "small": [str(folder / "small" / str(i)) for i in range(2)]},
-        "weights": {"uniform": [1 / case.count] * case.count},
+        "task": cases_lib.TASKS[name],
+        **{"size": case.size, "format": case.format, "count": case.count, "inputs": inputs},
+        "small": [str(folder / "small" / str(i)) for i in range(2)],
+        "weights": cases_lib.weights(name, case.count),
         "output": str(folder / "out"),
     }
-    if name == cases_lib.FORTY:
-        told["weights"] = cases_lib.window_weights(case.count, cases_lib.CURVES)
-    if name in (cases_lib.MERGEKIT_WINDOWS, cases_lib.LOOP_WINDOWS):
-        told["weights"] = cases_lib.window_weights(case.count, cases_lib.CURVES[:1])
     interpreter, script = (PEER_PYTHON.value, "merge_peers.py") if peer else (sys.executable, "merge_worker.py")
     return [interpreter, str(HERE / script), json.dumps(told)], environment
 
@@ -100,16 +85,12 @@ def command(contender: str, case: Case, inputs: list[str], folder: Path) -> tupl
 def run(case: Case, folder: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
     """One record a contender."""
     inputs = [str(folder / "inputs" / str(i % case.folders)) for i in range(case.count)]
-    bytes_read = sum(file.stat().st_size for file in merge_process.files(inputs))
-    if case.cache == "warm" and bytes_read > CACHE_SHARE * available_memory():
-        print(f"left out: {bytes_read / 1e9:.0f} GB do not stay in the page cache of this machine")
-        return []
     records: list[dict[str, Any]] = [
         {
             "kind": "merge",
             **{name: getattr(case, name) for name in ("size", "format", "count", "cache", "folders")},
             "contender": contender,
-            "file_bytes": bytes_read,
+            "file_bytes": sum(file.stat().st_size for file in merge_process.files(inputs)),
             "input_bytes": 4 * merge_inputs.parameters(case.size) * case.count,
             "command": shlex.join(command(contender, case, inputs, folder)[0]),
             **{name: [] for name in (*FIGURES, "inner_seconds", "cached_before")},
@@ -126,98 +107,58 @@ def run(case: Case, folder: Path, facts: dict[str, Any]) -> list[dict[str, Any]]
                 record[name].append(getattr(found, name))
             record["inner_seconds"].append(found.answer.get("inner_seconds"))
             if number == 0 and case.format == "safetensors" and (folder / "out").is_dir():
-                record |= worker({"task": "error", "inputs": inputs, "output": str(folder / "out")})
+                record |= ours("merge_worker", {"task": "error", "inputs": inputs, "output": str(folder / "out")})
             for path in folder.glob("out*"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     return records
 
 
-def worker(told: dict[str, Any]) -> dict[str, Any]:
-    """The answer of one of our processes."""
-    return merge_process.measure([sys.executable, str(HERE / "merge_worker.py"), json.dumps(told)]).answer
+def ours(script: str, told: dict[str, Any], python: str = sys.executable) -> dict[str, Any]:
+    """The answer of a process of a script beside this one."""
+    return merge_process.measure([python, str(HERE / f"{script}.py"), json.dumps(told)]).answer
 
 
-def write_inputs(folder: Path, size: str, format: str, count: int) -> None:
-    """Writes the checkpoints of a size and format; by a process, which takes its memory with it.
-
-    Raises:
-      SystemExit: too little disk.
-    """
-    needed = DISK_SHARE * 4 * count * merge_inputs.parameters(size)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        sys.exit(f"{folder}: {count} inputs of {size} need {needed / 1e9:.0f} GB of disk, {free / 1e9:.0f} GB are free")
-    merge_process.measure([sys.executable, str(HERE / "merge_inputs.py"), str(folder), size, format, str(count)])
-
-
-def available_memory() -> int:
-    """Bytes that programs and page cache may take."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-
-
-def provenance(versions: dict[str, str], cpu: str) -> dict[str, Any]:
-    """What the figures depend on besides the code."""
-    peers = {}
-    if PEER_PYTHON.value:
-        peers = merge_process.measure([PEER_PYTHON.value, str(HERE / "merge_peers.py"), '{"task": "versions"}']).answer
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    machine = {"cpu": cpu, "cores": os.cpu_count(), "memory_bytes": memory, "system": platform.platform()}
-    return {
-        **{"versions": versions, "peer_versions": peers, **results_file.provenance()},
-        "machine": {**machine, "load_before": os.getloadavg()[0]},
-    }
-
-
-def measure_all(folder: Path) -> Iterator[dict[str, Any]]:
-    """The records of all cases; one format of one size is on disk at a time."""
-    found = worker({"task": "precision", "counts": cases_lib.PRECISION_COUNTS})
-    facts = provenance(found["versions"], found["cpu"])
-    yield from ({"kind": "precision", **row, **facts} for row in found["rows"])
-    chosen = selected()
-    for size, format in dict.fromkeys((case.size, case.format) for case in chosen):
-        group = [case for case in chosen if (case.size, case.format) == (size, format)]
+def measure_all(cases: list[Case], folder: Path) -> Iterator[list[dict[str, Any]]]:
+    """The records of each case; one format of one size is on disk at a time."""
+    found = ours("merge_worker", {"task": "precision", "counts": cases_lib.PRECISION_COUNTS})
+    peers = ours("merge_peers", {"task": "versions"}, PEER_PYTHON.value) if PEER_PYTHON.value else {}
+    facts = {**found["environment"], "peer_versions": peers, **results_file.provenance()}
+    yield [{"kind": "precision", **row, **facts} for row in found["rows"]]
+    for size, format in dict.fromkeys((case.size, case.format) for case in cases):
+        group = [case for case in cases if (case.size, case.format) == (size, format)]
         count = max(case.folders for case in group)
-        print(f"{size}, {format}: writing {count} inputs", flush=True)
-        write_inputs(folder, size, format, count)
+        needed, free = DISK_SHARE * 4 * count * merge_inputs.parameters(size), shutil.disk_usage(folder).free
+        if needed > free:
+            sys.exit(f"{folder}: {count} inputs of {size} need {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free")
+        ours("merge_inputs", {"folder": str(folder), "size": size, "format": format, "count": count})
         for case in group:
-            print(f"{size}, {format}: {case.count} inputs, {case.cache}", flush=True)
-            yield from run(case, folder, facts)
+            print(case, flush=True)
+            yield run(case, folder, facts)
         for name in ("inputs", "small"):
             shutil.rmtree(folder / name)
 
 
-def check(argv: list[str]) -> None:
-    """Ends with one line on flags that ask for what cannot be measured."""
+def main(argv: list[str]) -> None:
+    """Runs the benchmark."""
+    cases = [case for case in cases_lib.CASES if re.search(ONLY.value, str(case))]
     if len(argv) > 1:
         sys.exit(f"unknown argument {argv[1]!r}; options begin with --")
-    if not selected():
-        sys.exit("no case is left; --sizes, --formats or --counts ask for what merge_cases.py does not have")
+    if not cases:
+        sys.exit(f"--only={ONLY.value} leaves no case; merge_cases.py has them")
     if PEER_PYTHON.value and not shutil.which(PEER_PYTHON.value):
         sys.exit(f"--peer_python={PEER_PYTHON.value} is no program; give an interpreter that has mergekit")
     if PREVIOUS.value and not (Path(PREVIOUS.value) / "wsm_jax" / "__init__.py").is_file():
         sys.exit(f"--previous={PREVIOUS.value} has no wsm_jax/; give a checkout of another version of this package")
-    if not PEER_PYTHON.value:
-        print("No --peer_python: measuring ours only.")
-
-
-def main(argv: list[str]) -> None:
-    """Runs the benchmark."""
-    check(argv)
     if FOLDER.value:
         Path(FOLDER.value).mkdir(parents=True, exist_ok=True)
-    output = Path(OUTPUT.value)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix="wsm-merge-", dir=FOLDER.value or None) as folder,
-        open(f"{output}.jsonl.part", "w") as file,
-    ):
-        for record in measure_all(Path(folder).absolute()):
-            print(json.dumps(record), file=file, flush=True)  # at once: what was measured is kept whatever comes
-    os.replace(f"{output}.jsonl.part", f"{output}.jsonl")
+    records: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="wsm-merge-", dir=FOLDER.value) as folder:
+        for found in measure_all(cases, Path(folder).absolute()):
+            records += found
+            results_file.write(Path(f"{OUTPUT.value}.jsonl"), records)  # what was measured is kept whatever comes
     import merge_report  # beside this file; late, because matplotlib is large
 
-    merge_report.report(output)
+    merge_report.report(Path(OUTPUT.value))
 
 
 if __name__ == "__main__":

@@ -11,17 +11,11 @@ MERGEKIT_WINDOWS, LOOP_WINDOWS = "mergekit, 8 merges", "plain loop, 8 merges"
 PREVIOUS = ", previous version"  # behind the name of one of ours: the same, done by another checkout
 
 PEERS = (MERGEKIT, AVERAGED, LOOP)
-# What a process of a contender is asked to do. ``wsm merge`` is a command of its own.
-PEER_TASKS = {
-    MERGEKIT: "mergekit",
-    AVERAGED: "averaged",
-    LOOP: "loop",
-    MERGEKIT_WINDOWS: "mergekit_windows",
-    LOOP_WINDOWS: "loop_windows",
-}
-OUR_TASKS = {READ: "read", WRITE: "write", MEMORY: "memory", ENGINE: "engine", FORTY: "engine", WRITTEN: "written"}
+FROM_PEERS = (*PEERS, MERGEKIT_WINDOWS, LOOP_WINDOWS)  # what needs the peers' interpreter
 TIMED_INSIDE = (READ, WRITE, MEMORY, ENGINE, FORTY, WRITTEN)  # without the start of the process; the others as a whole
-FROM_PEERS = tuple(PEER_TASKS)  # what needs the peers' interpreter
+# What a process of a contender is asked to do. ``wsm merge`` is a command of its own.
+TASKS = dict(zip(TIMED_INSIDE, ("read", "write", "memory", "engine", "engine", "written"), strict=True))
+TASKS |= dict(zip(FROM_PEERS, ("mergekit", "averaged", "loop", "mergekit_windows", "loop_windows"), strict=True))
 FROM_US = (OURS, ENGINE, FORTY, WRITTEN)  # what a previous version can do too
 CURVES = ("linear", "cosine", "minus_sqrt", "square", "exponential")
 WINDOWS = 8
@@ -52,6 +46,9 @@ class Case:
     def __post_init__(self) -> None:
         object.__setattr__(self, "folders", self.folders or self.count)
 
+    def __str__(self) -> str:
+        return f"{self.size} x{self.count} {self.format} {self.cache}"
+
 
 def windows(count: int) -> list[int]:
     """Lengths of the 8 windows, all of them ending at the newest of ``count`` checkpoints."""
@@ -69,12 +66,18 @@ def window_weights(count: int, curves: tuple[str, ...]) -> dict[str, list[float]
     }
 
 
+def weights(contender: str, count: int) -> dict[str, list[float]]:
+    """Of the merges that a contender makes."""
+    curves = {FORTY: CURVES, MERGEKIT_WINDOWS: CURVES[:1], LOOP_WINDOWS: CURVES[:1]}
+    return window_weights(count, curves[contender]) if contender in curves else {"uniform": [1 / count] * count}
+
+
 _ONE = (READ, OURS, ENGINE)
 _WARM = (MEMORY, *_ONE)
 MANY = (FORTY, LOOP_WINDOWS, MERGEKIT_WINDOWS)  # merges, not all the same number of them
 
 CASES = (
-    Case("tiny", "safetensors", 2, "warm", 2, (*_WARM, WRITE, *PEERS)),
+    Case("tiny", "safetensors", 2, "warm", 2, (*_WARM, WRITTEN, WRITE, *PEERS)),
     Case("tiny", "safetensors", 8, "cold", 1, (READ, ENGINE, FORTY, LOOP_WINDOWS), folders=4),
     Case("tiny", "stream", 2, "cold", 1, (READ, ENGINE, WRITTEN)),
     Case("tiny", "orbax", 2, "warm", 1, (OURS,)),

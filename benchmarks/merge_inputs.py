@@ -1,13 +1,13 @@
 """Checkpoints to merge, of real shapes and random float32 values, in three formats.
 
-    python benchmarks/merge_inputs.py FOLDER SIZE FORMAT COUNT
+    python benchmarks/merge_inputs.py '{"folder": "/tmp/x", "size": "125M", "format": "stream", "count": 4}'
 
 * ``safetensors``: a Hugging Face folder, GPT-2's tensor names and shapes as ``save_pretrained`` writes them;
 * ``stream``: our merge stream, GPT-2 with its layers stacked, no biases, the vocabulary padded;
 * ``orbax``: the same pytree as another codebase would leave it, Orbax's StandardCheckpointer with its defaults (OCDBT,
   compressed).
 
-Writes FOLDER/inputs/0 to FOLDER/inputs/(COUNT - 1) and, of the tiny size for warming up, FOLDER/small/0 and 1.
+Writes inputs/0 to inputs/(count - 1) into the folder and, of the tiny size for warming up, small/0 and 1.
 """
 
 import json
@@ -28,24 +28,15 @@ Shapes = dict[str, tuple[int, ...]]
 def shapes(size: str, format: str) -> Shapes:
     """Name -> shape of every array of one checkpoint; the output projection is tied."""
     layers, D, _, context, vocabulary = SIZES[size]
-    matrices: Shapes = {
-        "attn.c_attn": (D, 3 * D),
-        "attn.c_proj": (D, D),
-        "mlp.c_fc": (D, 4 * D),
-        "mlp.c_proj": (4 * D, D),
-    }
+    layer: Shapes = {"attn.c_attn": (D, 3 * D), "attn.c_proj": (D, D), "mlp.c_fc": (D, 4 * D), "mlp.c_proj": (4 * D, D)}
+    layer |= {"ln_1": (D,), "ln_2": (D,)}
     if format != "safetensors":
-        found: Shapes = {
-            "wte": (128 * math.ceil(vocabulary / 128), D),
-            "wpe": (context, D),
-            "ln_f": (D,),
-        }
-        stacked: Shapes = {name: (layers, *shape) for name, shape in {**matrices, "ln_1": (D,), "ln_2": (D,)}.items()}
-        return found | {f"blocks_{name.replace('.', '_')}": shape for name, shape in stacked.items()}
-    found = {"wte.weight": (vocabulary, D), "wpe.weight": (context, D), "ln_f.weight": (D,), "ln_f.bias": (D,)}
-    for layer in range(layers):
-        for name, shape in {**matrices, "ln_1": (D,), "ln_2": (D,)}.items():
-            found |= {f"h.{layer}.{name}.weight": shape, f"h.{layer}.{name}.bias": shape[-1:]}
+        outer: Shapes = {"wte": (128 * math.ceil(vocabulary / 128), D), "wpe": (context, D), "ln_f": (D,)}
+        return outer | {f"blocks_{name.replace('.', '_')}": (layers, *shape) for name, shape in layer.items()}
+    found: Shapes = {"wte.weight": (vocabulary, D), "wpe.weight": (context, D), "ln_f.weight": (D,), "ln_f.bias": (D,)}
+    for number in range(layers):
+        for name, shape in layer.items():
+            found |= {f"h.{number}.{name}.weight": shape, f"h.{number}.{name}.bias": shape[-1:]}
     return {f"transformer.{name}": shape for name, shape in sorted(found.items())}
 
 
@@ -87,8 +78,7 @@ def write(path: Path, size: str, format: str, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    root, (_, _, size, format, count) = Path(sys.argv[1]).absolute(), sys.argv
-    for seed in range(2):
-        write(root / "small" / str(seed), "tiny", format, seed)
-    for seed in range(int(count)):
-        write(root / "inputs" / str(seed), size, format, seed)
+    asked = json.loads(sys.argv[1])
+    for name, size, count in (("small", "tiny", 2), ("inputs", asked["size"], asked["count"])):
+        for seed in range(count):
+            write(Path(asked["folder"]).absolute() / name / str(seed), size, asked["format"], seed)

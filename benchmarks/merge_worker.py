@@ -145,7 +145,7 @@ def precision(task: Task) -> Task:
             }
             errors = {name: _relative(x, exact) for name, x in found.items()}
             rows.append({"count": count, "dtype": dtype, **errors})
-    return {"rows": rows, "versions": machine.environment()["versions"], "cpu": machine.cpu_name()}
+    return {"rows": rows, "environment": machine.environment()}
 
 
 def _relative(got: Any, exact: Any) -> float:
