@@ -27,6 +27,20 @@ def test_one_that_fails_does_not_keep_the_others_from_starting(tmp_path):
     assert sorted(every) == sorted(os.sched_getaffinity(0))  # at most two shares, which have nothing in common
 
 
+def test_one_that_crashed_is_started_once_more(tmp_path):
+    crashes = "import os, signal, sys; open(sys.argv[1], 'a').write('x'); os.kill(os.getpid(), signal.{})"
+    signals = {"segfault": "SIGSEGV", "killed": "SIGKILL"}
+    commands = {
+        name: [sys.executable, "-c", crashes.format(sent), str(tmp_path / name)] for name, sent in signals.items()
+    }
+    found = []
+    side_by_side(
+        commands, {name: tmp_path / f"{name}-log" for name in commands}, shares(1), lambda *end: found.append(end)
+    )
+    assert found == [("killed", -signal.SIGKILL), ("segfault", -signal.SIGSEGV)]
+    assert {name: (tmp_path / name).read_text() for name in commands} == {"segfault": "xx", "killed": "x"}
+
+
 def test_hosts_do_one_at_a_time_each_where_the_command_was_given(tmp_path, monkeypatch):
     here = tmp_path / "it's here"
     here.mkdir()

@@ -20,6 +20,7 @@ from wsm_jax.io import machine
 
 LOG = "log.txt"
 _WAIT = 0.1  # seconds between looks at what has ended
+_CRASHED = {-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT}  # by native code; what was saved is whole
 
 
 Place = Callable[[Sequence[str]], list[str]]  # a command -> the one that runs it there
@@ -53,7 +54,7 @@ def side_by_side(
     places: Sequence[Place],
     ended: Callable[[str, int], None],
 ) -> None:
-    """Runs a command for each of some names, one at a time at each place, in order.
+    """Runs a command for each of some names, one at a time at each place, in order; one that crashed once more, last.
 
     Args:
       commands: name -> command.
@@ -64,7 +65,7 @@ def side_by_side(
     Raises:
       Preempted: a SIGINT or SIGTERM, which was passed on; all that ran has ended.
     """
-    free, waiting, running = list(places), list(commands), {}
+    free, waiting, running, again = list(places), list(commands), {}, set()
     with _terminable():
         try:
             while waiting or running:
@@ -76,7 +77,11 @@ def side_by_side(
                         del running[name]
                         free.append(place)
                         process.communicate()  # closes the pipe
-                        ended(name, status)
+                        if status in _CRASHED and name not in again:
+                            again.add(name)
+                            waiting.append(name)
+                        else:
+                            ended(name, status)
                 time.sleep(_WAIT)
         except (KeyboardInterrupt, SystemExit) as error:
             for process, _ in running.values():
