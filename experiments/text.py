@@ -1,6 +1,7 @@
 """The text of the main experiment: old text, new text, their mixtures, and what arms are measured on."""
 
 import dataclasses
+import gzip
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from experiments import corpus
 from wsm_jax.config import DataConfig
 from wsm_jax.data import tokens
 from wsm_jax.errors import UsageError
+from wsm_jax.io.files import replacing
 from wsm_jax.sweeps import Measure
 
 # Weights of the domains within old and within new text.
@@ -17,6 +19,7 @@ OLD = {"novels": 0.8, "peps": 0.2}
 NEW = {"textbooks": 0.4, "mathematics": 0.2, "solutions": 0.4}
 # Million characters of each domain, and of each text the first so many thousand, which leave documents to hold out.
 LIMITS = {"standard": (0.0, 0.0), "tiny": (3.0, 20.0)}  # 0: all
+ANSWERS = 1500  # of a domain: hundreds of arms are measured on them
 TOKENS = {"standard": (50_000, 100_000, 4096), "tiny": (2_000, 4_000, 512)}  # validation, test, of each document
 
 
@@ -76,9 +79,21 @@ def text(scale: str) -> Text:
             test_tokens=test,
             document_tokens=document,
             sources=mixture(0.5, 0.5),
-            answers=corpus.answers(place),
+            answers={domain: str(_some(Path(file))) for domain, file in corpus.answers(place).items()},
         ),
     )
+
+
+def _some(file: Path) -> Path:
+    """At most ANSWERS of the answers in a file, evenly spread over it, in a file of their own."""
+    found = file.parent / "some" / file.name
+    if not found.is_file():
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            every = list(lines)
+        found.parent.mkdir(exist_ok=True)
+        with replacing(found) as made, gzip.open(made, "wt", encoding="utf-8") as out:
+            out.writelines(every[:: -(-len(every) // ANSWERS)])
+    return found
 
 
 def _tokenizer(config: DataConfig) -> Path:
