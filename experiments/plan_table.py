@@ -4,8 +4,8 @@
     python -m experiments.plan_table --compile=600 [--only=gpt2_small,…]     (and compiled; Python 3.12, [train,tpu])
 
 A chip has about 8,192 tokens of a batch. Of the RECIPES the first is taken that fits. With ``--compile`` every preset
-is compiled too where it fits on the fewest chips, within so many seconds each, one after the other; what was compiled
-before stays. Written to results/plan: plans.jsonl, and README.md made of it.
+is compiled too where it fits on the fewest chips, by the compiler's figures, within so many seconds each; what was
+compiled before stays. Written to results/plan: plans.jsonl, and README.md made of it.
 """
 
 import argparse
@@ -100,7 +100,8 @@ def smallest(records: list[Record]) -> list[Record]:
     """Of every preset the cell of a TPU with the fewest chips, and then the least memory, that it fits on."""
     best: dict[str, Record] = {}
     for record in records:
-        fits = record.get("figures", {}).get("fits") and not record["topology"].startswith("h100")
+        found = record.get("compiled") or record.get("figures", {})  # the compiler has the last word
+        fits = found.get("fits") and not record["topology"].startswith("h100")
         if fits and (record["preset"] not in best or _cost(record) < _cost(best[record["preset"]])):
             best[record["preset"]] = record
     return list(best.values())
@@ -203,13 +204,18 @@ def make(options: argparse.Namespace) -> int:
         _write(options.output, records)
         print(name, flush=True)
     only, also = options.only.split(",") if options.only else [], options.also.split(",") if options.also else []
-    chosen = [r for r in smallest(records) if not only or r["preset"] in only] if options.compile else []
-    chosen += [r for r in records if f"{r['preset']}@{r['topology']}" in also]
-    for record in chosen:
-        if not record.get("compiled"):
-            records[records.index(record)] = compiled(record, options.compile)
-            _write(options.output, records)
-            print(record["preset"], record["topology"], "compiled", flush=True)
+
+    def missing() -> list[Record]:
+        """Cells to compile; another of a preset where one turned out not to fit."""
+        chosen = [r for r in smallest(records) if not only or r["preset"] in only] if options.compile else []
+        chosen += [r for r in records if f"{r['preset']}@{r['topology']}" in also]
+        return [r for r in chosen if "compiled" not in r]
+
+    while waiting := missing():
+        record = waiting[0]
+        records[records.index(record)] = compiled(record, options.compile)
+        _write(options.output, records)
+        print(record["preset"], record["topology"], "compiled", flush=True)
     return 0
 
 

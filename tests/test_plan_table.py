@@ -30,6 +30,8 @@ def test_the_smallest_slice_is_that_of_the_fewest_chips():
 
     cells = [cell("v5e:2x2", 4, 16, False), cell("v6e:2x2", 4, 32, True), cell("v5p:2x2x1", 4, 95, True)]
     assert plan_table.smallest([*cells, cell("h100:1", 1, 80, True)]) == [cells[1]]
+    cells[1]["compiled"] = {"fits": False}  # the estimate was too low
+    assert plan_table.smallest(cells) == [cells[2]]
 
 
 def test_meshes_are_tried_from_the_finest():
