@@ -54,9 +54,10 @@ PLAN_PYTHON ?= python3.12
 test-plan: $(VENV)-plan/ready
 	$(VENV)-plan/bin/python -m pytest -q -m plan
 
+$(VENV)-plan/ready: EXTRAS := dev,tpu
 $(VENV)-plan/ready: pyproject.toml
 	$(PLAN_PYTHON) -m venv $(VENV)-plan
-	$(call install,$(VENV)-plan,-e '.[dev,tpu]')
+	$(call install,$(VENV)-plan,-e '.[$(EXTRAS)]')
 	touch $@
 
 test-interop: setup build/interop/ready  # logits beside those of transformers, both ways; the result is committed

@@ -27,6 +27,16 @@ def test_a_python_that_is_there_and_fails_is_passed_over(tmp_path, works):
     assert done.stdout.startswith(f"{works} -c ") and f"\n{works} -m venv " in done.stdout
 
 
+@pytest.mark.parametrize(("target", "extras"), [("demo", "train,plots"), ("setup", "dev"), ("test-plan", "dev,tpu")])
+def test_each_environment_gets_its_extras_by_uv_or_else_by_pip(tmp_path, target, extras):
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "MAKEFLAGS", "MAKELEVEL", "VENV")}
+    command = ["make", "--dry-run", target, f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    (install,) = (line for line in done.stdout.replace("\\\n", "").splitlines() if "uv pip install" in line)
+    assert install.count(f"-e '.[{extras}]'") == 2
+    subprocess.run(["sh", "-n", "-c", install], check=True)
+
+
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", ".ci/run"])
 def test_the_targets_that_are_named_are_there(page):
     targets = set(re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE))

@@ -1,12 +1,13 @@
 """The declaration of the main experiment: its claims on losses made by hand, and lengths that divide."""
 
+import gzip
 import itertools
 
 import numpy as np
 import pytest
 
 from configs.standard import SIZES
-from experiments import claims, parts
+from experiments import claims, parts, text
 
 
 def test_windows_hold_at_most_so_many_checkpoints_and_are_as_long_as_asked():
@@ -16,6 +17,17 @@ def test_windows_hold_at_most_so_many_checkpoints_and_are_as_long_as_asked():
         assert made["count"] <= count
         assert made["count"] * made["interval"] == round(share * length * size.steps)
         assert made["interval"] % size.interval == 0
+
+
+def test_of_many_answers_some_are_measured_which_are_spread_over_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "ANSWERS", 4)
+    file = tmp_path / "mmlu.jsonl.gz"
+    for count, kept in ((3, [0, 1, 2]), (10, [0, 3, 6, 9])):
+        with gzip.open(file, "wt") as out:
+            out.writelines(f"{number}\n" for number in range(count))
+        some = text._some(file)
+        assert list(map(int, gzip.open(some, "rt"))) == kept
+        some.unlink()
 
 
 def losses(name: str, domain: str) -> np.ndarray:
